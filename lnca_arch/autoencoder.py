@@ -1,0 +1,137 @@
+"""The autoencoder that separates what a picture shows (skip) from what damaged it (latent): paper section 3.1.1."""
+
+import torch
+import torch.nn.functional as F
+from basicsr.utils.registry import ARCH_REGISTRY
+from torch import Tensor, nn
+
+# Keras keeps 0.99 of the old running average; PyTorch's momentum is the share of the new value.
+BATCH_NORM = {'eps': 1e-3, 'momentum': 0.01}
+
+
+class AdjustedConv(nn.Module):
+    """A 3×3 convolution → batch norm → swish, the paper's "adjusted convolution".
+
+    Args:
+        in_channels, out_channels: channels before and after.
+        resize: ``'down'`` halves height and width, ``'up'`` doubles them, ``'keep'`` keeps them.
+        activation: a function of a tensor, swish unless told otherwise.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, resize: str, activation=F.silu) -> None:
+        super().__init__()
+        self.resize = resize
+        self.activation = activation
+        if resize == 'up':
+            self.conv = nn.ConvTranspose2d(in_channels, out_channels, 3, stride=2)
+        else:
+            stride, padding = (2, 0) if resize == 'down' else (1, 1)
+            self.conv = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=padding)
+        self.norm = nn.BatchNorm2d(out_channels, **BATCH_NORM)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, in_channels, H, W)`` → ``(N, out_channels, H', W')``; H and W even if they are halved."""
+        height, width = x.shape[-2:]
+        if self.resize == 'down':
+            x = F.pad(x, (0, 1, 0, 1))
+        x = self.conv(x)
+        if self.resize == 'up':
+            x = x[:, :, : 2 * height, : 2 * width]
+        return self.activation(self.norm(x))
+
+
+class Encoder(nn.Module):
+    """Image → (latent, skip), with a side channel that reaches the latent but not the skip."""
+
+    def __init__(self, image_channels: int, latent_channels: int, downsamplings: int) -> None:
+        super().__init__()
+        skip = skip_channels(latent_channels, downsamplings)
+        self.down1 = AdjustedConv(image_channels, skip, 'down')
+        self.side1 = AdjustedConv(image_channels, skip, 'down')
+        self.down2 = AdjustedConv(skip, 2 * skip, 'down')
+        if downsamplings == 3:
+            self.side2 = AdjustedConv(skip, 2 * skip, 'down')
+            self.down3 = AdjustedConv(2 * skip, latent_channels, 'down')
+        self.downsamplings = downsamplings
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        skip = self.down1(image)
+        if self.downsamplings == 2:
+            return self.down2(skip + self.side1(image)), skip
+        return self.down3(self.down2(skip) + self.side2(self.side1(image))), skip
+
+
+class Decoder(nn.Module):
+    """(latent, skip) → image in [0, 1]."""
+
+    def __init__(self, image_channels: int, latent_channels: int, downsamplings: int) -> None:
+        super().__init__()
+        skip = skip_channels(latent_channels, downsamplings)
+        if downsamplings == 3:
+            self.up3 = AdjustedConv(latent_channels, 2 * skip, 'up')
+        self.up2 = AdjustedConv(2 * skip, skip, 'up')
+        self.mix = AdjustedConv(skip, skip, 'keep')
+        self.up1 = AdjustedConv(skip, image_channels, 'up', activation=torch.sigmoid)
+        self.downsamplings = downsamplings
+
+    def forward(self, latent: Tensor, skip: Tensor) -> Tensor:
+        if self.downsamplings == 3:
+            latent = self.up3(latent)
+        return self.up1(self.mix(self.up2(latent) + skip))
+
+
+@ARCH_REGISTRY.register()
+class Autoencoder(nn.Module):
+    """Encoder and decoder of the latent automata.
+
+    With the defaults a 32×32×3 image has an 8×8×16 latent and a 16×16×8 skip.
+
+    Args:
+        image_channels: channels of the image.
+        latent_channels: channels of the latent, divisible by ``2 ** (downsamplings - 1)``.
+        downsamplings: 2 or 3; the latent's sides are the image's divided by ``2 ** downsamplings``.
+    """
+
+    def __init__(self, image_channels: int = 3, latent_channels: int = 16, downsamplings: int = 2) -> None:
+        super().__init__()
+        if downsamplings not in (2, 3):
+            raise ValueError(f'downsamplings must be 2 or 3, got {downsamplings}')
+        if latent_channels % 2 ** (downsamplings - 1):
+            raise ValueError(
+                f'latent_channels must be divisible by {2 ** (downsamplings - 1)} '
+                f'with {downsamplings} downsamplings, got {latent_channels}'
+            )
+        self.image_channels = image_channels
+        self.latent_channels = latent_channels
+        self.stride = 2**downsamplings
+        self.encoder = Encoder(image_channels, latent_channels, downsamplings)
+        self.decoder = Decoder(image_channels, latent_channels, downsamplings)
+
+    def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Image ``(N, image_channels, H, W)`` in [0, 1] → latent ``(N, latent_channels, H/stride, W/stride)`` and skip
+        ``(N, …, H/2, W/2)``.
+
+        Raises:
+            ValueError: H or W is not divisible by the stride, or the channels are not the autoencoder's.
+        """
+        channels, height, width = image.shape[-3:]
+        if channels != self.image_channels:
+            raise ValueError(f'the autoencoder takes images of {self.image_channels} channels, got {channels}')
+        if height % self.stride or width % self.stride:
+            raise ValueError(
+                f'the autoencoder divides height and width by {self.stride}, '
+                f'so a {height}×{width} image does not fit; pad it or use another tile size'
+            )
+        return self.encoder(image)
+
+    def decode(self, latent: Tensor, skip: Tensor) -> Tensor:
+        """Latent and skip, shaped as from :meth:`encode` → image ``(N, image_channels, H, W)`` in [0, 1]."""
+        return self.decoder(latent, skip)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """The reconstruction of an image; shapes as in :meth:`encode`."""
+        return self.decode(*self.encode(image))
+
+
+def skip_channels(latent_channels: int, downsamplings: int) -> int:
+    return latent_channels // 2 ** (downsamplings - 1)

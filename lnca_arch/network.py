@@ -1,0 +1,62 @@
+"""What the networks share that restore an image with an automaton: ``net(image) → restored image``."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lnca_arch.automaton import CellularAutomaton, check_update_rate
+
+INFERENCE_STEPS = 64
+
+
+class AutomatonNetwork(nn.Module):
+    """An automaton between an image and its restoration. A subclass says how a state is seeded and rendered.
+
+    Args:
+        automaton: the rule.
+        update_rate: probability that a cell takes part in a step, in training and in inference.
+    """
+
+    stride = 1
+
+    def __init__(self, automaton: CellularAutomaton, update_rate: float) -> None:
+        super().__init__()
+        check_update_rate(update_rate)
+        self.automaton = automaton
+        self.update_rate = update_rate
+
+    def seed(self, image: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Image ``(N, C, H, W)`` in [0, 1], sides divisible by ``stride`` → (state before the first step, skip)."""
+        raise NotImplementedError
+
+    def render(self, state: Tensor, skip: Tensor | None) -> Tensor:
+        """A state and the skip from :meth:`seed` → image ``(N, C, H, W)``."""
+        raise NotImplementedError
+
+    def forward(self, image: Tensor, steps: int = INFERENCE_STEPS, update_rate: float | None = None) -> Tensor:
+        """Restore images of any size.
+
+        Args:
+            image: ``(N, C, H, W)`` in [0, 1].
+            steps: steps of the automaton; 64 in the paper's validation and tests.
+            update_rate: the network's own unless given.
+
+        Returns:
+            The restored images, same shape.
+        """
+        height, width = image.shape[-2:]
+        state, skip = self.seed(pad_to_multiple(image, self.stride))
+        state = self.automaton(state, steps, self.update_rate if update_rate is None else update_rate)
+        return self.render(state, skip)[..., :height, :width]
+
+
+def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
+    """Extend ``(N, C, H, W)`` at the bottom and right by reflection until H and W are multiples of ``multiple``.
+
+    A reflection cannot be longer than the image; an image too small for it is extended by its last row or column.
+    """
+    height, width = image.shape[-2:]
+    bottom, right = -height % multiple, -width % multiple
+    for amount, side, padding in ((bottom, height, (0, 0, 0, bottom)), (right, width, (0, right, 0, 0))):
+        if amount:
+            image = F.pad(image, padding, mode='reflect' if amount < side else 'replicate')
+    return image

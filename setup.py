@@ -1,0 +1,31 @@
+"""Packaging. Where it is not obvious, a comment says why a dependency is there."""
+
+from pathlib import Path
+
+from setuptools import setup
+
+setup(
+    name='lnca',
+    version='0.1.0',
+    description='Latent neural cellular automata for image restoration, as a plug-in for BasicSR',
+    long_description=(Path(__file__).parent / 'README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    license='MIT',
+    python_requires='>=3.10,<3.13',  # BasicSR's own setup.py does not run on 3.13 and later
+    # basicsr/ is left out: it holds the two commands, and the package of that name is BasicSR's.
+    packages=['lnca_arch', 'lnca_data', 'lnca_data.sources', 'lnca_model'],
+    install_requires=[
+        'torch>=2.6,<3',  # from 2.6 on, torch.load does not run code that a checkpoint holds
+        'torchvision>=0.21,<1',  # the partner of torch 2.6
+        'basicsr>=1.4.2,<2',
+        'lmdb>=2.1.1,<4',  # 2.1.1 closes five holes in reading somebody else's LMDB (CVE-2019-16224 to -16228)
+        'opencv-python>=4.8,<6',
+        'pyyaml>=6,<7',
+        'scikit-image>=0.22,<1',  # the bundled photographs
+        'numpy>=1.26,<3',
+        'tqdm>=4.66,<5',
+    ],
+    extras_require={
+        'test': ['pytest>=8,<10', 'ruff>=0.9,<1'],
+    },
+)
