@@ -1,0 +1,48 @@
+"""Outputs that are either complete or not there."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def whole_file(path: Path | str) -> Iterator[Path]:
+    """Write to the yielded temporary name; on leaving it is flushed to disk and renamed to ``path``.
+
+    When the block raises, the temporary file is removed and what was at ``path`` stays.
+    """
+    path = Path(path)
+    # The suffix stays: writers such as OpenCV choose the format by it.
+    temporary = path.with_name(f'.{path.stem}.{os.getpid()}.partial{path.suffix}')
+    try:
+        yield temporary
+        with open(temporary, 'rb') as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path | str) -> Iterator[Path]:
+    """Fill the yielded temporary folder; on leaving it takes the place of ``path``.
+
+    When the block raises, the temporary folder is removed and what was at ``path`` stays. What a killed run left
+    behind is removed by the next.
+    """
+    path = Path(path)
+    temporary = path.with_name(f'.{path.name}.partial')
+    previous = path.with_name(f'.{path.name}.previous')
+    for leftover in (temporary, previous):
+        shutil.rmtree(leftover, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        if path.exists():
+            path.rename(previous)
+        temporary.rename(path)
+        shutil.rmtree(previous, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,78 @@
+"""The pool of states that an automaton trains on a second time (paper section 2.1, pool sampling)."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class PoolBatch(NamedTuple):
+    """A batch drawn from the pool, and where it belongs."""
+
+    places: Tensor
+    gt: Tensor
+    lq: Tensor
+    state: Tensor
+
+
+class Pool:
+    """The last ``size`` (clean image, corrupted image, state) triples; the oldest make room for new ones.
+
+    Memory is taken for what is there, up to ``size`` triples, on the device of the first batch.
+
+    Args:
+        size: how many triples to keep, 1024 in the reference.
+    """
+
+    def __init__(self, size: int) -> None:
+        if size < 1:
+            raise ValueError(f'the pool needs room for at least one state, got {size}')
+        self.size = size
+        self._tensors: dict[str, Tensor] = {}
+        self._count = 0
+        self._next = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, gt: Tensor, lq: Tensor, state: Tensor) -> None:
+        """Store a batch: images ``(N, C, H, W)`` and their final states."""
+        batch = {'gt': gt, 'lq': lq, 'state': state}
+        batch = {name: tensor.detach()[-self.size :] for name, tensor in batch.items()}
+        if not self._tensors:
+            self._tensors = {name: tensor.new_empty(self.size, *tensor.shape[1:]) for name, tensor in batch.items()}
+        count = len(batch['state'])
+        places = (torch.arange(count) + self._next) % self.size
+        self._write(places, batch)
+        self._next = (self._next + count) % self.size
+        self._count = min(self._count + count, self.size)
+
+    def draw(self, count: int) -> PoolBatch:
+        """A random batch without repetition, of at most ``count`` triples."""
+        places = torch.randperm(self._count)[:count]
+        on_device = places.to(self._tensors['state'].device)
+        return PoolBatch(places, *(self._tensors[name][on_device] for name in ('gt', 'lq', 'state')))
+
+    def put_back(self, places: Tensor, state: Tensor) -> None:
+        """Replace the states of a drawn batch by those that it ended in."""
+        self._write(places, {'state': state.detach()})
+
+    def _write(self, places: Tensor, batch: dict[str, Tensor]) -> None:
+        for name, tensor in batch.items():
+            store = self._tensors[name]
+            store[places.to(store.device)] = tensor.to(store.dtype)
+
+    def state_dict(self) -> dict:
+        """What a resumed run needs: the triples and the place of the next one."""
+        return {
+            'tensors': {name: tensor[: self._count] for name, tensor in self._tensors.items()},
+            'next': self._next,
+        }
+
+    def load_state_dict(self, saved: dict, device: torch.device) -> None:
+        self._tensors = {}
+        self._count = self._next = 0
+        tensors = {name: tensor.to(device) for name, tensor in saved['tensors'].items()}
+        if tensors:
+            self.add(**tensors)
+        self._next = saved['next'] % self.size
