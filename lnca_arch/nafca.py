@@ -1,11 +1,24 @@
 """NAFCA: the attention-free rule (paper section 3.1.2)."""
 
+import functools
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
 from lnca_arch.automaton import CellularAutomaton
+
+
+class Folded(NamedTuple):
+    """Linear maps of :class:`NAFCA` merged with their neighbours; see :meth:`NAFCA._fold`."""
+
+    perceive_weight: Tensor
+    perceive_bias: Tensor
+    project_bias: Tensor
+    ffn_project_weight: Tensor
+    ffn_project_bias: Tensor
 
 
 @ARCH_REGISTRY.register()
@@ -55,22 +68,48 @@ class NAFCA(CellularAutomaton):
         self.head = nn.Conv2d(channels, self.changing_channels, 1)
         self.dropout = nn.Dropout(dropout)
 
-    def _update(self, cells: Tensor, constants: None) -> Tensor:
+    def _constants(self, state: Tensor) -> Folded:
+        with torch.autocast(state.device.type, enabled=False):
+            return self._fold()
+
+    def _fold(self) -> Folded:
+        """Merge the linear maps that follow one another, once a rollout.
+
+        With a, b the two halves of ``embed``'s output, ``expand`` and the simple gate make two channels of each pair:
+        (w1·a + v1)·(w2·b + v2) = w1·w2·ab + w1·v2·a + v1·w2·b + v1·v2. What reads them is linear, too (``project`` and
+        the nine taps of ``attention``), and so are a and b in ``embed``'s input x. So the block needs ab and x only.
+        """
+        embed, half = self.embed.weight.flatten(1), self.embed.out_channels // 2
+        w1, w2 = self.expand.weight.view(2, half, 2)
+        v1, v2 = self.expand.bias.view(2, half, 2)
+        project = self.beta.unsqueeze(1) * self.project.weight.flatten(1)
+        taps = self.attention.weight[0].flatten(1).t()
+        read = torch.cat([project, taps]).view(-1, half, 2)
+        of_ab, of_1 = (read * (w1 * w2)).sum(-1), (read * (v1 * v2)).sum((-2, -1))
+        of_halves = torch.cat([(read * (w1 * v2)).sum(-1), (read * (v1 * w2)).sum(-1)], dim=1)
+        return Folded(
+            perceive_weight=torch.cat([of_ab, of_halves @ embed], dim=1),
+            perceive_bias=of_1 + of_halves @ self.embed.bias,
+            project_bias=self.beta * self.project.bias,
+            ffn_project_weight=self.gamma.unsqueeze(1) * self.ffn_project.weight.flatten(1),
+            ffn_project_bias=self.gamma * self.ffn_project.bias,
+        )
+
+    def _update(self, cells: Tensor, constants: Folded) -> Tensor:
         x = cells
-        x = x + self.beta * self.dropout(self._perceive(self.perception_norm(x)))
-        x = x + self.gamma * self.dropout(self._transition(self.update_norm(x)))
+        x = x + self.dropout(self._perceive(self.perception_norm(x), constants))
+        x = x + self.dropout(self._transition(self.update_norm(x), constants))
         return _pointwise(self.head, self.head_norm(x))
 
-    def _perceive(self, x: Tensor) -> Tensor:
-        x = _pointwise(self.embed, x)
-        # Groups of one input and two output channels: a scale and a shift. As a grouped convolution it is slower.
-        x = x.repeat_interleave(2, dim=-1) * self.expand.weight.flatten() + self.expand.bias
-        x = _simple_gate(x)
-        attention = self.attention(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return _pointwise(self.project, x * attention)
+    def _perceive(self, x: Tensor, folded: Folded) -> Tensor:
+        gated = _simple_gate(_pointwise(self.embed, x))
+        read = F.linear(torch.cat([gated, x], dim=-1), folded.perceive_weight, folded.perceive_bias)
+        projected, taps = read.split([self.state_channels, 9], dim=-1)
+        return torch.addcmul(folded.project_bias, projected, self.attention.bias + _sum_of_neighbours(taps))
 
-    def _transition(self, x: Tensor) -> Tensor:
-        return _pointwise(self.ffn_project, _simple_gate(_pointwise(self.ffn_expand, x)))
+    def _transition(self, x: Tensor, folded: Folded) -> Tensor:
+        gated = _simple_gate(_pointwise(self.ffn_expand, x))
+        return F.linear(gated, folded.ffn_project_weight, folded.ffn_project_bias)
 
 
 def _pointwise(convolution: nn.Conv2d, x: Tensor) -> Tensor:
@@ -82,3 +121,18 @@ def _simple_gate(x: Tensor) -> Tensor:
     """The product of the two halves of the channels of ``(..., C)``."""
     first, second = x.chunk(2, dim=-1)
     return first * second
+
+
+def _sum_of_neighbours(taps: Tensor) -> Tensor:
+    """The second half of a 3×3 convolution to one channel, whose first half gave each cell its nine products.
+
+    Args:
+        taps: ``(N, H, W, 9)``: what a cell contributes as the top left, …, bottom right neighbour of another.
+
+    Returns:
+        ``(N, H, W, 1)``: each cell's sum over its neighbours; there is nothing beyond the border.
+    """
+    height, width = taps.shape[1:3]
+    taps = F.pad(taps, (0, 0, 1, 1, 1, 1))
+    shifted = [taps[:, k // 3 : k // 3 + height, k % 3 : k % 3 + width, k, None] for k in range(9)]
+    return functools.reduce(torch.add, shifted)
