@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from lnca_arch.errors import one_line_errors
+from lnca_arch.errors import report_in_one_line
 from lnca_data.corruption import CORRUPTIONS
 from lnca_data.packing import PackingOptions, pack
 from lnca_data.sources import photos
@@ -12,6 +12,7 @@ HERE = Path(__file__).resolve().parent
 
 
 def main() -> None:
+    report_in_one_line()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     sources = parser.add_subparsers(dest='source', required=True, metavar='SOURCE')
     command = sources.add_parser(
@@ -43,5 +44,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    with one_line_errors():
-        main()
+    main()

@@ -5,6 +5,8 @@ import torch.nn.functional as F
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
+from lnca_arch.errors import InputError
+
 # Keras keeps 0.99 of the old running average; PyTorch's momentum is the share of the new value.
 BATCH_NORM = {'eps': 1e-3, 'momentum': 0.01}
 
@@ -112,13 +114,13 @@ class Autoencoder(nn.Module):
         ``(N, …, H/2, W/2)``.
 
         Raises:
-            ValueError: H or W is not divisible by the stride, or the channels are not the autoencoder's.
+            InputError: H or W is not divisible by the stride, or the channels are not the autoencoder's.
         """
         channels, height, width = image.shape[-3:]
         if channels != self.image_channels:
-            raise ValueError(f'the autoencoder takes images of {self.image_channels} channels, got {channels}')
+            raise InputError(f'the autoencoder takes images of {self.image_channels} channels, got {channels}')
         if height % self.stride or width % self.stride:
-            raise ValueError(
+            raise InputError(
                 f'the autoencoder divides height and width by {self.stride}, '
                 f'so a {height}×{width} image does not fit; pad it or use another tile size'
             )

@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-
 # Without gradients a processor takes this many cells through all steps before the next: what a step computes then stays
 # in its cache, and pixel-space ViTCA takes two thirds of the time. The best of 512 to 8192; half or twice is as good.
 CELLS_AT_ONCE = 2048

@@ -3,10 +3,10 @@
 import difflib
 import errno
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from types import TracebackType
+from typing import Any
 
-EXIT_CODE = 2
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -14,27 +14,56 @@ class InputError(ValueError):
     """What is wrong, where, and what to do, in one line."""
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """``' Did you mean X?'`` for a misspelt name, else the known ones."""
+class InstallationError(ImportError):
+    """What does not fit together, and what to install, in one line."""
+
+
+def report_in_one_line() -> None:
+    """Have the process end with one line on standard error, and exit code 1, when it runs into an
+    :class:`InputError`, an :class:`InstallationError` or a full disk. What a command does first."""
+    sys.excepthook = _report
+
+
+def _report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if isinstance(error, InputError | InstallationError):
+        # A data loader's worker wraps the message in its own trace, the message last.
+        line = str(error).strip().splitlines()[-1]
+        line = line.removeprefix(f'{InputError.__module__}.{InputError.__qualname__}: ')
+    elif isinstance(error, OSError) and error.errno in DISK_FULL:
+        line = f'cannot write {error.filename or "the output"} ({error.strerror}); make room, then run again'
+    else:
+        sys.__excepthook__(kind, error, trace)
+        return
+    print(f'error: {line}', file=sys.stderr)
+
+
+def nearest(name: Any, known: Iterable[str]) -> str:
+    """``'Did you mean X?'`` for a misspelt name, else the known ones."""
     known = sorted(known)
     close = difflib.get_close_matches(str(name), known, n=1)
     return f'Did you mean {close[0]}?' if close else f'Known: {", ".join(known)}.'
 
 
-@contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Turn an :class:`InputError` or a full disk into one line on standard error and exit code 2."""
+def construct(options: Any, known: Iterable[tuple[str, Callable]], where: str, *arguments: Any) -> Any:
+    """Make what a block of options describes: ``{type: NAME, ...}``, the rest being keyword arguments.
+
+    Args:
+        options: the block.
+        known: pairs of a name and what makes an object of it, such as one of BasicSR's registries.
+        where: the block's place in the option file, for messages.
+        arguments: positional arguments that come before the block's.
+
+    Raises:
+        InputError: not such a block, an unknown type, or arguments that do not suit it.
+    """
+    if not isinstance(options, Mapping) or 'type' not in options:
+        raise InputError(f'{where}: expected a block with a type, such as {{type: NAME}}, got {options!r}')
+    known = dict(iter(known))
+    keywords = dict(options)
+    name = keywords.pop('type')
+    if name not in known:
+        raise InputError(f'{where}: type {name!r} is unknown. {nearest(name, known)}')
     try:
-        yield
-    except InputError as error:
-        # A data loader's worker wraps the message in its own trace, the message last.
-        line = str(error).strip().splitlines()[-1]
-        line = line.removeprefix(f'{InputError.__module__}.{InputError.__qualname__}: ')
-    except OSError as error:
-        if error.errno not in DISK_FULL:
-            raise
-        line = f'cannot write {error.filename or "the output"} ({error.strerror}); make room, then run again'
-    else:
-        return
-    print(f'error: {line}', file=sys.stderr)
-    sys.exit(EXIT_CODE)
+        return known[name](*arguments, **keywords)
+    except (TypeError, ValueError) as error:
+        raise InputError(f'{where}, type {name}: {error}') from None

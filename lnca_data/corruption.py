@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from lnca_arch.errors import InputError, nearest
+from lnca_arch.errors import construct
 
 ANGLES = 360
 
@@ -83,14 +83,7 @@ def build_corruption(options: Mapping[str, Any]) -> Corruption:
     Raises:
         InputError: unknown type or argument.
     """
-    arguments = dict(options)
-    kind = arguments.pop('type', None)
-    if kind not in CORRUPTIONS:
-        raise InputError(f'corruption: type {kind!r} is unknown. {nearest(kind, CORRUPTIONS)}')
-    try:
-        return CORRUPTIONS[kind](**arguments)
-    except TypeError as error:
-        raise InputError(f'corruption of type {kind}: {error}') from None
+    return construct(options, CORRUPTIONS.items(), 'corruption')
 
 
 def motion_kernel(size: int, angle: int) -> np.ndarray:

@@ -1,8 +1,10 @@
 """BasicSR-format LMDBs: a folder ``NAME.lmdb`` with ``data.mdb`` and ``meta_info.txt``, PNG images by key."""
 
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import ClassVar
 
 import cv2
 import lmdb
@@ -74,7 +76,7 @@ class TileStore:
         InputError: the LMDB is missing, empty, truncated or unreadable.
     """
 
-    _environments: dict[tuple[int, str], lmdb.Environment] = {}
+    _environments: ClassVar[dict[tuple[int, str], lmdb.Environment]] = {}
 
     def __init__(self, path: Path | str) -> None:
         self.path = str(path)
@@ -112,6 +114,12 @@ def check_pair(gt: Path | str, lq: Path | str) -> None:
             f'{gt} and {lq} do not hold the same images: {len(gt_keys ^ lq_keys)} keys are in one only, '
             f'{stray} for example; pack the dataset again'
         )
+
+
+def image_sizes(path: Path | str) -> set[tuple[int, int]]:
+    """The heights and widths that occur in an LMDB, by its ``meta_info.txt``."""
+    shapes = re.findall(r'\((\d+),(\d+),\d+\)', (Path(path) / META_INFO).read_text())
+    return {(int(height), int(width)) for height, width in shapes}
 
 
 def _open(path: Path) -> lmdb.Environment:

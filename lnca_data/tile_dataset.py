@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lnca_arch.errors import InputError
-from lnca_data.lmdb_store import TileStore, check_pair
+from lnca_data.lmdb_store import TileStore, check_pair, image_sizes
 
 
 @DATASET_REGISTRY.register()
@@ -50,6 +50,8 @@ class TileDataset(Dataset):
             raise InputError(f'dataset {opt.get("name")}: dataroot_lq is missing; validation and test need pairs')
         else:
             TileStore(gt)
+        if opt['phase'] == 'train' and len(sizes := image_sizes(gt)) > 1:
+            raise InputError(f'{gt}: a batch needs tiles of one size, found {", ".join(map(str, sorted(sizes)))}')
 
     def __len__(self) -> int:
         return len(self.keys)

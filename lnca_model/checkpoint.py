@@ -40,38 +40,45 @@ def load(path: Path | str) -> dict[str, Any]:
     if not os.path.isfile(path):
         raise InputError(f'{path}: there is no such checkpoint')
     try:
-        return torch.load(path, map_location='cpu', weights_only=True)
+        content = torch.load(path, map_location='cpu', weights_only=True)
     except (RuntimeError, EOFError, OSError, KeyError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
         raise InputError(
             f'{path}: not a readable checkpoint, perhaps truncated ({str(error).splitlines()[0]}); use an earlier one'
         ) from None
+    if not isinstance(content, dict):
+        raise InputError(f'{path}: not a checkpoint: it holds a {type(content).__name__}, not named parameters')
+    return content
 
 
-def load_weights(network: nn.Module, path: Path | str, strict: bool = True, param_key: str | None = 'params') -> None:
-    """Load a network from a file of BasicSR's layout (``{param_key: state dict}``) or a bare state dict.
+def read_weights(network: nn.Module, path: Path | str, strict: bool, param_key: str | None) -> dict[str, Tensor]:
+    """The weights in a file that belong to a network.
+
+    Args:
+        network: whose; only the names and sizes of its parameters matter.
+        path: a file of BasicSR's layout (``{param_key: state dict}``) or a bare state dict.
+        strict: whether the file must hold the network's parameters, all and no others. If not, those that have the
+            name and size of the network's are returned.
+        param_key: ``'params'`` or ``'params_ema'``; if the file has no such entry, what it has.
 
     Raises:
-        InputError: the file is not readable, or of another network; the message names the first difference.
+        InputError: the file is not readable, or of another network; the message names the first differences.
     """
-    content = load(path)
-    weights: Mapping[str, Tensor] = content
+    weights = load(path)
     for key in (param_key, 'params_ema', 'params'):
-        if key in content:
-            weights = content[key]
+        if key in weights:
+            weights = weights[key]
             break
     weights = {name.removeprefix('module.'): value for name, value in weights.items()}
-    own = network.state_dict()
-    missing = sorted(own.keys() - weights.keys())
-    foreign = sorted(weights.keys() - own.keys())
-    resized = sorted(name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape)
-    if strict and (missing or foreign or resized):
-        differences = [
-            f'{len(names)} {what}, such as {names[0]}'
-            for what, names in (('are missing', missing), ('are unknown', foreign), ('have another size', resized))
-            if names
-        ]
+    sizes = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    differences = {
+        'are missing': [name for name in sizes if name not in weights],
+        'are unknown': [name for name in weights if name not in sizes],
+        'have another size': [name for name in sizes if name in weights and weights[name].shape != sizes[name]],
+    }
+    if strict and any(differences.values()):
+        found = [f'{len(names)} {what}, such as {names[0]}' for what, names in differences.items() if names]
         raise InputError(
-            f'{path}: not a checkpoint of this {type(network).__name__}: of its parameters {"; ".join(differences)}. '
+            f'{path}: not a checkpoint of this {type(network).__name__}: of its parameters {"; ".join(found)}. '
             'Name the network and the sizes that it was trained with under network_g'
         )
-    network.load_state_dict({name: value for name, value in weights.items() if name not in resized}, strict=False)
+    return {name: value for name, value in weights.items() if name in sizes and value.shape == sizes[name]}

@@ -1,0 +1,108 @@
+"""Training of an automaton with a pool of states (paper section 2.1)."""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from basicsr.utils.registry import MODEL_REGISTRY
+from torch import Tensor, nn
+
+from lnca_arch.errors import InputError
+from lnca_arch.network import AutomatonNetwork
+from lnca_model.phases import Phase, whole_number
+from lnca_model.pool import Pool
+from lnca_model.restoration_model import RestorationModel
+
+POOL_SIZE = 1024
+TRAINING_STEPS = (8, 32)
+
+
+@MODEL_REGISTRY.register()
+class AutomatonModel(RestorationModel):
+    """Trains an automaton that works on the pixels, such as PixelViTCA.
+
+    Each batch is two steps of the optimiser: from a fresh seed, whose final state enters the pool, and from a batch
+    drawn from the pool, whose final state goes back to its place.
+
+    Options, in the block ``train.automaton``:
+        iters, optim_g, scheduler: of the phase.
+        pool_size: states in the pool.
+        steps: ``[least, most]``: bounds of the number of steps, both included, drawn for every optimisation step.
+        reconstruction_opt: ``loss(restored image, gt)``.
+        output_overflow_opt, hidden_overflow_opt: ``loss(channels of the final state)``.
+    """
+
+    phase_names = ('automaton',)
+    known_losses: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        'automaton': ('reconstruction', 'output_overflow', 'hidden_overflow')
+    }
+
+    @classmethod
+    def check_phase(cls, phase: Phase, opt: Mapping[str, Any]) -> None:
+        super().check_phase(phase, opt)
+        if phase.name != 'automaton':
+            return
+        whole_number(phase.options.get('pool_size', POOL_SIZE), f'{phase.where}.pool_size', least=1)
+        steps = phase.options.get('steps', TRAINING_STEPS)
+        if not isinstance(steps, list | tuple) or len(steps) != 2:
+            raise InputError(f'{phase.where}.steps must be [least, most], such as [8, 32], got {steps!r}')
+        least = whole_number(steps[0], f'{phase.where}.steps[0]', least=1)
+        whole_number(steps[1], f'{phase.where}.steps[1]', least=least)
+
+    @classmethod
+    def check_network(cls, network: nn.Module, opt: Mapping[str, Any]) -> None:
+        super().check_network(network, opt)
+        if not isinstance(network, AutomatonNetwork):
+            raise InputError(f'network_g: {cls.__name__} trains automata, and {opt["network_g"]["type"]} has none')
+
+    def init_training_settings(self) -> None:
+        super().init_training_settings()
+        options = self.opt['train']['automaton']
+        self.pool = Pool(options.get('pool_size', POOL_SIZE))
+        self.steps = options.get('steps', TRAINING_STEPS)
+
+    def module_of(self, phase: Phase) -> nn.Module:
+        return self.network.automaton
+
+    def optimize_parameters(self, current_iter: int) -> None:
+        self.log_dict = OrderedDict()
+        state, skip = self.seed(self.lq)
+        state = self.train_from(state, skip, self.gt)
+        self.pool.add(self.gt, self.lq, state)
+
+        drawn = self.pool.draw(len(self.gt))
+        _, skip = self.seed(drawn.lq)
+        state = self.train_from(drawn.state, skip, drawn.gt)
+        self.pool.put_back(drawn.places, state)
+        self.update_ema()
+
+    def seed(self, image: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The state before the first step, and the skip; both without gradients."""
+        with torch.no_grad():
+            return self.network.seed(image)
+
+    def train_from(self, state: Tensor, skip: Tensor | None, gt: Tensor) -> Tensor:
+        """A rollout and a step of the optimiser; returns the final state."""
+        least, most = self.steps
+        steps = int(torch.randint(least, most + 1, ()))
+        state = self.network.automaton(state, steps, self.network.update_rate)
+        self.descend(self.losses_of(state, skip, gt))
+        return state.detach()
+
+    def losses_of(self, state: Tensor, skip: Tensor | None, gt: Tensor) -> dict[str, Tensor]:
+        """The losses of a final state."""
+        automaton, losses = self.network.automaton, self.losses[self.phase.name]
+        arguments = {
+            'reconstruction': lambda: (self.network.render(state, skip), gt),
+            'output_overflow': lambda: (automaton.output(state),),
+            'hidden_overflow': lambda: (automaton.hidden(state),),
+        }
+        return {name: losses[name](*of()) for name, of in arguments.items() if name in losses}
+
+    def training_state(self) -> dict[str, Any]:
+        return {**super().training_state(), 'pool': self.pool.state_dict()}
+
+    def resume_training(self, resume_state: dict[str, Any]) -> None:
+        super().resume_training(resume_state)
+        self.pool.load_state_dict(resume_state['pool'], self.device)

@@ -1,0 +1,160 @@
+"""The two phases of the latent automata (paper section 3.2)."""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from basicsr.utils.registry import MODEL_REGISTRY
+from torch import Tensor, nn
+
+from lnca_arch.errors import InputError
+from lnca_arch.latent import LatentNetwork
+from lnca_data.lmdb_store import image_sizes
+from lnca_model.automaton_model import AutomatonModel
+from lnca_model.phases import Phase
+
+SWAP_NOISE = 0.5
+
+
+@MODEL_REGISTRY.register()
+class LNCAModel(AutomatonModel):
+    """Trains LatentNAFCA or LatentViTCA: first the autoencoder alone, then the automaton in its frozen latent space.
+
+    Options, in the block ``train.autoencoder``:
+        iters, optim_g, scheduler: of the phase.
+        reconstruction_opt: ``loss(reconstructions, images)`` of clean, corrupted and negative images (equation 3).
+        distance_opt: ``loss(latent of clean, of corrupted, of negative)`` (equation 4).
+        task_opt: ``loss(reconstruction of corrupted, corrupted, clean)`` (equation 5).
+        equivalence_opt: ``loss(clean latent with corrupted skip, corrupted latent with clean skip, clean, corrupted)``
+            (equation 6), in a second step of the optimiser.
+        swap_noise: standard deviation of ε in equation 6.
+
+    In the block ``train.automaton``, beside those of :class:`AutomatonModel`:
+        latent_opt: ``loss(output channels, latent of gt)`` (equation 8).
+    """
+
+    phase_names = ('autoencoder', 'automaton')
+    known_losses: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        'autoencoder': ('reconstruction', 'distance', 'task', 'equivalence'),
+        'automaton': ('reconstruction', 'latent', 'output_overflow', 'hidden_overflow'),
+    }
+
+    @classmethod
+    def check_phase(cls, phase: Phase, opt: Mapping[str, Any]) -> None:
+        super().check_phase(phase, opt)
+        if phase.name != 'autoencoder':
+            return
+        if phase.iters == 0 and not (opt['path'].get('pretrain_network_g') or opt['path'].get('resume_state')):
+            raise InputError(
+                f'{phase.where}.iters is 0, so the automaton would work in the latent space of an untrained '
+                'autoencoder; name a trained network under path.pretrain_network_g'
+            )
+        if (
+            phase.iters
+            and phase.options.get('distance_opt')
+            and opt['datasets']['train'].get('batch_size_per_gpu') == 1
+        ):
+            raise InputError(
+                'datasets.train.batch_size_per_gpu: the negatives of distance_opt are the other images of the batch; '
+                'use at least 2, or leave distance_opt out'
+            )
+
+    @classmethod
+    def check_network(cls, network: nn.Module, opt: Mapping[str, Any]) -> None:
+        super().check_network(network, opt)
+        if not isinstance(network, LatentNetwork):
+            raise InputError(f'network_g: LNCAModel trains latent networks such as LatentNAFCA, not {opt["network_g"]}')
+        for height, width in training_sizes(opt):
+            if height % network.stride or width % network.stride:
+                raise InputError(
+                    f'datasets.train: tiles of {height}×{width} do not divide by {network.stride}, as the autoencoder '
+                    'needs; pack the dataset with another --tile-size, or change network_g.downsamplings'
+                )
+
+    def module_of(self, phase: Phase) -> nn.Module:
+        return self.network.autoencoder if phase.name == 'autoencoder' else self.network.automaton
+
+    def optimize_parameters(self, current_iter: int) -> None:
+        if self.phase.name == 'automaton':
+            super().optimize_parameters(current_iter)
+            return
+        self.log_dict = OrderedDict()
+        for losses in (self.reconstruction_losses, self.equivalence_losses):
+            if computed := losses(self.gt, self.lq):
+                self.descend(computed)
+        self.update_ema()
+
+    def reconstruction_losses(self, anchor: Tensor, positive: Tensor) -> dict[str, Tensor]:
+        """Those of the first optimisation step of a batch: clean images and the same corrupted, in one pass."""
+        losses, autoencoder = self.losses['autoencoder'], self.network.autoencoder
+        if losses.keys() <= {'equivalence'}:
+            return {}
+        images = [anchor, positive]
+        if len(anchor) > 1:
+            images.append(anchor[derangement(len(anchor)).to(anchor.device)])
+        latent, skip = autoencoder.encode(torch.cat(images))
+        reconstruction = autoencoder.decode(latent, skip)
+        arguments = {
+            'reconstruction': lambda: (reconstruction, torch.cat(images)),
+            'distance': lambda: latent.chunk(3),
+            'task': lambda: (reconstruction[len(anchor) : 2 * len(anchor)], positive, anchor),
+        }
+        return {name: losses[name](*of()) for name, of in arguments.items() if name in losses}
+
+    def equivalence_losses(self, anchor: Tensor, positive: Tensor) -> dict[str, Tensor]:
+        """That of the second optimisation step, encoded afresh: decode each latent with the other's skip."""
+        losses, autoencoder = self.losses['autoencoder'], self.network.autoencoder
+        if 'equivalence' not in losses:
+            return {}
+        latent, skip = autoencoder.encode(torch.cat([anchor, positive]))
+        latent_anchor, latent_positive = latent.chunk(2)
+        deviation = self.opt['train']['autoencoder'].get('swap_noise', SWAP_NOISE)
+        latent_anchor = latent_anchor + deviation * torch.randn_like(latent_anchor)
+        swapped = autoencoder.decode(torch.cat([latent_anchor, latent_positive]), skip.roll(len(anchor), dims=0))
+        return {'equivalence': losses['equivalence'](*swapped.chunk(2), anchor, positive)}
+
+    def losses_of(self, state: Tensor, skip: Tensor | None, gt: Tensor) -> dict[str, Tensor]:
+        losses = super().losses_of(state, skip, gt)
+        latent_loss = self.losses['automaton'].get('latent')
+        if latent_loss:
+            with torch.no_grad():
+                latent, _ = self.network.autoencoder.encode(gt)
+            losses['latent'] = latent_loss(self.network.automaton.output(state), latent)
+        return losses
+
+    def restore(self, network: nn.Module) -> Tensor:
+        """In the autoencoder's phase, what a perfect automaton would make: the clean latent with the corrupted skip."""
+        if not self.scores_ceiling:
+            return super().restore(network)
+        latent, _ = network.autoencoder.encode(self.gt)
+        _, skip = network.autoencoder.encode(self.lq)
+        return network.autoencoder.decode(latent, skip)
+
+    @property
+    def scores_ceiling(self) -> bool:
+        return self.is_train and self.phase is not None and self.phase.name == 'autoencoder'
+
+    def scored_as(self) -> str:
+        return 'ceiling of the autoencoder' if self.scores_ceiling else super().scored_as()
+
+
+def training_sizes(opt: Mapping[str, Any]) -> set[tuple[int, int]]:
+    """Heights and widths of the images in a training batch, as far as they are known beforehand."""
+    options = opt['datasets'].get('train', {})
+    if options.get('gt_size'):
+        return {(options['gt_size'], options['gt_size'])}
+    root = str(options.get('dataroot_gt'))
+    return image_sizes(root) if root.endswith('.lmdb') else set()
+
+
+def derangement(count: int) -> Tensor:
+    """A random permutation of ``count`` ≥ 2 places that leaves none as it was, each such permutation as likely."""
+    if count < 2:
+        raise ValueError(f'{count} elements have no derangement')
+    places = torch.arange(count)
+    # A random permutation is one with probability 1/e.
+    while True:
+        permutation = torch.randperm(count)
+        if not (permutation == places).any():
+            return permutation

@@ -1,0 +1,60 @@
+"""Optimisers, schedules and the gradients' normalisation."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from basicsr.models.lr_scheduler import CosineAnnealingRestartLR, MultiStepRestartLR
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from lnca_arch.errors import InputError, construct
+
+# BasicSR 1.4.2 knows Adam alone.
+OPTIMIZERS = {
+    name: kind for name, kind in vars(torch.optim).items() if isinstance(kind, type) and issubclass(kind, Optimizer)
+}
+SCHEDULERS = {
+    'CosineAnnealingRestartLR': CosineAnnealingRestartLR,
+    'MultiStepLR': MultiStepRestartLR,
+    'MultiStepRestartLR': MultiStepRestartLR,
+}
+
+
+def build_optimizer(options: Mapping[str, Any], where: str, parameters: Iterable[nn.Parameter]) -> Optimizer:
+    """An optimiser of torch.optim from ``{type: Adam, lr: 0.01, ...}``.
+
+    Raises:
+        InputError: unknown type, or arguments that do not suit it.
+    """
+    if not isinstance(options, Mapping) or not isinstance(options.get('lr'), float | int):
+        raise InputError(f'{where}: expected a block such as {{type: Adam, lr: 0.01}}, lr a number, got {options!r}')
+    return construct(options, OPTIMIZERS.items(), where, list(parameters))
+
+
+def build_scheduler(options: Mapping[str, Any] | None, where: str, optimizer: Optimizer, iters: int) -> LRScheduler:
+    """A schedule of the learning rate, stepped once an iteration.
+
+    Args:
+        options: as in BasicSR; a cosine without ``periods`` falls over the whole phase. None is a cosine to 0.
+        where: the block's place in the option file, for messages.
+        optimizer: whose rate.
+        iters: length of the phase, in iterations.
+
+    Raises:
+        InputError: unknown type, or arguments that do not suit it.
+    """
+    options = {'type': 'CosineAnnealingRestartLR'} if options is None else dict(options)
+    if options.get('type') == 'CosineAnnealingRestartLR':
+        options.setdefault('periods', [max(iters, 1)])
+    return construct(options, SCHEDULERS.items(), where, optimizer)
+
+
+def normalize_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Divide each parameter's gradient by its L2 norm (+ 1e-8), so that every tensor takes steps of one size."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if gradients:
+        norms = torch._foreach_norm(gradients)
+        torch._foreach_add_(norms, 1e-8)
+        torch._foreach_div_(gradients, norms)

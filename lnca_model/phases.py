@@ -1,0 +1,66 @@
+"""Training in phases, each with its own block of options, optimiser and schedule."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lnca_arch.errors import InputError
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training.
+
+    Attributes:
+        name: what the log calls it.
+        options: its block of the option file.
+        where: the block's place there, for messages.
+        first, last: its iterations, counted over the whole run from 1; none where ``last < first``.
+    """
+
+    name: str
+    options: Mapping[str, Any]
+    where: str
+    first: int
+    last: int
+
+    @property
+    def iters(self) -> int:
+        return self.last - self.first + 1
+
+    def progress(self, iteration: int) -> float:
+        """The share of the phase that was over when ``iteration`` began: 0 at its first."""
+        return (iteration - self.first) / self.iters
+
+
+def phases_of(train_options: Mapping[str, Any], names: Sequence[str]) -> list[Phase]:
+    """The phases of a run in their order.
+
+    Args:
+        train_options: the block ``train:`` of an option file.
+        names: the blocks in it that are phases, each with its ``iters``; none where ``train:`` is one phase itself.
+
+    Raises:
+        InputError: a phase is missing, or the numbers of iterations do not add up to ``total_iter``.
+    """
+    total = whole_number(train_options.get('total_iter'), 'train.total_iter', least=1)
+    if not names:
+        return [Phase('training', train_options, 'train', 1, total)]
+    phases: list[Phase] = []
+    for name in names:
+        if not isinstance(train_options.get(name), Mapping):
+            raise InputError(f'train.{name} is missing: a block with iters, optim_g and losses')
+        first = phases[-1].last + 1 if phases else 1
+        iters = whole_number(train_options[name].get('iters'), f'train.{name}.iters', least=0)
+        phases.append(Phase(name, train_options[name], f'train.{name}', first, first + iters - 1))
+    if phases[-1].last != total:
+        sum_of = ' + '.join(f'train.{phase.name}.iters' for phase in phases)
+        raise InputError(f'train.total_iter is {total}, but {sum_of} is {phases[-1].last}; make them equal')
+    return phases
+
+
+def whole_number(value: Any, where: str, least: int) -> int:
+    """``value``, or InputError unless it is a whole number of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InputError(f'{where} must be a whole number of at least {least}, got {value!r}')
+    return value

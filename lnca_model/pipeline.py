@@ -1,0 +1,183 @@
+"""What the plug-in changes in BasicSR's train.py and test.py: options are read safely and checked before anything is
+created, a run resumes on any device and from any directory, and it lasts as long as its options say."""
+
+import argparse
+import functools
+import logging
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from basicsr.utils import MessageLogger, check_resume
+from basicsr.utils import options as basicsr_options
+from basicsr.utils.registry import DATASET_REGISTRY, MODEL_REGISTRY
+
+from lnca_arch import basicsr_compat
+from lnca_arch.errors import InputError, nearest, report_in_one_line
+from lnca_data.lmdb_store import check_pair
+from lnca_model import checkpoint
+from lnca_model.restoration_model import RestorationModel
+
+VALUES = ('name', 'model_type', 'num_gpu')
+BLOCKS = ('network_g', 'datasets', 'path')
+TRAINING_BLOCKS = ('train', 'logger')
+TEST_BLOCKS = ('val',)
+
+Options = dict[str, Any]
+
+_basicsr_parse_options = basicsr_options.parse_options
+
+
+def install() -> None:
+    """Put the functions below in the place of BasicSR's, also for modules that are imported later."""
+    basicsr_compat.read_yaml_safely()
+    basicsr_options.parse_options = parse_options
+    basicsr_compat.replace_in_pipeline('parse_options', parse_options)
+
+
+def parse_options(root_path: str, is_train: bool = True) -> tuple[Options, argparse.Namespace]:
+    """BasicSR's parse_options, which train.py and test.py call first, with mistakes reported in one line.
+
+    Raises:
+        InputError: the file is missing or not YAML, or what it says would fail later.
+    """
+    report_in_one_line()
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument('-opt')
+    path = parser.parse_known_args()[0].opt
+    if path is not None:
+        check_blocks(read_options(path), path, is_train)
+    opt, args = _basicsr_parse_options(root_path, is_train)
+    find_paths(opt, Path(root_path))
+    check_options(opt)
+    # These are defined in the file that is run, so they can be replaced only once it runs.
+    basicsr_compat.replace_in_pipeline('load_resume_state', load_resume_state)
+    basicsr_compat.replace_in_pipeline('MessageLogger', PhaseLogger)
+    import basicsr.train
+
+    basicsr_compat.replace_in_pipeline(
+        'create_train_val_dataloader', for_the_whole_run(basicsr.train.create_train_val_dataloader)
+    )
+    return opt, args
+
+
+def read_options(path: str | Path) -> Options:
+    """Read an option file as plain data.
+
+    Raises:
+        InputError: it is missing, not YAML, or carries anything but plain data.
+    """
+    try:
+        with open(path, encoding='utf-8') as file:
+            opt = yaml.load(file, Loader=basicsr_compat.SafeLoader)
+    except OSError as error:
+        raise InputError(f'{path}: cannot read the option file ({error.strerror})') from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f'{path}: not a plain YAML file: {" ".join(str(error).split())}') from None
+    if not isinstance(opt, dict):
+        raise InputError(f'{path}: not an option file: expected NAME: VALUE lines, got {type(opt).__name__}')
+    return opt
+
+
+def check_blocks(opt: Options, path: str | Path, is_train: bool) -> None:
+    """Raise InputError unless everything is there that BasicSR reads without asking."""
+    blocks = BLOCKS + (TRAINING_BLOCKS if is_train else TEST_BLOCKS)
+    missing = [name for name in VALUES + blocks if name not in opt]
+    if missing:
+        raise InputError(f'{path}: {", ".join(missing)} missing; see options/lnca_photos.yml for a complete file')
+    for name in blocks:
+        if not isinstance(opt[name], dict):
+            raise InputError(f'{path}: {name} must be a block of options, got {opt[name]!r}')
+    for name, dataset in opt['datasets'].items():
+        if not isinstance(dataset, dict):
+            raise InputError(f'{path}: datasets.{name} must be a block of options, got {dataset!r}')
+    if is_train and 'train' not in opt['datasets']:
+        raise InputError(f'{path}: datasets.train is missing')
+
+
+def find_paths(opt: Options, root: Path) -> None:
+    """Look for relative paths in the current directory, then under ``root``, so that a command works from anywhere."""
+    for block in [opt['path'], *opt['datasets'].values()]:
+        for key, value in block.items():
+            is_input = key.startswith(('dataroot', 'pretrain_network', 'resume_state'))
+            if is_input and isinstance(value, str) and not Path(value).exists() and (root / value).exists():
+                block[key] = str(root / value)
+
+
+def check_options(opt: Options) -> None:
+    """Raise InputError for what would fail later, when folders have been made and time has been spent.
+
+    Models and datasets that are not the plug-in's are left to BasicSR.
+    """
+    if opt['model_type'] not in MODEL_REGISTRY:
+        known = nearest(opt['model_type'], MODEL_REGISTRY.keys())
+        raise InputError(f'model_type: {opt["model_type"]!r} is unknown. {known}')
+    for name, dataset in opt['datasets'].items():
+        if dataset.get('type') not in DATASET_REGISTRY:
+            known = nearest(dataset.get('type'), DATASET_REGISTRY.keys())
+            raise InputError(f'datasets.{name}: type {dataset.get("type")!r} is unknown. {known}')
+        _check_dataset(dataset)
+    model = MODEL_REGISTRY.get(opt['model_type'])
+    if issubclass(model, RestorationModel):
+        model.check_options(opt)
+
+
+def _check_dataset(options: Options) -> None:
+    check = getattr(DATASET_REGISTRY.get(options['type']), 'check_options', None)
+    if check is not None:
+        check(options)
+    elif (options.get('io_backend') or {}).get('type') == 'lmdb':
+        check_pair(options['dataroot_gt'], options['dataroot_lq'])
+
+
+def load_resume_state(opt: Options) -> Options | None:
+    """The training state to go on from, or None: the newest of the experiment under ``--auto_resume``, else
+    ``path.resume_state``. Sets ``path.pretrain_network_g`` to the network of the same iteration.
+
+    BasicSR looks in the current directory, loads the state onto a GPU even if there is none, and runs what it holds.
+    """
+    if opt['auto_resume']:
+        iterations = [int(file.stem) for file in Path(opt['path']['training_states']).glob('[0-9]*.state')]
+        if iterations:
+            opt['path']['resume_state'] = str(Path(opt['path']['training_states']) / f'{max(iterations)}.state')
+    path = opt['path'].get('resume_state')
+    if not path:
+        return None
+    # On the CPU: the optimisers move their state to their parameters' device themselves.
+    state = checkpoint.load(path)
+    check_resume(opt, state['iter'])
+    return state
+
+
+def for_the_whole_run(create: Callable) -> Callable:
+    """BasicSR counts the last, incomplete batch of an epoch as an iteration and then drops it, so that a run ends short
+    of its ``total_iter``. Have its function that makes the loaders return as many epochs as are needed.
+
+    Raises:
+        InputError: when called, if there are fewer images than a batch.
+    """
+    if hasattr(create, '__wrapped__'):
+        return create
+
+    @functools.wraps(create)
+    def create_train_val_dataloader(opt: Options, logger: logging.Logger) -> tuple:
+        train_loader, train_sampler, val_loaders, _, total_iters = create(opt, logger)
+        if not len(train_loader):
+            raise InputError(
+                f'datasets.train: {len(train_loader.dataset)} images are fewer than a batch; '
+                'lower batch_size_per_gpu or set dataset_enlarge_ratio'
+            )
+        return train_loader, train_sampler, val_loaders, math.ceil(total_iters / len(train_loader)), total_iters
+
+    return create_train_val_dataloader
+
+
+class PhaseLogger(MessageLogger):
+    """BasicSR's MessageLogger, which prints the learning rate but keeps it from TensorBoard."""
+
+    def __call__(self, log_vars: dict[str, Any]) -> None:
+        if self.tb_logger and 'debug' not in self.exp_name:
+            self.tb_logger.add_scalar('learning_rate', log_vars['lrs'][0], log_vars['iter'])
+        super().__call__(log_vars)

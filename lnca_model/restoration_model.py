@@ -1,0 +1,377 @@
+"""What every compared network trains with."""
+
+import math
+from collections import OrderedDict
+from collections.abc import Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from basicsr.models.sr_model import SRModel
+from basicsr.utils import get_root_logger, imwrite
+from basicsr.utils.dist_util import master_only
+from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from tqdm import tqdm
+
+from lnca_arch.errors import InputError, construct, nearest
+from lnca_data.atomic import whole_file
+from lnca_data.corruption import build_corruption
+from lnca_model import checkpoint
+from lnca_model.optimization import build_optimizer, build_scheduler, normalize_gradients
+from lnca_model.phases import Phase, phases_of, whole_number
+from lnca_model.validation import Batch, Validation, append_scores, equal_batches, to_bgr
+
+DEFAULT_VALIDATION_BATCH = 64
+SELECTION_METRIC = 'ssim'
+
+
+@MODEL_REGISTRY.register()
+class RestorationModel(SRModel):
+    """Trains ``net(image) → restored image`` on pairs, or on clean images that it corrupts itself.
+
+    To BasicSR's SRModel it adds, for every compared network alike: corruption of the batch on the device with a
+    curriculum, gradient normalisation, a stop at the first NaN, checkpoints that are whole or not there, validation in
+    batches with the corrupted image's score beside the restored one's, and the network that was best on validation.
+
+    Options beyond SRModel's:
+        datasets.train.corruption: see :func:`build_corruption`, for a dataset without lq.
+        datasets.val_NAME.at_end: score this dataset once, after training, with the best network.
+        train.normalize_gradients: divide each gradient tensor by its norm.
+        train.NAME_opt: any number of losses, each called as ``loss(restored, gt)``.
+        val.batch_size: tiles restored at once.
+        val.selection_metric: a name under val.metrics; the best network is the best by it on the first val dataset.
+    """
+
+    #: Blocks of ``train:`` that are phases; none if ``train:`` itself is the only one.
+    phase_names: ClassVar[tuple[str, ...]] = ()
+    #: Phase → the losses it can have; a phase that is not named takes any.
+    known_losses: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+
+    @classmethod
+    def check_options(cls, opt: Mapping[str, Any]) -> None:
+        """Raise InputError for what would fail when the model is made or trained."""
+        # On the meta device a network of any size takes no time and no memory.
+        with torch.device('meta'):
+            network = construct(opt['network_g'], ARCH_REGISTRY, 'network_g')
+        cls.check_network(network, opt)
+        val = opt.get('val') or {}
+        for name, options in (val.get('metrics') or {}).items():
+            if options.get('type') not in METRIC_REGISTRY:
+                known = nearest(options.get('type'), METRIC_REGISTRY.keys())
+                raise InputError(f'val.metrics.{name}: type {options.get("type")!r} is unknown. {known}')
+        whole_number(val.get('batch_size', DEFAULT_VALIDATION_BATCH), 'val.batch_size', least=1)
+        if not opt['is_train']:
+            return
+        if opt['train'].get('warmup_iter', -1) > 0:
+            raise InputError('train.warmup_iter: warm-up is not supported; leave it out')
+        for phase in phases_of(opt['train'], cls.phase_names):
+            cls.check_phase(phase, opt)
+        train_set = opt['datasets'].get('train', {})
+        if train_set.get('corruption'):
+            build_corruption(train_set['corruption'])
+        elif not train_set.get('dataroot_lq'):
+            raise InputError(
+                'datasets.train: with no dataroot_lq a corruption is needed, such as corruption: {type: noise}'
+            )
+
+    @classmethod
+    def check_network(cls, network: nn.Module, opt: Mapping[str, Any]) -> None:
+        """Raise InputError for what does not suit the network: a checkpoint, or images of a wrong size."""
+        path = opt['path'].get('pretrain_network_g')
+        if path:
+            strict = opt['path'].get('strict_load_g', True)
+            checkpoint.read_weights(network, path, strict, opt['path'].get('param_key_g', 'params'))
+
+    @classmethod
+    def check_phase(cls, phase: Phase, opt: Mapping[str, Any]) -> None:
+        """Raise InputError for what would fail in a phase."""
+        stand_in = [nn.Parameter(torch.ones(1))]
+        optimizer = build_optimizer(phase.options.get('optim_g'), f'{phase.where}.optim_g', stand_in)
+        build_scheduler(phase.options.get('scheduler'), f'{phase.where}.scheduler', optimizer, phase.iters)
+        cls.build_losses(phase)
+
+    @classmethod
+    def build_losses(cls, phase: Phase) -> dict[str, nn.Module]:
+        """The losses of a phase: NAME → the loss of its block ``NAME_opt``."""
+        losses = {}
+        for key, options in phase.options.items():
+            if not key.endswith('_opt') or not options:
+                continue
+            name = key.removesuffix('_opt')
+            known = cls.known_losses.get(phase.name)
+            if known is not None and name not in known:
+                raise InputError(f'{phase.where}.{key} is unknown. {nearest(key, [f"{k}_opt" for k in known])}')
+            losses[name] = construct(options, LOSS_REGISTRY, f'{phase.where}.{key}')
+            if getattr(losses[name], 'reduction', 'mean') == 'none':
+                raise InputError(f'{phase.where}.{key}: training needs a number; use reduction: mean or sum')
+        if not losses:
+            known = cls.known_losses.get(phase.name, ('pixel',))
+            raise InputError(f'{phase.where} has no loss; give at least one of {", ".join(f"{k}_opt" for k in known)}')
+        return losses
+
+    # --- making and loading
+
+    def init_training_settings(self) -> None:
+        train_opt = self.opt['train']
+        self.network = self.get_bare_model(self.net_g)
+        self.ema_decay = train_opt.get('ema_decay', 0)
+        if self.ema_decay > 0:
+            self.net_g_ema = deepcopy(self.network).eval()
+            if self.opt['path'].get('pretrain_network_g'):
+                strict = self.opt['path'].get('strict_load_g', True)
+                self.load_network(self.net_g_ema, self.opt['path']['pretrain_network_g'], strict, 'params_ema')
+        corruption = self.opt['datasets']['train'].get('corruption')
+        self.corruption = build_corruption(corruption) if corruption else None
+        self.phases = phases_of(train_opt, self.phase_names)
+        self.losses = {phase.name: self.build_losses(phase) for phase in self.phases}
+        for phase in self.phases:
+            optimizer = build_optimizer(
+                phase.options['optim_g'], f'{phase.where}.optim_g', self.module_of(phase).parameters()
+            )
+            self.optimizers.append(optimizer)
+            self.schedulers.append(
+                build_scheduler(phase.options.get('scheduler'), f'{phase.where}.scheduler', optimizer, phase.iters)
+            )
+        self.phase: Phase | None = None
+        self.iteration = 0
+        self.best: dict[str, float] = {}
+
+    def module_of(self, phase: Phase) -> nn.Module:
+        """The part of the network that a phase trains; the rest is frozen, batch norms included."""
+        return self.network
+
+    def load_network(self, net: nn.Module, load_path: str, strict: bool = True, param_key: str = 'params') -> None:
+        net = self.get_bare_model(net)
+        weights = checkpoint.read_weights(net, load_path, strict, param_key)
+        net.load_state_dict(weights, strict=strict)
+        get_root_logger().info(
+            f'Loaded {len(weights)} of {len(net.state_dict())} tensors of {type(net).__name__} from {load_path}.'
+        )
+
+    # --- training
+
+    def update_learning_rate(self, current_iter: int, warmup_iter: int = -1) -> None:
+        """Called by BasicSR before every iteration: enter the phase that it belongs to and set the rate."""
+        self.iteration = current_iter
+        phase = next(phase for phase in self.phases if phase.first <= current_iter <= phase.last)
+        if phase is not self.phase:
+            self.enter(phase)
+        if current_iter > phase.first:
+            self.schedulers[self.phases.index(phase)].step()
+
+    def enter(self, phase: Phase) -> None:
+        """Begin a phase, or go on with it: freeze what it does not train."""
+        self.phase = phase
+        module = self.module_of(phase)
+        self.network.eval().requires_grad_(False)
+        module.train().requires_grad_(True)
+        count = sum(parameter.numel() for parameter in module.parameters())
+        get_root_logger().info(
+            f'Phase {self.phases.index(phase) + 1} of {len(self.phases)}, {phase.name}: '
+            f'iterations {phase.first:,} to {phase.last:,}, {count:,} parameters of {type(module).__name__}.'
+        )
+
+    @property
+    def optimizer(self) -> Optimizer:
+        return self.optimizers[self.phases.index(self.phase)]
+
+    def get_current_learning_rate(self) -> list[float]:
+        return [group['lr'] for group in self.optimizer.param_groups]
+
+    def feed_data(self, data: Batch) -> None:
+        """Take a batch; one without lq is corrupted here, as hard as the phase is far."""
+        self.gt = data['gt'].to(self.device, non_blocking=True) if 'gt' in data else None
+        if 'lq' in data:
+            self.lq = data['lq'].to(self.device, non_blocking=True)
+        else:
+            self.lq = self.corruption(self.gt, progress=self.phase.progress(self.iteration))
+
+    def optimize_parameters(self, current_iter: int) -> None:
+        self.log_dict = OrderedDict()
+        restored = self.net_g(self.lq)
+        self.descend({name: loss(restored, self.gt) for name, loss in self.losses[self.phase.name].items()})
+        self.update_ema()
+
+    def descend(self, losses: dict[str, Tensor]) -> None:
+        """One step of the phase's optimiser down the sum of losses.
+
+        Raises:
+            InputError: a loss is NaN or infinite; nothing has been updated with it.
+        """
+        total = sum(losses.values())
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        # One transfer from the device for all of them.
+        values = torch.stack([*losses.values(), total]).detach().tolist()
+        for name, value in zip([*losses, 'sum'], values, strict=True):
+            if not math.isfinite(value):
+                raise InputError(
+                    f'the loss {name} is {value} in iteration {self.iteration} of phase {self.phase.name}; the '
+                    f'checkpoints so far are good: lower {self.phase.where}.optim_g.lr and go on with --auto_resume'
+                )
+        if self.opt['train'].get('normalize_gradients', False):
+            normalize_gradients(parameter for group in self.optimizer.param_groups for parameter in group['params'])
+        self.optimizer.step()
+        for name, value in zip(losses, values, strict=False):
+            self.log_dict[f'l_{self.phase.name}_{name}'] = value
+
+    def update_ema(self) -> None:
+        if self.ema_decay > 0:
+            self.model_ema(self.ema_decay)
+            # BasicSR leaves the running statistics of batch norms as they were in the first iteration.
+            for average, buffer in zip(self.net_g_ema.buffers(), self.network.buffers(), strict=True):
+                average.copy_(buffer)
+
+    # --- saving and resuming
+
+    @master_only
+    def save_network(self, net: Any, net_label: str, current_iter: int | str, param_key: Any = 'params') -> None:
+        """BasicSR's layout under BasicSR's name, written whole or not at all.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        nets, keys = (value if isinstance(value, list) else [value] for value in (net, param_key))
+        content = {
+            key: {name: tensor.cpu() for name, tensor in self.get_bare_model(net).state_dict().items()}
+            for net, key in zip(nets, keys, strict=True)
+        }
+        name = f'{net_label}_{"latest" if current_iter == -1 else current_iter}.pth'
+        checkpoint.save(content, Path(self.opt['path']['models']) / name)
+
+    @master_only
+    def save_training_state(self, epoch: int, current_iter: int) -> None:
+        if current_iter != -1:
+            path = Path(self.opt['path']['training_states']) / f'{current_iter}.state'
+            checkpoint.save({'epoch': epoch, 'iter': current_iter, **self.training_state()}, path)
+
+    def training_state(self) -> dict[str, Any]:
+        """What a resumed run needs beside the network."""
+        return {
+            'optimizers': [optimizer.state_dict() for optimizer in self.optimizers],
+            'schedulers': [scheduler.state_dict() for scheduler in self.schedulers],
+            'best': self.best,
+        }
+
+    def resume_training(self, resume_state: dict[str, Any]) -> None:
+        super().resume_training(resume_state)
+        self.best = resume_state['best']
+
+    # --- validation
+
+    def test(self) -> None:
+        net = getattr(self, 'net_g_ema', None) or self.net_g
+        was_training = net.training
+        net.eval()
+        with torch.no_grad():
+            self.output = self.restore(self.get_bare_model(net))
+        net.train(was_training)
+
+    def restore(self, network: nn.Module) -> Tensor:
+        """The restored images of the batch that was fed last."""
+        return network(self.lq)
+
+    def validation(self, dataloader: Any, current_iter: int | str, tb_logger: Any, save_img: bool = False) -> None:
+        """Called by BasicSR every ``val_freq`` iterations, and after training with a number beyond the last."""
+        if self.is_train:
+            total = self.opt['train']['total_iter']
+            at_end = dataloader.dataset.opt.get('at_end', False)
+            if at_end and current_iter <= total:
+                return
+            if not at_end and current_iter > total and total % self.opt['val']['val_freq'] == 0:
+                return
+            current_iter = min(current_iter, total)
+            if at_end:
+                self._use_best_network()
+        super().validation(dataloader, current_iter, tb_logger, save_img)
+
+    def _use_best_network(self) -> None:
+        path = Path(self.opt['path']['models']) / 'net_g_best.pth'
+        if self.best and path.is_file():
+            self.load_network(getattr(self, 'net_g_ema', None) or self.net_g, str(path), param_key='params_ema')
+
+    def nondist_validation(self, dataloader: Any, current_iter: int | str, tb_logger: Any, save_img: bool) -> None:
+        dataset_options = dataloader.dataset.opt
+        images = len(dataloader.dataset)
+        validation = Validation(self.opt['val'].get('metrics') or {}, images)
+        batches = equal_batches(dataloader, self.opt['val'].get('batch_size', DEFAULT_VALIDATION_BATCH))
+        with tqdm(total=images, unit='image', desc=dataset_options['name'], leave=False) as progress:
+            for batch in batches:
+                self.feed_data(batch)
+                self.test()
+                restored = to_bgr(self.output)
+                if self.gt is not None:
+                    validation.add(to_bgr(self.lq), restored, to_bgr(self.gt))
+                if save_img:
+                    for image, key in zip(restored, batch['lq_path'], strict=True):
+                        self._save_image(image, Path(key).stem, dataset_options['name'], current_iter)
+                progress.update(len(restored))
+        folder = Path(self.opt['path']['visualization']) / dataset_options['name']
+        validation.write_sheet(folder / f'sheet_{current_iter}.png')
+        self._report(dataset_options, current_iter, validation, tb_logger)
+
+    def _save_image(self, image: Any, name: str, dataset_name: str, current_iter: int | str) -> None:
+        folder = Path(self.opt['path']['visualization'])
+        if self.is_train:
+            path = folder / name / f'{name}_{current_iter}.png'
+        else:
+            path = folder / dataset_name / f'{name}_{self.opt["val"].get("suffix") or self.opt["name"]}.png'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as temporary:
+            imwrite(image, str(temporary))
+
+    def _report(
+        self, dataset_options: Mapping[str, Any], current_iter: int | str, validation: Validation, tb_logger: Any
+    ) -> None:
+        """Log the scores, write them to ``scores.csv``, and keep the network if it is the best so far."""
+        name, corrupted = dataset_options['name'], validation.scores('corrupted')
+        lines = [f'Validation {name}, {self.scored_as()}']
+        rows = []
+        for metric, value in validation.scores('restored').items():
+            gain = value - corrupted[metric]
+            lines.append(f'\t # {metric}: {value:.4f}\tcorrupted: {corrupted[metric]:.4f}\tgain: {gain:+.4f}')
+            rows.append((current_iter, self.scored_as(), name, metric, value, corrupted[metric], gain))
+            if tb_logger:
+                for suffix, scalar in (('', value), ('_corrupted', corrupted[metric]), ('_gain', gain)):
+                    tb_logger.add_scalar(f'metrics/{name}/{metric}{suffix}', scalar, current_iter)
+        if self._selects_by(dataset_options):
+            lines.append(self._keep_if_best(validation.scores('restored'), current_iter))
+        get_root_logger().info('\n'.join(lines))
+        append_scores(Path(self.opt['path']['log']) / 'scores.csv', rows)
+
+    def scored_as(self) -> str:
+        """What the log says of the network that was scored."""
+        return 'restored by the network'
+
+    def _selects_by(self, dataset_options: Mapping[str, Any]) -> bool:
+        """Whether a dataset chooses the best network: the first one that is validated, in the last phase."""
+        if not self.is_train or self.phase is not self.phases[-1]:
+            return False
+        candidates = [
+            options['name']
+            for key, options in self.opt['datasets'].items()
+            if key.startswith('val') and not options.get('at_end')
+        ]
+        return dataset_options['name'] == candidates[0] and self._selection_metric() in self.opt['val']['metrics']
+
+    def _selection_metric(self) -> str:
+        return self.opt['val'].get('selection_metric', SELECTION_METRIC)
+
+    def _keep_if_best(self, restored: Mapping[str, float], current_iter: int) -> str:
+        metric = self._selection_metric()
+        higher = self.opt['val']['metrics'][metric].get('better', 'higher') == 'higher'
+        value, best = restored[metric], self.best.get('value')
+        if best is None or (value > best if higher else value < best):
+            self.best = {'value': value, 'iter': current_iter}
+            self.save_networks('best')
+        return f'\t best {metric}: {self.best["value"]:.4f} in iteration {self.best["iter"]:,}, kept as net_g_best.pth'
+
+    def save_networks(self, current_iter: int | str) -> None:
+        """Save the network, and its moving average if there is one, as ``net_g_CURRENT_ITER.pth``."""
+        if hasattr(self, 'net_g_ema'):
+            self.save_network([self.net_g, self.net_g_ema], 'net_g', current_iter, ['params', 'params_ema'])
+        else:
+            self.save_network(self.net_g, 'net_g', current_iter)

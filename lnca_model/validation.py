@@ -1,0 +1,107 @@
+"""Scoring many tiles at once, through the metrics of BasicSR's registry, with a sheet of pictures."""
+
+import csv
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from basicsr.metrics import calculate_metric
+from torch import Tensor
+
+from lnca_data.sheet import write_sheet
+
+SHEET_TILES = 20
+CSV_COLUMNS = ('iteration', 'phase', 'dataset', 'metric', 'restored', 'corrupted', 'gain')
+
+Batch = dict[str, Any]
+
+
+def equal_batches(items: Iterable[Batch], size: int) -> Iterator[Batch]:
+    """Join items of a loader of batch size 1, which is what BasicSR validates with, into larger batches.
+
+    Only neighbours of equal shape are joined, so that a dataset of photographs of all sizes works too.
+
+    Args:
+        items: ``{'lq', 'gt': (1, C, H, W), 'lq_path', 'gt_path': [key]}``; what is there is joined.
+        size: items a batch at most.
+    """
+    waiting: list[Batch] = []
+    for item in items:
+        if waiting and (len(waiting) == size or _shapes(item) != _shapes(waiting[0])):
+            yield _join(waiting)
+            waiting = []
+        waiting.append(item)
+    if waiting:
+        yield _join(waiting)
+
+
+def _shapes(item: Batch) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in item.items() if isinstance(value, Tensor)}
+
+
+def _join(items: list[Batch]) -> Batch:
+    return {
+        name: torch.cat([item[name] for item in items])
+        if isinstance(value, Tensor)
+        else [entry for item in items for entry in item[name]]
+        for name, value in items[0].items()
+    }
+
+
+def to_bgr(images: Tensor) -> np.ndarray:
+    """``(N, C, H, W)`` in [0, 1], RGB or grey → ``(N, H, W, C)`` uint8, BGR or grey: what BasicSR's metrics and
+    imwrite take. Clipped and rounded as its tensor2img does."""
+    images = (images.detach().float().clamp(0, 1) * 255).round().byte()
+    return np.ascontiguousarray(images.permute(0, 2, 3, 1).flip(-1).cpu().numpy())
+
+
+class Validation:
+    """The scores of the restored and of the corrupted images of a dataset, and some of them to look at.
+
+    Args:
+        metrics: the block ``val.metrics`` of an option file: name → ``{type: calculate_psnr, ...}``.
+        images: how many images there will be.
+    """
+
+    def __init__(self, metrics: Mapping[str, Mapping[str, Any]], images: int) -> None:
+        self._metrics = metrics
+        self._sums = {side: dict.fromkeys(metrics, 0.0) for side in ('restored', 'corrupted')}
+        self._seen = 0
+        self._sheet_every = max(1, math.ceil(images / SHEET_TILES))
+        self._sheet: dict[str, list[np.ndarray]] = {'corrupted': [], 'restored': [], 'truth': []}
+
+    def add(self, corrupted: np.ndarray, restored: np.ndarray, truth: np.ndarray) -> None:
+        """Score a batch, all three from :func:`to_bgr`."""
+        for side, images in (('corrupted', corrupted), ('restored', restored)):
+            for image, true in zip(images, truth, strict=True):
+                for name, options in self._metrics.items():
+                    self._sums[side][name] += float(calculate_metric({'img': image, 'img2': true}, options))
+        for index in range(-self._seen % self._sheet_every, len(truth), self._sheet_every):
+            for column, images in zip(self._sheet.values(), (corrupted, restored, truth), strict=True):
+                # A sheet is a grid: of photographs of several sizes it shows those of the first.
+                if not column or images[index].shape == column[0].shape:
+                    column.append(images[index][..., ::-1])
+        self._seen += len(truth)
+
+    def scores(self, side: str) -> dict[str, float]:
+        """The means over all images, of the ``'restored'`` or the ``'corrupted'`` ones; none if there was no truth."""
+        return {name: total / self._seen for name, total in self._sums[side].items()} if self._seen else {}
+
+    def write_sheet(self, path: Path) -> None:
+        """Before, after and truth of about twenty tiles, as a PNG."""
+        if self._seen:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_sheet(path, self._sheet)
+
+
+def append_scores(path: Path, rows: Iterable[Sequence[Any]]) -> None:
+    """Add rows of :data:`CSV_COLUMNS` to a CSV file."""
+    is_new = not path.exists()
+    with open(path, 'a', newline='') as file:
+        writer = csv.writer(file)
+        if is_new:
+            writer.writerow(CSV_COLUMNS)
+        writer.writerows(rows)
