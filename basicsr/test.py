@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import lnca_model  # noqa: F401  registers the plug-in
+
 from basicsr.test import test_pipeline
 
 if __name__ == '__main__':

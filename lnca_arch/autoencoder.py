@@ -2,10 +2,11 @@
 
 import torch
 import torch.nn.functional as F
-from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
 from lnca_arch.errors import InputError
+
+from basicsr.utils.registry import ARCH_REGISTRY
 
 # Keras keeps 0.99 of the old running average; PyTorch's momentum is the share of the new value.
 BATCH_NORM = {'eps': 1e-3, 'momentum': 0.01}

@@ -1,6 +1,5 @@
 """The latent automata: an autoencoder and a rule that works in its latent space (paper section 3)."""
 
-from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor
 
 from lnca_arch.autoencoder import Autoencoder
@@ -8,6 +7,8 @@ from lnca_arch.automaton import CellularAutomaton
 from lnca_arch.nafca import NAFCA
 from lnca_arch.network import AutomatonNetwork
 from lnca_arch.vitca import ViTCA
+
+from basicsr.utils.registry import ARCH_REGISTRY
 
 
 class LatentNetwork(AutomatonNetwork):

@@ -5,10 +5,11 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
 from lnca_arch.automaton import CellularAutomaton
+
+from basicsr.utils.registry import ARCH_REGISTRY
 
 
 class Folded(NamedTuple):

@@ -1,10 +1,11 @@
 """ViTCA in pixel space, the automaton that the latent ones are compared with."""
 
-from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor
 
 from lnca_arch.network import AutomatonNetwork
 from lnca_arch.vitca import ViTCA
+
+from basicsr.utils.registry import ARCH_REGISTRY
 
 
 @ARCH_REGISTRY.register()

@@ -2,10 +2,11 @@
 
 import torch
 import torch.nn.functional as F
-from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
 from lnca_arch.automaton import CellularAutomaton
+
+from basicsr.utils.registry import ARCH_REGISTRY
 
 # Attention looks from a block of cells at the block and the ring around it. The larger the block, the fewer cells are
 # read twice and the more pairs of cells are computed only to be masked out; 4 was the fastest of 2, 4 and 8 on a CPU.

@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from basicsr.utils.registry import DATASET_REGISTRY
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from lnca_arch.errors import InputError
 from lnca_data.lmdb_store import TileStore, check_pair, image_sizes
+
+from basicsr.utils.registry import DATASET_REGISTRY
 
 
 @DATASET_REGISTRY.register()

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
 
 from lnca_arch.errors import InputError
@@ -13,6 +12,8 @@ from lnca_arch.network import AutomatonNetwork
 from lnca_model.phases import Phase, whole_number
 from lnca_model.pool import Pool
 from lnca_model.restoration_model import RestorationModel
+
+from basicsr.utils.registry import MODEL_REGISTRY
 
 POOL_SIZE = 1024
 TRAINING_STEPS = (8, 32)

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
 
 from lnca_arch.errors import InputError
@@ -13,6 +12,8 @@ from lnca_arch.latent import LatentNetwork
 from lnca_data.lmdb_store import image_sizes
 from lnca_model.automaton_model import AutomatonModel
 from lnca_model.phases import Phase
+
+from basicsr.utils.registry import MODEL_REGISTRY
 
 SWAP_NOISE = 0.5
 

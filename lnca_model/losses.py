@@ -9,9 +9,10 @@ import math
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from basicsr.losses.loss_util import reduce_loss
 from basicsr.utils.registry import LOSS_REGISTRY
-from torch import Tensor, nn
 
 REDUCTIONS = ('none', 'mean', 'sum')
 

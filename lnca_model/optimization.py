@@ -4,12 +4,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from basicsr.models.lr_scheduler import CosineAnnealingRestartLR, MultiStepRestartLR
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lnca_arch.errors import InputError, construct
+
+from basicsr.models.lr_scheduler import CosineAnnealingRestartLR, MultiStepRestartLR
 
 # BasicSR 1.4.2 knows Adam alone.
 OPTIMIZERS = {

@@ -59,6 +59,11 @@ def phases_of(train_options: Mapping[str, Any], names: Sequence[str]) -> list[Ph
     return phases
 
 
+def phase_at(phases: Sequence[Phase], iteration: int) -> Phase:
+    """The phase that an iteration belongs to."""
+    return next(phase for phase in phases if phase.first <= iteration <= phase.last)
+
+
 def whole_number(value: Any, where: str, least: int) -> int:
     """``value``, or InputError unless it is a whole number of at least ``least``."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:

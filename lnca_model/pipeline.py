@@ -5,20 +5,23 @@ import argparse
 import functools
 import logging
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
-from basicsr.utils import MessageLogger, check_resume
-from basicsr.utils import options as basicsr_options
-from basicsr.utils.registry import DATASET_REGISTRY, MODEL_REGISTRY
 
 from lnca_arch import basicsr_compat
 from lnca_arch.errors import InputError, nearest, report_in_one_line
 from lnca_data.lmdb_store import check_pair
 from lnca_model import checkpoint
+from lnca_model.phases import phase_at, phases_of
 from lnca_model.restoration_model import RestorationModel
+
+from basicsr.utils import MessageLogger, check_resume
+from basicsr.utils import options as basicsr_options
+from basicsr.utils.registry import DATASET_REGISTRY, MODEL_REGISTRY
 
 VALUES = ('name', 'model_type', 'num_gpu')
 BLOCKS = ('network_g', 'datasets', 'path')
@@ -175,9 +178,22 @@ def for_the_whole_run(create: Callable) -> Callable:
 
 
 class PhaseLogger(MessageLogger):
-    """BasicSR's MessageLogger, which prints the learning rate but keeps it from TensorBoard."""
+    """BasicSR's MessageLogger, with the time left in the phase that runs, since phases differ in speed, and with the
+    learning rate in TensorBoard too."""
+
+    def __init__(self, opt: Options, start_iter: int = 1, tb_logger: Any = None) -> None:
+        super().__init__(opt, start_iter, tb_logger)
+        self._phases = phases_of(opt['train'], getattr(MODEL_REGISTRY.get(opt['model_type']), 'phase_names', ()))
+        self._previous = (start_iter, self.start_time)
 
     def __call__(self, log_vars: dict[str, Any]) -> None:
-        if self.tb_logger and 'debug' not in self.exp_name:
-            self.tb_logger.add_scalar('learning_rate', log_vars['lrs'][0], log_vars['iter'])
+        iteration, rate = log_vars['iter'], log_vars['lrs'][0]
+        phase = phase_at(self._phases, iteration)
+        if self.max_iters != phase.last:
+            self.max_iters = phase.last
+            self.start_iter, self.start_time = self._previous
         super().__call__(log_vars)
+        self._previous = (iteration, time.time())
+        if self.tb_logger and 'debug' not in self.exp_name:
+            self.tb_logger.add_scalar('learning_rate', rate, iteration)
+            self.tb_logger.add_scalar('phase', self._phases.index(phase) + 1, iteration)

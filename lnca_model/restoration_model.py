@@ -8,10 +8,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from basicsr.models.sr_model import SRModel
-from basicsr.utils import get_root_logger, imwrite
-from basicsr.utils.dist_util import master_only
-from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
@@ -21,8 +17,13 @@ from lnca_data.atomic import whole_file
 from lnca_data.corruption import build_corruption
 from lnca_model import checkpoint
 from lnca_model.optimization import build_optimizer, build_scheduler, normalize_gradients
-from lnca_model.phases import Phase, phases_of, whole_number
+from lnca_model.phases import Phase, phase_at, phases_of, whole_number
 from lnca_model.validation import Batch, Validation, append_scores, equal_batches, to_bgr
+
+from basicsr.models.sr_model import SRModel
+from basicsr.utils import get_root_logger, imwrite
+from basicsr.utils.dist_util import master_only
+from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
 
 DEFAULT_VALIDATION_BATCH = 64
 SELECTION_METRIC = 'ssim'
@@ -114,6 +115,10 @@ class RestorationModel(SRModel):
 
     # --- making and loading
 
+    def __init__(self, opt: dict[str, Any]) -> None:
+        self.phase: Phase | None = None
+        super().__init__(opt)
+
     def init_training_settings(self) -> None:
         train_opt = self.opt['train']
         self.network = self.get_bare_model(self.net_g)
@@ -135,7 +140,6 @@ class RestorationModel(SRModel):
             self.schedulers.append(
                 build_scheduler(phase.options.get('scheduler'), f'{phase.where}.scheduler', optimizer, phase.iters)
             )
-        self.phase: Phase | None = None
         self.iteration = 0
         self.best: dict[str, float] = {}
 
@@ -156,7 +160,7 @@ class RestorationModel(SRModel):
     def update_learning_rate(self, current_iter: int, warmup_iter: int = -1) -> None:
         """Called by BasicSR before every iteration: enter the phase that it belongs to and set the rate."""
         self.iteration = current_iter
-        phase = next(phase for phase in self.phases if phase.first <= current_iter <= phase.last)
+        phase = phase_at(self.phases, current_iter)
         if phase is not self.phase:
             self.enter(phase)
         if current_iter > phase.first:
@@ -264,11 +268,13 @@ class RestorationModel(SRModel):
 
     def test(self) -> None:
         net = getattr(self, 'net_g_ema', None) or self.net_g
-        was_training = net.training
+        # Not all of the network trains: each part goes back to the mode that it was in.
+        training = [module for module in net.modules() if module.training]
         net.eval()
         with torch.no_grad():
             self.output = self.restore(self.get_bare_model(net))
-        net.train(was_training)
+        for module in training:
+            module.training = True
 
     def restore(self, network: nn.Module) -> Tensor:
         """The restored images of the batch that was fed last."""
@@ -296,9 +302,10 @@ class RestorationModel(SRModel):
     def nondist_validation(self, dataloader: Any, current_iter: int | str, tb_logger: Any, save_img: bool) -> None:
         dataset_options = dataloader.dataset.opt
         images = len(dataloader.dataset)
+        name = dataset_options['name']
         validation = Validation(self.opt['val'].get('metrics') or {}, images)
         batches = equal_batches(dataloader, self.opt['val'].get('batch_size', DEFAULT_VALIDATION_BATCH))
-        with tqdm(total=images, unit='image', desc=dataset_options['name'], leave=False) as progress:
+        with tqdm(total=images, unit='image', desc=name, leave=False) as progress:
             for batch in batches:
                 self.feed_data(batch)
                 self.test()
@@ -307,10 +314,9 @@ class RestorationModel(SRModel):
                     validation.add(to_bgr(self.lq), restored, to_bgr(self.gt))
                 if save_img:
                     for image, key in zip(restored, batch['lq_path'], strict=True):
-                        self._save_image(image, Path(key).stem, dataset_options['name'], current_iter)
+                        self._save_image(image, Path(key).stem, name, current_iter)
                 progress.update(len(restored))
-        folder = Path(self.opt['path']['visualization']) / dataset_options['name']
-        validation.write_sheet(folder / f'sheet_{current_iter}.png')
+        validation.write_sheet(Path(self.opt['path']['visualization']) / name / f'sheet_{current_iter}.png')
         self._report(dataset_options, current_iter, validation, tb_logger)
 
     def _save_image(self, image: Any, name: str, dataset_name: str, current_iter: int | str) -> None:
@@ -337,7 +343,7 @@ class RestorationModel(SRModel):
             if tb_logger:
                 for suffix, scalar in (('', value), ('_corrupted', corrupted[metric]), ('_gain', gain)):
                     tb_logger.add_scalar(f'metrics/{name}/{metric}{suffix}', scalar, current_iter)
-        if self._selects_by(dataset_options):
+        if rows and self._selects_by(dataset_options):
             lines.append(self._keep_if_best(validation.scores('restored'), current_iter))
         get_root_logger().info('\n'.join(lines))
         append_scores(Path(self.opt['path']['log']) / 'scores.csv', rows)

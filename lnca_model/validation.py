@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from basicsr.metrics import calculate_metric
 from torch import Tensor
 
 from lnca_data.sheet import write_sheet
+from lnca_model.metrics import BATCH_METRICS
+
+from basicsr.metrics import calculate_metric
 
 SHEET_TILES = 20
 CSV_COLUMNS = ('iteration', 'phase', 'dataset', 'metric', 'restored', 'corrupted', 'gain')
@@ -58,6 +60,13 @@ def to_bgr(images: Tensor) -> np.ndarray:
     return np.ascontiguousarray(images.permute(0, 2, 3, 1).flip(-1).cpu().numpy())
 
 
+def _sum_of_scores(images: np.ndarray, truth: np.ndarray, options: Mapping[str, Any]) -> float:
+    if options['type'] in BATCH_METRICS:
+        return float(calculate_metric({'img': images, 'img2': truth}, options).sum())
+    pairs = zip(images, truth, strict=True)
+    return sum(float(calculate_metric({'img': image, 'img2': true}, options)) for image, true in pairs)
+
+
 class Validation:
     """The scores of the restored and of the corrupted images of a dataset, and some of them to look at.
 
@@ -75,10 +84,9 @@ class Validation:
 
     def add(self, corrupted: np.ndarray, restored: np.ndarray, truth: np.ndarray) -> None:
         """Score a batch, all three from :func:`to_bgr`."""
-        for side, images in (('corrupted', corrupted), ('restored', restored)):
-            for image, true in zip(images, truth, strict=True):
-                for name, options in self._metrics.items():
-                    self._sums[side][name] += float(calculate_metric({'img': image, 'img2': true}, options))
+        for side, images in (('restored', restored), ('corrupted', corrupted)):
+            for name, options in self._metrics.items():
+                self._sums[side][name] += _sum_of_scores(images, truth, options)
         for index in range(-self._seen % self._sheet_every, len(truth), self._sheet_every):
             for column, images in zip(self._sheet.values(), (corrupted, restored, truth), strict=True):
                 # A sheet is a grid: of photographs of several sizes it shows those of the first.

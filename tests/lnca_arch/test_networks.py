@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from basicsr.archs import build_network
 
 from lnca_arch import LatentNAFCA, LatentViTCA, PixelViTCA
 from lnca_arch.network import pad_to_multiple
+
+from basicsr.archs import build_network
 
 NETWORKS = [LatentNAFCA, LatentViTCA, PixelViTCA]
 

@@ -1,0 +1,52 @@
+"""What the benchmarks share: medians, the machine that gave them, and output as text and JSON."""
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lnca_data.atomic import whole_file
+
+
+def medians(calls: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Seconds a call takes: medians of ``repeats``, the calls taking turns so that a busy moment hits all alike; one
+    turn before is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(repeats + 1):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def matmul_gflops() -> tuple[str, Callable[[], Any], Callable[[float], float]]:
+    """A yardstick for the machine: the name of a 2048² torch.mm in float32, the call, and seconds → GFLOP/s."""
+    matrix = torch.rand(2048, 2048)
+    return 'torch.mm 2048²', lambda: torch.mm(matrix, matrix), lambda seconds: 2 * 2048**3 / seconds / 1e9
+
+
+def machine() -> dict[str, Any]:
+    """What a figure depends on."""
+    return {
+        'processor': platform.processor() or platform.machine(),
+        'threads': torch.get_num_threads(),
+        'python': platform.python_version(),
+        'torch': torch.__version__,
+    }
+
+
+def report(figures: Mapping[str, Any], path: Path | None) -> None:
+    """Print figures, a line each, and write them as JSON if a path is given."""
+    figures = {**figures, 'machine': machine()}
+    for name, value in figures.items():
+        print(f'{name}: {value:.4g}' if isinstance(value, float) else f'{name}: {value}')
+    if path:
+        with whole_file(path) as temporary:
+            temporary.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + '\n')

@@ -1,0 +1,81 @@
+"""Validation in batches against BasicSR's one image at a time: ``python benchmarks/validation.py``."""
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from measure import medians, report
+
+import lnca_model  # noqa: F401  registers the plug-in
+from lnca_data.lmdb_store import write_lmdb
+
+from basicsr.data import build_dataloader, build_dataset
+from basicsr.models import build_model
+
+# Name, model and the ending of its metrics' names.
+COMPARED = (('one at a time', 'SRModel', ''), ('in batches', 'RestorationModel', '_batch'))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument('--network', default='LatentNAFCA', help='a network of the plug-in')
+    parser.add_argument('--tiles', type=int, default=1000, help='pairs of 32×32 tiles')
+    parser.add_argument('--batch', type=int, default=64, help='val.batch_size')
+    parser.add_argument('--repeats', type=int, default=3, help='runs, of which the median counts')
+    parser.add_argument('--json', type=Path, help='write the figures there, too')
+    arguments = parser.parse_args()
+
+    with tempfile.TemporaryDirectory() as folder:
+        loader = _loader(Path(folder), arguments.tiles)
+        weights = Path(folder) / 'network.pth'
+        networks = {}
+        for name, model_type, suffix in (
+            ('one at a time', 'SRModel', ''),
+            ('in batches', 'RestorationModel', '_batch'),
+        ):
+            options = _options(model_type, arguments.network, folder, arguments.batch, suffix)
+            if weights.exists():
+                options['path']['pretrain_network_g'] = str(weights)
+            networks[name] = build_model(options)
+            torch.save({'params': networks[name].net_g.state_dict()}, weights)
+        seconds = medians(
+            {
+                name: lambda model=model: model.validation(loader, 'benchmark', None, save_img=False)
+                for name, model in networks.items()
+            },
+            arguments.repeats,
+        )
+    one, batches = seconds.values()
+    figures: dict[str, Any] = {f'{name}, s': value for name, value in seconds.items()}
+    report({'tiles': arguments.tiles, **figures, 'times faster': one / batches}, arguments.json)
+
+
+def _loader(folder: Path, tiles: int) -> Any:
+    random = np.random.default_rng(0)
+    for side in ('gt', 'lq'):
+        images = random.integers(0, 256, (tiles, 32, 32, 3), dtype=np.uint8)
+        write_lmdb(folder / f'{side}.lmdb', ((f'{index:06d}', image) for index, image in enumerate(images)))
+    roots = {f'dataroot_{side}': str(folder / f'{side}.lmdb') for side in ('gt', 'lq')}
+    options = {'name': 'tiles', 'type': 'TileDataset', 'phase': 'val', **roots}
+    return build_dataloader(build_dataset(options), options)
+
+
+def _options(model_type: str, network: str, folder: str, batch: int, suffix: str) -> dict[str, Any]:
+    metrics = {name: {'type': f'calculate_{name}{suffix}', 'crop_border': 0} for name in ('psnr', 'ssim')}
+    return {
+        'name': 'benchmark',
+        'model_type': model_type,
+        'num_gpu': 0,
+        'dist': False,
+        'is_train': False,
+        'network_g': {'type': network},
+        'path': {'log': folder, 'visualization': folder},
+        'val': {'metrics': metrics, 'batch_size': batch},
+    }
+
+
+if __name__ == '__main__':
+    main()
