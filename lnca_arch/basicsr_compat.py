@@ -17,9 +17,11 @@ from lnca_arch import errors
 
 
 def apply() -> None:
-    """Make BasicSR importable. Safe to call again, and while BasicSR itself is being imported."""
+    """Make BasicSR importable, and import it. Safe to call while BasicSR itself is being imported."""
     require_matching_torchvision()
     provide_functional_tensor()
+    # All of it before the plug-in's modules: a checkout that the plug-in is installed in imports those in its turn.
+    importlib.import_module('basicsr')
 
 
 def require_matching_torchvision() -> None:

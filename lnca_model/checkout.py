@@ -1,0 +1,86 @@
+"""Plug into a BasicSR checkout, so that its own ``python basicsr/train.py -opt options/lnca_photos.yml`` works.
+
+    python -m lnca_model.checkout install /path/to/BasicSR
+    python -m lnca_model.checkout remove /path/to/BasicSR
+
+BasicSR imports every ``archs/*_arch.py`` and ``models/*_model.py`` that it finds. Of the two files written there the
+first mends what keeps BasicSR from being imported, before anything else is, and the second registers everything. The
+option files are copied. Nothing else in the checkout changes.
+"""
+
+import argparse
+import hashlib
+from pathlib import Path
+
+from lnca_arch.errors import InputError, report_in_one_line
+from lnca_data.atomic import whole_file
+
+HOOKS = {
+    'basicsr/archs/lnca_arch.py': 'import lnca_arch  # noqa: F401\n',
+    'basicsr/models/lnca_model.py': 'import lnca_model  # noqa: F401\n',
+}
+OPTIONS = Path(__file__).resolve().parents[1] / 'options'
+MARK = '# Written by the LNCA plug-in; python -m lnca_model.checkout remove takes it away. SHA-256 of the rest: '
+
+
+def install(checkout: Path) -> list[Path]:
+    """Write the plug-in's files into a checkout; those of an earlier version are replaced.
+
+    Raises:
+        InputError: it is no checkout, or a file is there that this function did not write or that was changed since.
+    """
+    contents = _contents(checkout)
+    for path in contents:
+        if path.exists() and not _is_ours(path):
+            raise InputError(f'{path} exists and was not written by this command, or was changed since; move it away')
+    for path, content in contents.items():
+        path.parent.mkdir(exist_ok=True)
+        with whole_file(path) as temporary:
+            temporary.write_text(MARK + _digest(content) + '\n' + content, encoding='utf-8')
+    return list(contents)
+
+
+def remove(checkout: Path) -> list[Path]:
+    """Take away what :func:`install` wrote; files that were changed since stay.
+
+    Raises:
+        InputError: it is no checkout.
+    """
+    removed = [path for path in _contents(checkout) if path.exists() and _is_ours(path)]
+    for path in removed:
+        path.unlink()
+    return removed
+
+
+def _contents(checkout: Path) -> dict[Path, str]:
+    for folder in ('archs', 'data', 'losses', 'models'):
+        if not (checkout / 'basicsr' / folder / '__init__.py').is_file():
+            raise InputError(f'{checkout} is no BasicSR checkout: it has no basicsr/{folder}/__init__.py')
+    contents = {checkout / path: content for path, content in HOOKS.items()}
+    for file in sorted(OPTIONS.glob('*.yml')):
+        contents[checkout / 'options' / file.name] = file.read_text(encoding='utf-8')
+    return contents
+
+
+def _is_ours(path: Path) -> bool:
+    first, _, rest = path.read_text(encoding='utf-8', errors='replace').partition('\n')
+    return first == MARK + _digest(rest)
+
+
+def _digest(content: str) -> str:
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def main() -> None:
+    report_in_one_line()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('action', choices=('install', 'remove'))
+    parser.add_argument('checkout', type=Path, help='folder that holds basicsr/')
+    arguments = parser.parse_args()
+    action, done = (install, 'wrote') if arguments.action == 'install' else (remove, 'removed')
+    for path in action(arguments.checkout):
+        print(f'{done} {path}')
+
+
+if __name__ == '__main__':
+    main()
