@@ -1,15 +1,26 @@
 """What several test files need."""
 
 import ast
+import copy
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 import lnca_model  # noqa: F401  registers everything
+from lnca_data.corruption import Noise
+from lnca_data.lmdb_store import write_lmdb
+from lnca_data.tile_dataset import to_image, to_tensor
+
+ROOT = Path(__file__).resolve().parents[1]
+TILE = 16
 
 torch.set_num_threads(2)
 
@@ -42,3 +53,82 @@ def golden() -> Callable[[str], Golden]:
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope='session')
+def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with small LMDBs as datasets/prepare.py makes them: train_gt, val_gt, val_lq, test_gt, test_lq."""
+    folder = tmp_path_factory.mktemp('tiles')
+    random = np.random.default_rng(0)
+    generator = torch.Generator().manual_seed(0)
+    for split, count in (('train', 21), ('val', 7), ('test', 5)):
+        # Smooth, as photographs are: noise of a few pixels, enlarged.
+        coarse = random.integers(0, 256, (count, 4, 4, 3), dtype=np.uint8)
+        images = [image.repeat(TILE // 4, axis=0).repeat(TILE // 4, axis=1) for image in coarse]
+        keyed = [(f'tile_{index:03d}', image) for index, image in enumerate(images)]
+        write_lmdb(folder / f'{split}_gt.lmdb', keyed)
+        if split != 'train':
+            noisy = [(key, to_image(Noise()(to_tensor(image)[None], generator=generator)[0])) for key, image in keyed]
+            write_lmdb(folder / f'{split}_lq.lmdb', noisy)
+    return folder
+
+
+@pytest.fixture
+def options(tiles: Path) -> dict[str, Any]:
+    """options/lnca_photos.yml for those tiles, with a tiny network and seven iterations of batches of four."""
+    opt = yaml.safe_load((ROOT / 'options' / 'lnca_photos.yml').read_text())
+    for dataset in opt['datasets'].values():
+        for side in ('gt', 'lq'):
+            if f'dataroot_{side}' in dataset:
+                dataset[f'dataroot_{side}'] = str(tiles / Path(dataset[f'dataroot_{side}']).name)
+    opt['datasets']['train'].update(batch_size_per_gpu=4, num_worker_per_gpu=0, persistent_workers=False)
+    opt['network_g'].update(latent_channels=4, hidden_channels=4, embed_channels=8)
+    opt['train'].update(total_iter=7)
+    opt['train']['autoencoder'].update(iters=3)
+    opt['train']['automaton'].update(iters=4, pool_size=10, steps=[1, 3])
+    opt['val'].update(val_freq=7, batch_size=4)
+    opt['logger'].update(print_freq=1, save_checkpoint_freq=2, use_tb_logger=False)
+    opt['num_gpu'] = 0
+    return opt
+
+
+@pytest.fixture
+def model_options(options: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    """What a model is made with: ``options`` with what BasicSR adds to them."""
+    opt = copy.deepcopy(options)
+    folders = {'models': 'models', 'training_states': 'training_states', 'log': '', 'visualization': 'visualization'}
+    opt['path'].update({name: str(tmp_path / folder) for name, folder in folders.items()})
+    for folder in folders.values():
+        (tmp_path / folder).mkdir(exist_ok=True)
+    for name, dataset in opt['datasets'].items():
+        dataset['phase'] = name.split('_')[0]
+    return opt | {'is_train': True, 'dist': False, 'rank': 0, 'world_size': 1}
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A folder with copies of the commands, so that what they write lands there."""
+    (tmp_path / 'basicsr').mkdir()
+    for name in ('train.py', 'test.py'):
+        (tmp_path / 'basicsr' / name).write_text((ROOT / 'basicsr' / name).read_text())
+    return tmp_path
+
+
+@pytest.fixture
+def run(project: Path) -> Callable[..., subprocess.CompletedProcess]:
+    """Run ``python basicsr/COMMAND.py -opt FILE`` with an option file made of ``options``."""
+
+    def command(name: str, options: dict[str, Any], *arguments: str, cwd: Path = project, **more: Any):
+        file = project / 'options.yml'
+        file.write_text(yaml.safe_dump(options))
+        return subprocess.run(
+            [sys.executable, project / 'basicsr' / f'{name}.py', '-opt', file, *arguments],
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+            **more,
+        )
+
+    return command

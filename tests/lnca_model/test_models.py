@@ -1,0 +1,335 @@
+"""The models as BasicSR calls them: feed, optimise, validate, save."""
+
+import copy
+import csv
+
+import cv2
+import pytest
+import torch
+
+from lnca_arch import PixelViTCA
+from lnca_arch.errors import InputError
+from lnca_model import LNCAModel, checkpoint
+
+from basicsr.data import build_dataloader, build_dataset
+from basicsr.models import build_model
+
+
+def loader_of(opt, name):
+    options = opt['datasets'][name]
+    return build_dataloader(build_dataset(options), options, num_gpu=0, seed=0)
+
+
+def train(model, opt, iterations):
+    """What BasicSR's train.py does with a model in these iterations."""
+    batches = [batch for _ in range(4) for batch in loader_of(opt, 'train')]
+    for iteration in iterations:
+        model.update_learning_rate(iteration, warmup_iter=-1)
+        model.feed_data(batches[iteration])
+        model.optimize_parameters(iteration)
+
+
+def state_of(module):
+    return copy.deepcopy(module.state_dict())
+
+
+def same(first, second):
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+def pixel_options(opt):
+    opt = copy.deepcopy(opt)
+    opt['model_type'] = 'AutomatonModel'
+    opt['network_g'] = {'type': 'PixelViTCA', 'hidden_channels': 4, 'embed_channels': 8, 'heads': 2, 'mlp_channels': 4}
+    automaton = opt['train']['automaton'] | {'iters': 7, 'reconstruction_opt': {'type': 'L1Loss', 'loss_weight': 100}}
+    del automaton['latent_opt']
+    opt['train'] = {'total_iter': 7, 'normalize_gradients': True, 'automaton': automaton}
+    return opt
+
+
+def plain_options(opt):
+    """A network without phases, as NAFNet is."""
+    opt = copy.deepcopy(opt)
+    opt['model_type'] = 'RestorationModel'
+    opt['network_g'] = {'type': 'Autoencoder', 'latent_channels': 4}
+    opt['train'] = {
+        'total_iter': 7,
+        'optim_g': {'type': 'Adam', 'lr': 0.01},
+        'pixel_opt': {'type': 'PSNRLoss'},
+        'normalize_gradients': True,
+    }
+    return opt
+
+
+def test_each_phase_trains_its_part_alone(model_options):
+    model = build_model(model_options)
+    network = model.network
+    untrained = state_of(network.automaton), state_of(network.autoencoder)
+    train(model, model_options, range(1, 4))
+    assert same(untrained[0], network.automaton.state_dict())
+    assert not same(untrained[1], network.autoencoder.state_dict())
+    assert model.log_dict.keys() == {
+        f'l_autoencoder_{name}' for name in ('reconstruction', 'distance', 'task', 'equivalence')
+    }
+    trained = state_of(network.autoencoder)
+    train(model, model_options, range(4, 8))
+    # Running statistics of the batch norms included.
+    assert same(trained, network.autoencoder.state_dict())
+    assert not same(untrained[0], network.automaton.state_dict())
+    assert model.log_dict.keys() == {
+        f'l_automaton_{name}' for name in ('reconstruction', 'latent', 'output_overflow', 'hidden_overflow')
+    }
+
+
+def test_rates_fall_as_cosines_in_each_phase(model_options):
+    model = build_model(model_options)
+    rates = []
+    for iteration in range(1, 8):
+        train(model, model_options, [iteration])
+        rates += model.get_current_learning_rate()
+    expected = [0.01, 0.0075, 0.0025, 0.01, 0.008536, 0.005, 0.001464]
+    torch.testing.assert_close(torch.tensor(rates), torch.tensor(expected), rtol=1e-3, atol=0)
+
+
+def test_two_optimiser_steps_a_batch(model_options):
+    model = build_model(model_options)
+    train(model, model_options, range(1, 8))
+    for phase, iterations in ((0, 3), (1, 4)):
+        states = model.optimizers[phase].state.values()
+        assert {int(state['step']) for state in states} == {2 * iterations}
+
+
+def test_steps_are_drawn_for_every_optimisation_step(model_options, monkeypatch):
+    model_options['train']['automaton'].update(iters=30, steps=[8, 11])
+    model_options['train']['total_iter'] = 33
+    model = build_model(model_options)
+    drawn = []
+    automaton = model.network.automaton
+    rollout = automaton.forward
+
+    def watch(state, steps, update_rate=1.0):
+        drawn.append((steps, update_rate))
+        return rollout(state, 1, update_rate)
+
+    monkeypatch.setattr(automaton, 'forward', watch)
+    batch = next(iter(loader_of(model_options, 'train')))
+    for iteration in range(4, 34):
+        model.update_learning_rate(iteration)
+        model.feed_data(batch)
+        model.optimize_parameters(iteration)
+    steps = [count for count, _ in drawn]
+    assert len(steps) == 60
+    assert set(steps) == {8, 9, 10, 11}
+    # Not one draw an iteration: the seed's and the pool's step differ somewhere.
+    assert steps[::2] != steps[1::2]
+    assert {rate for _, rate in drawn} == {1.0}
+
+
+def test_update_rate_comes_from_the_options(model_options, monkeypatch):
+    opt = pixel_options(model_options)
+    opt['network_g']['update_rate'] = 0.25
+    model = build_model(opt)
+    rates = []
+    rollout = model.network.automaton.forward
+    monkeypatch.setattr(
+        model.network.automaton, 'forward', lambda s, n, rate: (rates.append(rate), rollout(s, n, rate))[1]
+    )
+    train(model, opt, [1])
+    assert rates == [0.25, 0.25]
+
+
+def test_pool_step_goes_on_from_where_states_ended(model_options, monkeypatch):
+    model = build_model(model_options)
+    train(model, model_options, [1, 2, 3])
+    starts, ends = [], []
+    train_from = model.train_from
+
+    def watch(state, skip, gt):
+        starts.append(state.clone())
+        ends.append(train_from(state, skip, gt))
+        return ends[-1]
+
+    monkeypatch.setattr(model, 'train_from', watch)
+    train(model, model_options, [4, 5])
+    fresh, from_pool, fresh_again, from_pool_again = starts
+    assert (model.network.automaton.output(fresh) == 0.5).all()
+    assert (model.network.automaton.output(fresh_again) == 0.5).all()
+    # The pool of iteration 4 held what its first step ended in, and nothing else.
+    assert all(any(torch.equal(state, end) for end in ends[0]) for state in from_pool)
+    # Iteration 5 drew among the ends of the steps before it.
+    earlier = [*ends[1], *ends[2]]
+    assert all(any(torch.equal(state, end) for end in earlier) for state in from_pool_again)
+
+
+def test_corruption_follows_the_curriculum_of_the_phase(model_options):
+    model = build_model(model_options)
+    hit = {}
+    for iteration in (1, 3, 4, 7):
+        model.update_learning_rate(iteration)
+        model.feed_data({'gt': torch.full((8, 3, 64, 64), 0.5)})
+        hit[iteration] = (model.lq != model.gt).float().mean().item()
+    # Phase 1 is over by 0 and 2/3, phase 2 by 0 and 3/4; never below 0.25.
+    for iteration, probability in ((1, 0.25), (3, 2 / 3), (4, 0.25), (7, 0.75)):
+        assert hit[iteration] == pytest.approx(probability, abs=0.02)
+
+
+@pytest.mark.parametrize('make', [copy.deepcopy, pixel_options, plain_options])
+def test_validation_scores_are_those_of_basicsr(model_options, make, tmp_path):
+    opt = make(model_options)
+    if opt['network_g']['type'] == 'PixelViTCA':
+        opt['network_g']['update_rate'] = 1.0  # nothing random, to compare
+    model = build_model(opt)
+    train(model, opt, range(1, 8))
+    model.save(0, 7)
+    loader = loader_of(opt, 'val')
+    model.validation(loader, 7, None)
+
+    one_at_a_time = opt | {'model_type': 'SRModel', 'is_train': False}
+    one_at_a_time['path'] = opt['path'] | {'pretrain_network_g': str(tmp_path / 'models' / 'net_g_7.pth')}
+    metrics = {name: {'type': f'calculate_{name}', 'crop_border': 0} for name in ('psnr', 'ssim')}
+    one_at_a_time['val'] = opt['val'] | {'metrics': metrics}
+    reference = build_model(one_at_a_time)
+    reference.validation(loader, 'compare', None)
+
+    with open(tmp_path / 'scores.csv', newline='') as file:
+        rows = {row['metric']: row for row in csv.DictReader(file)}
+    for name, expected in reference.metric_results.items():
+        assert float(rows[name]['restored']) == pytest.approx(expected, abs=1e-4)
+        assert float(rows[name]['gain']) == pytest.approx(
+            float(rows[name]['restored']) - float(rows[name]['corrupted'])
+        )
+    sheet = cv2.imread(str(tmp_path / 'visualization' / 'photos_val' / 'sheet_7.png'))
+    assert sheet is not None
+    assert sheet.std() > 10
+
+
+def test_metrics_of_basicsr_work_too(model_options, tmp_path):
+    batched = build_model(model_options)
+    loader = loader_of(model_options, 'val')
+    batched.update_learning_rate(4)
+    batched.validation(loader, 4, None)
+    for name in ('psnr', 'ssim'):
+        batched.opt['val']['metrics'][name]['type'] = f'calculate_{name}'
+    batched.validation(loader, 4, None)
+    with open(tmp_path / 'scores.csv', newline='') as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 4
+    for first, second in zip(rows[:2], rows[2:], strict=True):
+        assert float(first['restored']) == pytest.approx(float(second['restored']), abs=1e-9)
+
+
+def test_the_autoencoder_is_scored_by_its_ceiling(model_options):
+    model = build_model(model_options)
+    model.update_learning_rate(1)
+    item = next(iter(loader_of(model_options, 'val')))
+    model.feed_data(item)
+    model.test()
+    autoencoder = model.network.autoencoder.eval()
+    with torch.no_grad():
+        expected = autoencoder.decode(autoencoder.encode(model.gt)[0], autoencoder.encode(model.lq)[1])
+    torch.testing.assert_close(model.output, expected)
+    model.update_learning_rate(4)
+    model.test()
+    with torch.no_grad():
+        torch.testing.assert_close(model.output, model.network.eval()(model.lq))
+
+
+def test_validation_leaves_training_as_it_was(model_options):
+    model = build_model(model_options)
+    train(model, model_options, range(1, 5))
+    modes = {name: module.training for name, module in model.network.named_modules()}
+    assert modes['automaton.dropout']
+    assert not modes['autoencoder.encoder.down1.norm']
+    model.validation(loader_of(model_options, 'val'), 4, None)
+    assert {name: module.training for name, module in model.network.named_modules()} == modes
+
+
+def test_the_best_network_is_kept_and_scored_at_the_end(model_options, tmp_path, monkeypatch):
+    model_options['val']['val_freq'] = 2
+    model = build_model(model_options)
+    best = tmp_path / 'models' / 'net_g_best.pth'
+    val, test = loader_of(model_options, 'val'), loader_of(model_options, 'val_test')
+    train(model, model_options, range(1, 4))
+    model.validation(val, 2, None)
+    assert not best.exists()  # no network is chosen by what its autoencoder alone could reach
+    train(model, model_options, [4])
+    model.validation(val, 4, None)
+    weights = checkpoint.load(best)['params']
+    assert same(weights, model.network.state_dict())
+    model.best['value'] = 2.0  # nothing can beat it
+    train(model, model_options, [5, 6])
+    model.validation(val, 6, None)
+    model.validation(test, 6, None)
+    assert same(weights, checkpoint.load(best)['params'])
+    assert not same(weights, model.network.state_dict())
+    model.validation(test, 8, None)  # how BasicSR calls it after the last iteration, 7
+    assert same(weights, model.network.state_dict())
+    datasets = [row.split(',')[2] for row in (tmp_path / 'scores.csv').read_text().splitlines()[1:]]
+    assert datasets == ['photos_val'] * 6 + ['photos_test'] * 2
+
+
+@pytest.mark.parametrize('iteration', [2, 5])
+def test_a_nan_names_the_loss_the_iteration_and_the_phase(model_options, iteration):
+    model = build_model(model_options)
+    train(model, model_options, range(1, iteration))
+    before = state_of(model.network)
+    with torch.no_grad():
+        part = model.network.autoencoder if iteration == 2 else model.network.automaton
+        next(part.parameters()).fill_(float('nan'))
+    phase = model.phases[iteration > 3].name
+    with pytest.raises(InputError, match=rf'the loss reconstruction is nan in iteration {iteration} of phase {phase}'):
+        train(model, model_options, [iteration])
+    changed = [name for name, value in model.network.named_parameters() if not torch.equal(before[name], value)]
+    assert len(changed) == 1  # the one that was made NaN here: nothing was updated with it
+
+
+def test_moving_average(model_options, tmp_path):
+    model_options['train']['ema_decay'] = 0.5
+    model = build_model(model_options)
+    train(model, model_options, range(1, 8))
+    average, network = model.net_g_ema.state_dict(), model.network.state_dict()
+    assert not same(average, network)
+    running = [name for name in network if 'running' in name]
+    assert running
+    assert all(torch.equal(average[name], network[name]) for name in running)
+    model.save(0, 7)
+    saved = checkpoint.load(tmp_path / 'models' / 'net_g_7.pth')
+    assert same(saved['params'], network)
+    assert same(saved['params_ema'], average)
+
+
+def test_automaton_on_pixels(model_options):
+    opt = pixel_options(model_options)
+    model = build_model(opt)
+    assert isinstance(model.network, PixelViTCA)
+    before = state_of(model.network)
+    train(model, opt, range(1, 8))
+    assert not same(before, model.network.state_dict())
+    assert model.log_dict.keys() == {
+        f'l_automaton_{n}' for n in ('reconstruction', 'output_overflow', 'hidden_overflow')
+    }
+
+
+def test_training_lowers_the_loss(model_options):
+    opt = plain_options(model_options)
+    opt['train'] |= {'total_iter': 60, 'pixel_opt': {'type': 'MSELoss'}}
+    model = build_model(opt)
+    batch = next(iter(loader_of(opt, 'train')))
+    losses = []
+    for iteration in range(1, 61):
+        model.update_learning_rate(iteration)
+        model.feed_data(batch)
+        model.optimize_parameters(iteration)
+        losses.append(model.log_dict['l_training_pixel'])
+    assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
+
+
+def test_a_batch_of_one_without_negatives(model_options):
+    model_options['datasets']['train']['batch_size_per_gpu'] = 1
+    with pytest.raises(InputError, match='the negatives of distance_opt'):
+        LNCAModel.check_options(model_options)
+    del model_options['train']['autoencoder']['distance_opt']
+    LNCAModel.check_options(model_options)
+    model = build_model(model_options)
+    train(model, model_options, [1])
+    assert 'l_autoencoder_reconstruction' in model.log_dict

@@ -1,0 +1,203 @@
+"""Optimisation, pool, phases, metrics and checkpoints."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lnca_arch import LatentNAFCA, LatentViTCA
+from lnca_arch.errors import InputError
+from lnca_model import checkpoint
+from lnca_model.lnca_model import derangement
+from lnca_model.metrics import calculate_psnr_batch, calculate_ssim_batch
+from lnca_model.optimization import build_optimizer, build_scheduler, normalize_gradients
+from lnca_model.phases import phase_at, phases_of
+from lnca_model.pool import Pool
+from lnca_model.validation import equal_batches
+
+from basicsr.metrics import calculate_psnr, calculate_ssim
+
+
+def test_golden_optimiser(golden):
+    expected = golden('optimizer')
+    weight, bias = (nn.Parameter(expected[name].clone()) for name in ('w0', 'b0'))
+    steps = int(expected['total_steps'])
+    options = {'type': 'Adam', 'lr': expected['lr0'].item(), 'eps': expected['adam_eps'].item()}
+    optimizer = build_optimizer(options, 'optim_g', [weight, bias])
+    scheduler = build_scheduler({'type': 'CosineAnnealingRestartLR'}, 'scheduler', optimizer, steps)
+    for step in range(steps):
+        if step:
+            scheduler.step()
+        optimizer.zero_grad()
+        (100 * ((expected['x'] @ weight.T + bias).tanh() - 0.3).square().mean()).backward()
+        normalize_gradients([weight, bias])
+        optimizer.step()
+        torch.testing.assert_close(weight.detach(), expected['w_after_each_step'][step], rtol=0, atol=1e-4)
+    torch.testing.assert_close(bias.detach(), expected['b_final'], rtol=0, atol=1e-4)
+
+
+def test_normalised_gradients_have_norm_one():
+    used, zero, unused = (nn.Parameter(torch.ones(3)) for _ in range(3))
+    (used.square().sum() * 1e6 + zero.sum() * 0).backward()
+    normalize_gradients([used, zero, unused])
+    torch.testing.assert_close(used.grad.norm(), torch.tensor(1.0))
+    assert (zero.grad == 0).all()
+    assert unused.grad is None
+
+
+def pool_entries(first, count):
+    index = torch.arange(first, first + count).float().view(-1, 1, 1, 1)
+    return index.expand(-1, 3, 2, 2), index.expand(-1, 3, 2, 2) + 0.5, index.expand(-1, 5, 1, 1)
+
+
+def test_pool_keeps_the_newest_and_their_images():
+    pool = Pool(5)
+    pool.add(*pool_entries(0, 3))
+    assert len(pool) == 3
+    assert set(pool.draw(10).state[:, 0, 0, 0].tolist()) == {0, 1, 2}
+    pool.add(*pool_entries(3, 4))
+    drawn = pool.draw(10)
+    assert set(drawn.state[:, 0, 0, 0].tolist()) == {2, 3, 4, 5, 6}
+    torch.testing.assert_close(drawn.gt[:, 0, 0, 0], drawn.state[:, 0, 0, 0])
+    torch.testing.assert_close(drawn.lq[:, 0, 0, 0], drawn.state[:, 0, 0, 0] + 0.5)
+
+
+def test_pool_takes_states_back_to_their_places():
+    pool = Pool(8)
+    pool.add(*pool_entries(0, 8))
+    drawn = pool.draw(3)
+    pool.put_back(drawn.places, drawn.state + 100)
+    after = pool.draw(8)
+    changed = after.state[:, 0, 0, 0] >= 100
+    assert changed.sum() == 3
+    torch.testing.assert_close(after.gt[changed][:, 0, 0, 0] + 100, after.state[changed][:, 0, 0, 0])
+
+
+def test_pool_survives_saving(tmp_path):
+    pool = Pool(5)
+    pool.add(*pool_entries(0, 7))
+    checkpoint.save({'pool': pool.state_dict()}, tmp_path / 'pool.state')
+    copy = Pool(5)
+    copy.load_state_dict(checkpoint.load(tmp_path / 'pool.state')['pool'], torch.device('cpu'))
+    for one in (pool, copy):
+        one.add(*pool_entries(7, 2))
+    torch.manual_seed(1)
+    expected = pool.draw(5)
+    torch.manual_seed(1)
+    for got, want in zip(copy.draw(5), expected, strict=True):
+        assert torch.equal(got, want)
+
+
+def test_phases():
+    phases = phases_of({'total_iter': 5, 'a': {'iters': 2}, 'b': {'iters': 3}}, ['a', 'b'])
+    assert [(phase.first, phase.last) for phase in phases] == [(1, 2), (3, 5)]
+    assert [phase_at(phases, iteration).name for iteration in range(1, 6)] == ['a', 'a', 'b', 'b', 'b']
+    assert [phases[1].progress(iteration) for iteration in (3, 4)] == [0, 1 / 3]
+    skipped = phases_of({'total_iter': 3, 'a': {'iters': 0}, 'b': {'iters': 3}}, ['a', 'b'])
+    assert phase_at(skipped, 1).name == 'b'
+
+
+@pytest.mark.parametrize(
+    ('train', 'message'),
+    [
+        ({'total_iter': 6, 'a': {'iters': 2}, 'b': {'iters': 3}}, 'total_iter is 6, but .* is 5'),
+        ({'total_iter': 2, 'a': {'iters': 2}}, 'train.b is missing'),
+        ({'total_iter': 5, 'a': {'iters': 2.5}, 'b': {'iters': 3}}, 'train.a.iters must be a whole number'),
+        ({'a': {'iters': 2}, 'b': {'iters': 3}}, 'train.total_iter must be a whole number'),
+    ],
+)
+def test_phases_that_do_not_add_up(train, message):
+    with pytest.raises(InputError, match=message):
+        phases_of(train, ['a', 'b'])
+
+
+@pytest.mark.parametrize('count', [2, 3, 8])
+def test_derangements(count):
+    seen = set()
+    for _ in range(50):
+        order = derangement(count)
+        assert sorted(order.tolist()) == list(range(count))
+        assert not (order == torch.arange(count)).any()
+        seen.add(tuple(order.tolist()))
+    assert len(seen) > 1 or count == 2
+    with pytest.raises(ValueError, match='no derangement'):
+        derangement(1)
+
+
+@pytest.mark.parametrize(
+    'settings', [{'crop_border': 0}, {'crop_border': 3}, {'crop_border': 0, 'test_y_channel': True}]
+)
+@pytest.mark.parametrize('shape', [(20, 32, 32, 3), (2, 40, 23, 3)])
+def test_batched_metrics_are_those_of_basicsr(settings, shape):
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, shape, dtype=np.uint8)
+    other = np.clip(images + random.integers(-30, 30, shape), 0, 255).astype(np.uint8)
+    for batched, single in ((calculate_psnr_batch, calculate_psnr), (calculate_ssim_batch, calculate_ssim)):
+        expected = [single(one, two, **settings) for one, two in zip(images, other, strict=True)]
+        np.testing.assert_allclose(batched(images, other, **settings), expected, rtol=1e-10)
+        np.testing.assert_allclose(batched(images[0], other[0], **settings), expected[0], rtol=1e-10)
+
+
+def test_metrics_of_equal_and_of_impossible_images():
+    image = np.zeros((16, 16, 3), np.uint8)
+    assert calculate_psnr_batch(image, image, 0) == float('inf')
+    assert calculate_ssim_batch(image, image, 0) == 1
+    with pytest.raises(ValueError, match='at least 11×11'):
+        calculate_ssim_batch(image, image, 3)
+    with pytest.raises(ValueError, match='cannot be compared'):
+        calculate_ssim_batch(image, image[1:], 0)
+
+
+def test_batches_join_neighbours_of_one_size():
+    sizes = [4, 4, 4, 6, 4]
+    items = [{'lq': torch.full((1, 3, s, s), float(i)), 'lq_path': [str(i)]} for i, s in enumerate(sizes)]
+    batches = list(equal_batches(items, 2))
+    assert [batch['lq_path'] for batch in batches] == [['0', '1'], ['2'], ['3'], ['4']]
+    assert [batch['lq'].shape[-1] for batch in batches] == [4, 4, 6, 4]
+
+
+def test_a_failed_save_leaves_the_earlier_file(tmp_path, monkeypatch):
+    path = tmp_path / 'net.pth'
+    checkpoint.save({'params': {'w': torch.ones(2)}}, path)
+
+    def fail(content, file):
+        file.write(b'half of it')
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(torch, 'save', fail)
+    with pytest.raises(InputError, match='No space left.*make room'):
+        checkpoint.save({'params': {'w': torch.zeros(2)}}, path)
+    assert checkpoint.load(path)['params']['w'].tolist() == [1, 1]
+    assert [file.name for file in tmp_path.iterdir()] == ['net.pth']
+
+
+def test_weights_of_another_network(tmp_path):
+    path = tmp_path / 'net.pth'
+    source = LatentNAFCA(latent_channels=4, hidden_channels=4)
+    checkpoint.save({'params': source.state_dict()}, path)
+    target = LatentViTCA(latent_channels=4, hidden_channels=4)
+    with pytest.raises(InputError, match='not a checkpoint of this LatentViTCA.*are missing.*are unknown') as error:
+        checkpoint.read_weights(target, path, True, 'params')
+    assert '\n' not in str(error.value)
+    # Not strictly, the autoencoder that both have is taken.
+    weights = checkpoint.read_weights(target, path, False, 'params')
+    assert {name for name in weights if name.startswith('autoencoder.')} == set(weights) - {
+        name for name in weights if name.startswith('automaton.')
+    }
+    assert all(torch.equal(weights[name], source.state_dict()[name]) for name in weights)
+    assert len([name for name in weights if name.startswith('autoencoder.')]) == len(source.autoencoder.state_dict())
+    with pytest.raises(InputError, match='have another size'):
+        checkpoint.read_weights(LatentNAFCA(latent_channels=8, hidden_channels=4), path, True, 'params')
+
+
+def test_truncated_foreign_and_hostile_checkpoints(tmp_path):
+    whole = tmp_path / 'whole.pth'
+    checkpoint.save({'params': {'w': torch.rand(1000)}}, whole)
+    (tmp_path / 'cut.pth').write_bytes(whole.read_bytes()[:1000])
+    (tmp_path / 'text.pth').write_text('not a checkpoint')
+    torch.save(torch.ones(3), tmp_path / 'tensor.pth')
+    torch.save({'params': nn.Linear(2, 2)}, tmp_path / 'code.pth')
+    for name in ('cut', 'text', 'tensor', 'code', 'missing'):
+        with pytest.raises(InputError, match=f'{name}.pth') as error:
+            checkpoint.load(tmp_path / f'{name}.pth')
+        assert '\n' not in str(error.value)
