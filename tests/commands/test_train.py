@@ -1,0 +1,181 @@
+"""basicsr/train.py and basicsr/test.py, run as users run them."""
+
+import copy
+import csv
+import functools
+import resource
+import subprocess
+import sys
+
+import lmdb
+import pytest
+import torch
+import yaml
+
+from lnca_data.lmdb_store import TileStore, write_lmdb
+from lnca_model import checkpoint
+
+
+def scores(path):
+    with open(path, newline='') as file:
+        return list(csv.DictReader(file))
+
+
+def failed_in_one_line(result, *words):
+    """The error line, after checking that it is alone, that it holds the words, and that the exit code is not 0."""
+    assert result.returncode != 0
+    assert 'Traceback' not in result.stderr
+    lines = [line for line in result.stderr.splitlines() if line.startswith('error: ')]
+    assert len(lines) == 1
+    assert result.stderr.rstrip().endswith(lines[0])
+    for word in words:
+        assert word in lines[0]
+    return lines[0]
+
+
+@pytest.fixture
+def trained(run, project, options):
+    options['logger']['use_tb_logger'] = True
+    result = run('train', options)
+    assert result.returncode == 0, result.stderr
+    return result.stderr
+
+
+def test_trains_validates_saves_and_tests(run, project, options, trained, tmp_path_factory):
+    assert 'Phase 1 of 2, autoencoder: iterations 1 to 3' in trained
+    assert 'Phase 2 of 2, automaton: iterations 4 to 7' in trained
+    for words in ('eta: ', 'lr:(', 'l_autoencoder_equivalence', 'l_automaton_latent', 'corrupted: ', 'gain: '):
+        assert words in trained
+    experiment = project / 'experiments' / 'lnca_photos'
+    models = {file.name for file in (experiment / 'models').iterdir()}
+    assert models == {f'net_g_{name}.pth' for name in (2, 4, 6, 'best', 'latest')}
+    assert {file.name for file in (experiment / 'training_states').iterdir()} == {'2.state', '4.state', '6.state'}
+    assert [row['dataset'] for row in scores(experiment / 'scores.csv')] == ['photos_val'] * 2 + ['photos_test'] * 2
+    for name in ('photos_val', 'photos_test'):
+        assert (experiment / 'visualization' / name / 'sheet_7.png').is_file()
+
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(project / 'tb_logger' / 'lnca_photos')).Reload()
+    tags = set(events.Tags()['scalars'])
+    assert {'learning_rate', 'phase', 'losses/l_autoencoder_task', 'losses/l_automaton_reconstruction'} <= tags
+    assert {'metrics/photos_val/ssim', 'metrics/photos_val/ssim_corrupted', 'metrics/photos_val/ssim_gain'} <= tags
+    assert [event.value for event in events.Scalars('phase')] == [1, 1, 1, 2, 2, 2, 2]
+
+    # test.py from somewhere else, the checkpoint's path relative to the project.
+    test = {key: options[key] for key in ('name', 'model_type', 'num_gpu', 'network_g')}
+    test['datasets'] = {'test': {k: v for k, v in options['datasets']['val_test'].items() if k != 'at_end'}}
+    test['path'] = {'pretrain_network_g': 'experiments/lnca_photos/models/net_g_best.pth'}
+    test['val'] = options['val'] | {'save_img': True, 'suffix': None}
+    result = run('test', test, cwd=tmp_path_factory.mktemp('elsewhere'))
+    assert result.returncode == 0, result.stderr
+    results = project / 'results' / 'lnca_photos'
+    in_training = scores(experiment / 'scores.csv')[2:]
+    for row, expected in zip(scores(results / 'scores.csv'), in_training, strict=True):
+        assert float(row['restored']) == pytest.approx(float(expected['restored']), abs=1e-4)
+    pictures = {file.name for file in (results / 'visualization' / 'photos_test').iterdir()}
+    assert pictures == {f'tile_{index:03d}_lnca_photos.png' for index in range(5)} | {'sheet_lnca_photos.png'}
+
+
+@pytest.mark.parametrize('stopped_at', [2, 6])
+def test_auto_resume_from_another_directory(run, project, options, tmp_path_factory, stopped_at):
+    """A run cut off in either phase goes on where it was, and ends as if it had trained all the time."""
+    whole = copy.deepcopy(options)
+    assert run('train', whole).returncode == 0
+    experiment = project / 'experiments' / 'lnca_photos'
+    state = checkpoint.load(experiment / 'training_states' / f'{stopped_at}.state')
+    assert state['iter'] == stopped_at
+    # What a killed run leaves: the checkpoints so far.
+    for folder, ending in (('models', '.pth'), ('training_states', '.state')):
+        for file in (experiment / folder).iterdir():
+            number = file.name.removesuffix(ending).removeprefix('net_g_')
+            if not number.isdigit() or int(number) > stopped_at:
+                file.unlink()
+    result = run('train', whole, '--auto_resume', cwd=tmp_path_factory.mktemp('elsewhere'))
+    assert result.returncode == 0, result.stderr
+    assert f'Resuming training from epoch: {state["epoch"]}, iter: {stopped_at}.' in result.stderr
+    assert ('Phase 1 of 2' in result.stderr) is (stopped_at == 2)
+    assert 'iter:       7, lr:(1.464e-03,)' in result.stderr
+    end = checkpoint.load(experiment / 'training_states' / '6.state')
+    steps = [{int(entry['step']) for entry in optimizer['state'].values()} for optimizer in end['optimizers']]
+    assert steps == [{6}, {6}]
+    assert len(end['pool']['tensors']['state']) == 10
+    if stopped_at == 6:
+        assert torch.equal(end['pool']['tensors']['state'], state['pool']['tensors']['state'])
+    assert (experiment / 'models' / 'net_g_latest.pth').is_file()
+
+
+def test_phase_2_alone_on_a_trained_autoencoder(run, project, options, trained):
+    """Also with another automaton than the one beside which the autoencoder was trained."""
+    source = project / 'experiments' / 'lnca_photos' / 'models' / 'net_g_latest.pth'
+    options['name'] = 'second'
+    options['network_g'] = {'type': 'LatentViTCA', 'latent_channels': 4, 'hidden_channels': 4, 'embed_channels': 8}
+    options['train']['autoencoder']['iters'] = 0
+    options['train']['total_iter'] = 4
+    failed_in_one_line(run('train', options), 'train.autoencoder.iters is 0', 'path.pretrain_network_g')
+    options['path'].update(pretrain_network_g=str(source), strict_load_g=False)
+    result = run('train', options)
+    assert result.returncode == 0, result.stderr
+    weights = checkpoint.load(project / 'experiments' / 'second' / 'models' / 'net_g_latest.pth')['params']
+    for name, value in checkpoint.load(source)['params'].items():
+        if name.startswith('autoencoder.'):
+            assert torch.equal(weights[name], value), name
+
+
+def test_a_full_disk_stops_the_run_and_keeps_what_is_there(run, project, options):
+    assert run('train', options).returncode == 0
+    experiment = project / 'experiments' / 'lnca_photos'
+    for file in [*(experiment / 'training_states').iterdir(), *(experiment / 'models').iterdir()]:
+        if '2' not in file.name:
+            file.unlink()
+
+    def checkpoints():
+        folders = (experiment / 'models', experiment / 'training_states')
+        return {path: path.read_bytes() for folder in folders for path in folder.iterdir()}
+
+    before = checkpoints()
+    room = min(len(content) for content in before.values()) // 2
+    limit = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (room, room))
+    result = run('train', options, '--auto_resume', preexec_fn=limit)
+    failed_in_one_line(result, 'cannot save', 'make room')
+    assert checkpoints() == before
+
+
+def test_a_nan_stops_the_run(run, project, options):
+    options['train']['autoencoder']['optim_g']['lr'] = 1e30
+    options['train']['normalize_gradients'] = False
+    line = failed_in_one_line(run('train', options), 'the loss ', 'in iteration ', 'of phase autoencoder')
+    assert '--auto_resume' in line
+
+
+def test_epochs_whose_last_batch_is_dropped_are_counted_right(run, project, options):
+    """21 tiles are 5 batches of 4: BasicSR counts 6 iterations an epoch, and would end after 65 of these 67."""
+    options['train'].update(total_iter=67)
+    options['train']['autoencoder']['iters'] = 63
+    options['logger'].update(print_freq=67, save_checkpoint_freq=67)
+    options['val']['val_freq'] = 1000
+    result = run('train', options)
+    assert result.returncode == 0, result.stderr
+    assert (project / 'experiments' / 'lnca_photos' / 'models' / 'net_g_67.pth').is_file()
+
+
+def test_an_option_file_cannot_run_code(project, options):
+    marker = project / 'ran'
+    file = project / 'hostile.yml'
+    code = f'extra: !!python/object/apply:os.mkdir [{marker}]'
+    file.write_text(f'{yaml.safe_dump(options)}\n{code}\n')
+    result = subprocess.run(
+        [sys.executable, project / 'basicsr' / 'train.py', '-opt', file], capture_output=True, text=True, check=False
+    )
+    failed_in_one_line(result, 'not a plain YAML file', 'python/object')
+    assert not marker.exists()
+
+
+def test_an_unreadable_image_met_while_training(run, project, options, tiles, tmp_path):
+    store = TileStore(tiles / 'train_gt.lmdb')
+    path = tmp_path / 'broken.lmdb'
+    write_lmdb(path, [(key, store[key]) for key in store.keys])
+    with lmdb.open(str(path)) as environment, environment.begin(write=True) as transaction:
+        transaction.put(b'tile_003', b'not a png')
+    options['datasets']['train'].update(dataroot_gt=str(path), num_worker_per_gpu=1)
+    failed_in_one_line(run('train', options), 'broken.lmdb', 'tile_003', 'not a readable image')

@@ -1,0 +1,150 @@
+"""Options that are wrong are named before anything is created."""
+
+import shutil
+import sys
+
+import pytest
+import yaml
+
+from lnca_arch import errors
+from lnca_arch.basicsr_compat import SafeLoader
+from lnca_arch.errors import InputError
+from lnca_data.lmdb_store import TileStore, write_lmdb
+from lnca_model import pipeline
+
+
+@pytest.fixture
+def parse(tmp_path, monkeypatch):
+    """parse_options of an option file made of ``options``, as train.py calls it."""
+    monkeypatch.setattr(errors.sys, 'excepthook', sys.excepthook)  # put back afterwards
+
+    def call(options):
+        file = tmp_path / 'options.yml'
+        file.write_text(options if isinstance(options, str) else yaml.safe_dump(options))
+        monkeypatch.setattr(sys, 'argv', ['train.py', '-opt', str(file)])
+        return pipeline.parse_options(str(tmp_path), is_train=True)[0]
+
+    return call
+
+
+def change(options, path, value):
+    *blocks, key = path.split('.')
+    for block in blocks:
+        options = options[block]
+    if value is None:
+        del options[key]
+    else:
+        options[key] = value
+
+
+@pytest.mark.parametrize(
+    ('path', 'value', 'message'),
+    [
+        ('network_g.type', 'LatentNAFCa', 'network_g: type .LatentNAFCa. is unknown. Did you mean LatentNAFCA?'),
+        ('network_g.hiden_channels', 4, 'network_g, type LatentNAFCA.*hiden_channels'),
+        ('network_g.embed_channels', 7, 'embed_channels and ffn_expand × state channels must be even'),
+        ('network_g.type', 'NAFCA', 'network_g'),
+        ('network_g', 'LatentNAFCA', 'network_g must be a block'),
+        ('model_type', 'LNCAmodel', 'model_type: .LNCAmodel. is unknown. Did you mean LNCAModel?'),
+        ('train.autoencoder.task_opt.type', 'MaskTaskLoss', 'train.autoencoder.task_opt.*Did you mean MaskedTaskLoss?'),
+        ('train.autoencoder.task_opt.weight', 1, 'train.autoencoder.task_opt, type MaskedTaskLoss.*weight'),
+        ('train.autoencoder.task_opt.reduction', 'none', 'use reduction: mean or sum'),
+        ('train.autoencoder.tusk_opt', {'type': 'L1Loss'}, 'tusk_opt is unknown. Did you mean task_opt?'),
+        ('train.autoencoder.optim_g.lr', 'high', 'train.autoencoder.optim_g.*lr a number'),
+        ('train.autoencoder.optim_g.type', 'Adams', 'train.autoencoder.optim_g.*Did you mean Adam?'),
+        ('train.automaton.scheduler.type', 'Cosine', 'train.automaton.scheduler: type .Cosine. is unknown'),
+        ('train.automaton.steps', [8], r'train.automaton.steps must be \[least, most\]'),
+        ('train.automaton.steps', [8, 4], r'train.automaton.steps\[1\] must be a whole number of at least 8'),
+        ('train.automaton.pool_size', 0, 'train.automaton.pool_size must be a whole number of at least 1'),
+        ('train.total_iter', 8, 'train.total_iter is 8, but .* is 7; make them equal'),
+        ('train.warmup_iter', 5, 'warm-up is not supported'),
+        ('train', None, 'train missing'),
+        ('datasets.train', None, 'datasets.train is missing'),
+        ('datasets.train.type', 'TilesDataset', 'datasets.train: type .* Did you mean TileDataset?'),
+        ('datasets.train.corruption', None, 'with no dataroot_lq a corruption is needed'),
+        ('datasets.train.corruption.type', 'nose', 'corruption: type .nose. is unknown. Did you mean noise?'),
+        ('datasets.train.corruption.strength', 1, 'corruption, type noise.*strength'),
+        ('datasets.val.dataroot_lq', None, 'photos_val.*validation and test need pairs'),
+        ('datasets.val.dataroot_gt', '/nowhere/gt.lmdb', '/nowhere/gt.lmdb: there is no such LMDB'),
+        ('val.metrics.ssim.type', 'calculate_sim', 'val.metrics.ssim: type .calculate_sim. is unknown'),
+        ('val.batch_size', 0, 'val.batch_size must be a whole number of at least 1'),
+        ('path.pretrain_network_g', 'missing.pth', 'missing.pth: there is no such checkpoint'),
+    ],
+)
+def test_mistakes_are_named(parse, options, tmp_path, path, value, message):
+    change(options, path, value)
+    with pytest.raises(InputError, match=message) as error:
+        parse(options)
+    assert '\n' not in str(error.value)
+    assert [file.name for file in tmp_path.iterdir()] == ['options.yml']
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('a: [1', 'not a plain YAML file'),
+        ('just words', 'not an option file'),
+        ('a: !!python/object/apply:os.getcwd []', 'not a plain YAML file.*python/object'),
+        ('name: a', 'model_type, num_gpu, network_g, datasets, path, train, logger missing'),
+    ],
+)
+def test_files_that_are_no_option_files(parse, text, message):
+    with pytest.raises(InputError, match=message) as error:
+        parse(text)
+    assert '\n' not in str(error.value)
+
+
+def test_a_missing_option_file(monkeypatch, tmp_path):
+    monkeypatch.setattr(errors.sys, 'excepthook', sys.excepthook)
+    monkeypatch.setattr(sys, 'argv', ['train.py', '-opt', str(tmp_path / 'none.yml')])
+    with pytest.raises(InputError, match=r'none.yml: cannot read the option file \(No such file'):
+        pipeline.parse_options(str(tmp_path))
+
+
+def test_tiles_that_do_not_divide(parse, options, tiles, tmp_path_factory):
+    store = TileStore(tiles / 'train_gt.lmdb')
+    odd = tmp_path_factory.mktemp('odd') / 'gt.lmdb'
+    write_lmdb(odd, [(key, store[key][:14, :14]) for key in store.keys])
+    options['datasets']['train']['dataroot_gt'] = str(odd)
+    with pytest.raises(InputError, match='tiles of 14×14 do not divide by 4'):
+        parse(options)
+
+
+def test_pairs_that_do_not_match_for_basicsrs_own_dataset(parse, options, tiles):
+    options['datasets']['val'] = {
+        'name': 'val',
+        'type': 'PairedImageDataset',
+        'dataroot_gt': str(tiles / 'val_gt.lmdb'),
+        'dataroot_lq': str(tiles / 'test_lq.lmdb'),
+        'io_backend': {'type': 'lmdb'},
+    }
+    with pytest.raises(InputError, match='do not hold the same images'):
+        parse(options)
+
+
+def test_a_truncated_lmdb(parse, options, tiles, tmp_path_factory):
+    cut = tmp_path_factory.mktemp('cut') / 'gt.lmdb'
+    shutil.copytree(tiles / 'train_gt.lmdb', cut)
+    data = (cut / 'data.mdb').read_bytes()
+    (cut / 'data.mdb').write_bytes(data[: len(data) // 2])
+    options['datasets']['train']['dataroot_gt'] = str(cut)
+    with pytest.raises(InputError, match='gt.lmdb'):
+        parse(options)
+
+
+def test_relative_paths_are_found_under_the_project(parse, options, tiles, tmp_path, monkeypatch, tmp_path_factory):
+    shutil.copytree(tiles, tmp_path / 'data')
+    for dataset in options['datasets'].values():
+        for side in ('gt', 'lq'):
+            if f'dataroot_{side}' in dataset:
+                dataset[f'dataroot_{side}'] = f'data/{dataset[f"dataroot_{side}"].rsplit("/", 1)[1]}'
+    monkeypatch.chdir(tmp_path_factory.mktemp('elsewhere'))
+    assert parse(options)['datasets']['val']['dataroot_gt'] == str(tmp_path / 'data' / 'val_gt.lmdb')
+
+
+def test_numbers_in_yaml():
+    assert yaml.load('a: [1e-2, 2E+3, !!float 1e-7, 3, x1e2]', Loader=SafeLoader)['a'] == [0.01, 2000, 1e-7, 3, 'x1e2']
+
+
+def test_right_options_pass(parse, options):
+    assert parse(options)['network_g']['type'] == 'LatentNAFCA'
