@@ -35,14 +35,28 @@ def whole_folder(path: Path | str) -> Iterator[Path]:
     path = Path(path)
     temporary = path.with_name(f'.{path.name}.partial')
     previous = path.with_name(f'.{path.name}.previous')
+    if previous.exists() and not path.exists():
+        previous.rename(path)  # a run was killed between the two renames below
     for leftover in (temporary, previous):
-        shutil.rmtree(leftover, ignore_errors=True)
+        _remove(leftover)
     temporary.mkdir(parents=True)
     try:
         yield temporary
         if path.exists():
             path.rename(previous)
-        temporary.rename(path)
-        shutil.rmtree(previous, ignore_errors=True)
+        try:
+            temporary.rename(path)
+        except OSError:
+            if previous.exists():
+                previous.rename(path)
+            raise
+        _remove(previous)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove(temporary)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

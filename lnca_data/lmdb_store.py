@@ -66,8 +66,8 @@ def _put(environment: lmdb.Environment, batch: list[tuple[bytes, bytes]]) -> Non
 class TileStore:
     """Read access to a BasicSR-format LMDB.
 
-    The LMDB is opened when the first image is read and once a process: lmdb refuses to open one twice, also when a
-    forked worker inherits the handle of its parent.
+    The LMDB is opened when the first image is read and once a process, whose stores share it: lmdb refuses to open one
+    twice. One that was packed anew since is opened anew.
 
     Args:
         path: the ``.lmdb`` folder.
@@ -76,7 +76,7 @@ class TileStore:
         InputError: the LMDB is missing, empty, truncated or unreadable.
     """
 
-    _environments: ClassVar[dict[tuple[int, str], lmdb.Environment]] = {}
+    _open: ClassVar[dict[str, tuple[lmdb.Environment, int]]] = {}  # real path → environment, inode of its data
 
     def __init__(self, path: Path | str) -> None:
         self.path = str(path)
@@ -91,18 +91,26 @@ class TileStore:
         Raises:
             InputError: no such key, or not an image.
         """
-        with self._environment().begin() as transaction:
-            data = transaction.get(key.encode('ascii'))
+        try:
+            with _environment(self.path).begin() as transaction:
+                data = transaction.get(key.encode('ascii'))
+        except lmdb.Error as error:
+            raise InputError(f'{self.path}: cannot read {key!r} ({error}); pack the dataset again') from None
         image = None if not data else cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
         if image is None:
             raise InputError(f'{self.path}: {key} is not a readable image; pack the dataset again')
         return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
-    def _environment(self) -> lmdb.Environment:
-        name = (os.getpid(), os.path.realpath(self.path))
-        if name not in self._environments:
-            self._environments[name] = _open(Path(self.path))
-        return self._environments[name]
+    @classmethod
+    def close_all(cls) -> None:
+        """Close what this process holds open; what is read later is opened again."""
+        for environment, _ in cls._open.values():
+            environment.close()
+        cls._open.clear()
+
+
+# A forked worker inherits its parent's environments, which it may not use, and beside which lmdb opens no others.
+os.register_at_fork(after_in_child=TileStore.close_all)
 
 
 def check_pair(gt: Path | str, lq: Path | str) -> None:
@@ -122,8 +130,21 @@ def image_sizes(path: Path | str) -> set[tuple[int, int]]:
     return {(int(height), int(width)) for height, width in shapes}
 
 
-def _open(path: Path) -> lmdb.Environment:
-    return lmdb.open(str(path), readonly=True, lock=False, readahead=False, create=False)
+def _environment(path: Path | str) -> lmdb.Environment:
+    """The environment of an LMDB that exists, opened once a process.
+
+    Raises:
+        lmdb.Error: it is damaged.
+    """
+    name = os.path.realpath(path)
+    inode = (Path(name) / 'data.mdb').stat().st_ino
+    environment, known = TileStore._open.get(name, (None, None))
+    if known != inode:
+        if environment is not None:
+            environment.close()
+        environment = lmdb.open(name, readonly=True, lock=False, readahead=False, create=False)
+        TileStore._open[name] = (environment, inode)
+    return environment
 
 
 def _checked_keys(path: Path) -> list[str]:
@@ -134,17 +155,22 @@ def _checked_keys(path: Path) -> list[str]:
     for file in (data, meta_info):
         if not file.is_file():
             raise InputError(f'{path}: {file.name} is missing, so this is not an LMDB that BasicSR can read; {advice}')
+    try:
+        lines = meta_info.read_text(encoding='utf-8').splitlines()
+    except UnicodeDecodeError:
+        raise InputError(f'{path}: {META_INFO} is damaged, it is not text; {advice} again') from None
     # PairedImageDataset, too, takes what comes before the first dot for the key.
-    keys = [line.split('.')[0] for line in meta_info.read_text().splitlines() if line.strip()]
+    keys = [line.split('.')[0] for line in lines if line.strip()]
     if not keys:
         raise InputError(f'{path}: the LMDB is empty; {advice}')
-    shared = TileStore._environments.get((os.getpid(), os.path.realpath(path)))
+    name = os.path.realpath(path)
+    was_open = name in TileStore._open
     try:
-        environment = shared or _open(path)
+        environment = _environment(path)
         entries = environment.stat()['entries']
         needed = (environment.info()['last_pgno'] + 1) * environment.stat()['psize']
-        if shared is None:
-            environment.close()
+        if not was_open:  # so that BasicSR's own datasets can open it
+            TileStore._open.pop(name)[0].close()
     except lmdb.Error as error:
         raise InputError(f'{path}: the LMDB is damaged ({error}); {advice} again') from None
     # Reading past the end of a truncated file would kill the process.

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -86,6 +87,11 @@ def pack(photographs: Sequence[Photograph], output: Path | str, options: Packing
     output = Path(output)
     if output.exists() and not overwrite:
         raise InputError(f'{output} exists; use --overwrite to replace it, or another --output')
+    if options.tile_size < 1 or len(set(options.tile_pixels)) < len(options.tile_pixels):
+        raise InputError(
+            f'tile size {options.tile_size}, tile pixels {list(options.tile_pixels)}: '
+            'the size must be at least 1, and each number of pixels may stand there once'
+        )
     if min(options.tile_pixels) < options.tile_size:
         raise InputError(f'tiles of {min(options.tile_pixels)} pixels cannot be shrunk to {options.tile_size}')
     corruption = build_corruption(options.corruption)
@@ -95,7 +101,7 @@ def pack(photographs: Sequence[Photograph], output: Path | str, options: Packing
         image = photograph.load()
         summary.photographs[photograph.name] = 'test' if photograph.is_test else 'train'
         for tile in _clean(image, options, summary.dropped):
-            split = _split(photograph, tile, image.shape[0], max(options.tile_pixels))
+            split = _split(photograph, tile, image.shape[0], math.lcm(*options.tile_pixels))
             tiles[split].append((f'{photograph.name}_{tile.side}px_y{tile.top:04d}_x{tile.left:04d}', tile.image))
     for split in SPLITS:
         if not tiles[split]:
@@ -131,11 +137,11 @@ def _clean(image: np.ndarray, options: PackingOptions, dropped: dict[str, int]) 
                 yield tile
 
 
-def _split(photograph: Photograph, tile: Tile, height: int, largest: int) -> str:
+def _split(photograph: Photograph, tile: Tile, height: int, grid: int) -> str:
     if photograph.is_test:
         return 'test'
-    # On the grid of the largest tiles, so that no tile, however large, reaches across the border.
-    border = int((1 - VALIDATION_SHARE) * height) // largest * largest
+    # Where a tile ends whatever its side, so that none reaches across the border.
+    border = int((1 - VALIDATION_SHARE) * height) // grid * grid
     return 'val' if tile.top >= border else 'train'
 
 

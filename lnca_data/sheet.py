@@ -25,6 +25,7 @@ def write_sheet(path: Path | str, columns: Mapping[str, Sequence[np.ndarray]], r
     enlarge = max(1, TARGET_SIDE // side)
     groups = []
     count = len(next(iter(columns.values())))
+    rows = min(rows, count)
     for start in range(0, count, rows):
         groups += [_column(title, images[start : start + rows], rows, enlarge) for title, images in columns.items()]
     with whole_file(path) as temporary:
@@ -34,7 +35,6 @@ def write_sheet(path: Path | str, columns: Mapping[str, Sequence[np.ndarray]], r
 
 def _column(title: str, images: Sequence[np.ndarray], rows: int, enlarge: int) -> np.ndarray:
     height, width = images[0].shape[0] * enlarge, images[0].shape[1] * enlarge
-    rows = min(rows, len(images)) if len(images) < rows else rows
     column = np.full((TITLE_HEIGHT + rows * (height + MARGIN), width + MARGIN, 3), 255, np.uint8)
     cv2.putText(column, title, (2, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
     for row, image in enumerate(images):

@@ -51,8 +51,13 @@ class TileDataset(Dataset):
             raise InputError(f'dataset {opt.get("name")}: dataroot_lq is missing; validation and test need pairs')
         else:
             TileStore(gt)
-        if opt['phase'] == 'train' and len(sizes := image_sizes(gt)) > 1:
-            raise InputError(f'{gt}: a batch needs tiles of one size, found {", ".join(map(str, sorted(sizes)))}')
+        if opt['phase'] == 'train':
+            sizes = image_sizes(gt) | (image_sizes(lq) if lq else set())
+            if len(sizes) > 1:
+                raise InputError(f'{gt}: a batch needs tiles of one size, found {", ".join(map(str, sorted(sizes)))}')
+            height, width = sizes.pop()
+            if opt.get('use_rot') and height != width:
+                raise InputError(f'{gt}: use_rot turns tiles, so they must be square, not {height}×{width}')
 
     def __len__(self) -> int:
         return len(self.keys)

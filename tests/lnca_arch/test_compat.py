@@ -1,7 +1,11 @@
 """What keeps BasicSR from being imported, each in a process of its own."""
 
+import shutil
 import subprocess
 import sys
+from pathlib import Path
+
+import basicsr
 
 
 def python(code):
@@ -14,17 +18,22 @@ def test_imports_with_what_is_installed():
         assert result.returncode == 0, result.stderr
 
 
-def test_a_basicsr_that_needs_no_mending_gets_none():
-    """BasicSR's git master imports nothing that torchvision has removed: an existing module is left as it is."""
+def test_imports_with_basicsrs_git_master(tmp_path):
+    """There the import that torchvision broke is mended. A copy of the installed BasicSR with that change."""
+    shutil.copytree(Path(basicsr.__file__).parent, tmp_path / 'basicsr', ignore=shutil.ignore_patterns('__pycache__'))
+    changed = tmp_path / 'basicsr' / 'data' / 'degradations.py'
+    source = changed.read_text().replace(
+        'torchvision.transforms.functional_tensor', 'torchvision.transforms.functional'
+    )
+    changed.write_text(source)
     result = python(
-        'import sys, types\n'
-        'name = "torchvision.transforms.functional_tensor"\n'
-        'import torchvision.transforms.functional as functional\n'
-        'own = types.ModuleType(name); own.rgb_to_grayscale = functional.rgb_to_grayscale; sys.modules[name] = own\n'
-        'import lnca_model\n'
-        'assert sys.modules[name] is own'
+        f'import sys; sys.path.insert(0, {str(tmp_path)!r})\n'
+        'import lnca_model, basicsr\n'
+        'from basicsr.utils.registry import MODEL_REGISTRY\n'
+        'print(basicsr.__file__, "LNCAModel" in MODEL_REGISTRY)'
     )
     assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == [str(tmp_path / 'basicsr' / '__init__.py'), 'True']
 
 
 def test_a_torchvision_of_another_torch_is_one_line():

@@ -1,0 +1,222 @@
+"""Writing and reading BasicSR-format LMDBs, whole and damaged ones."""
+
+import multiprocessing
+import os
+import resource
+import shutil
+
+import cv2
+import lmdb
+import numpy as np
+import pytest
+from torch.utils.data import DataLoader
+
+from lnca_arch.errors import InputError
+from lnca_data import lmdb_store
+from lnca_data.lmdb_store import TileStore, check_pair, image_sizes, write_lmdb
+from lnca_data.tile_dataset import TileDataset
+
+
+def images_of(count, size=(8, 10)):
+    pixels = np.random.default_rng(count).integers(0, 256, (count, *size, 3), dtype=np.uint8)
+    # Last key first: what is read back is sorted.
+    return [(f'tile_{index:03d}', pixels[index]) for index in reversed(range(count))]
+
+
+@pytest.fixture
+def images():
+    return images_of(12)
+
+
+@pytest.fixture
+def path(tmp_path, images):
+    path = tmp_path / 'some.lmdb'
+    write_lmdb(path, images)
+    return path
+
+
+def refusal(call, *arguments):
+    with pytest.raises(InputError) as caught:
+        call(*arguments)
+    message = str(caught.value)
+    assert '\n' not in message
+    return message
+
+
+def read_all(store):
+    return [(key, store[key]) for key in store.keys]
+
+
+def assert_same(got, images):
+    assert [key for key, _ in got] == sorted(key for key, _ in images)
+    for key, image in got:
+        np.testing.assert_array_equal(image, dict(images)[key], err_msg=key)
+
+
+def test_round_trip(path, images):
+    store = TileStore(path)
+    assert len(store) == 12
+    assert_same(read_all(store), images)
+    assert image_sizes(path) == {(8, 10)}
+
+
+def test_count_is_returned_and_images_may_be_an_iterator(tmp_path, images):
+    assert write_lmdb(tmp_path / 'some.lmdb', iter(images)) == 12
+
+
+def test_format_is_that_of_basicsr(path, images):
+    """Keys without suffix, PNGs whose colours OpenCV reads as BGR, and a line an image in meta_info.txt."""
+    lines = (path / 'meta_info.txt').read_text().splitlines()
+    assert lines == [f'{key}.png (8,10,3) 1' for key, _ in images]
+    key, image = images[0]
+    with lmdb.open(str(path), readonly=True, lock=False) as environment, environment.begin() as transaction:
+        data = transaction.get(key.encode())
+    assert data.startswith(b'\x89PNG')
+    np.testing.assert_array_equal(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR), image[..., ::-1])
+
+
+@pytest.mark.parametrize('batch', [7, 1000])
+def test_map_grows(tmp_path, monkeypatch, batch):
+    monkeypatch.setattr(lmdb_store, 'FIRST_MAP_SIZE', 1 << 16)
+    monkeypatch.setattr(lmdb_store, 'BATCH', batch)
+    images = images_of(60, (40, 40))
+    path = tmp_path / 'some.lmdb'
+    assert write_lmdb(path, images) == 60
+    assert (path / 'data.mdb').stat().st_size > 4 << 16
+    assert_same(read_all(TileStore(path)), images)
+
+
+def test_full_disk_is_named(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))
+    try:
+        message = refusal(write_lmdb, tmp_path / 'some.lmdb', images_of(60, (40, 40)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert 'some.lmdb' in message
+    assert 'make room' in message
+
+
+def test_missing(tmp_path):
+    assert 'there is no such LMDB' in refusal(TileStore, tmp_path / 'none.lmdb')
+
+
+@pytest.mark.parametrize('name', ['data.mdb', 'meta_info.txt'])
+def test_missing_file(path, name):
+    (path / name).unlink()
+    assert f'{name} is missing' in refusal(TileStore, path)
+
+
+def test_empty(tmp_path):
+    assert write_lmdb(tmp_path / 'some.lmdb', []) == 0
+    assert 'the LMDB is empty' in refusal(TileStore, tmp_path / 'some.lmdb')
+
+
+@pytest.mark.parametrize(
+    ('kept', 'message'), [(0.9, 'truncated'), (0.5, 'truncated'), (1, 'is damaged'), (0, 'is damaged')]
+)
+def test_truncated(tmp_path, kept, message):
+    path = tmp_path / 'some.lmdb'
+    write_lmdb(path, images_of(40, (40, 40)))
+    data = path / 'data.mdb'
+    os.truncate(data, kept if isinstance(kept, int) else int(kept * data.stat().st_size))
+    got = refusal(TileStore, path)
+    assert message in got
+    assert str(path) in got
+
+
+def test_not_an_lmdb(path):
+    (path / 'data.mdb').write_bytes(b'no' * 10_000)
+    assert 'is damaged' in refusal(TileStore, path)
+
+
+def test_other_count_in_meta_info(path):
+    with open(path / 'meta_info.txt', 'a') as file:
+        file.write('one_more.png (8,10,3) 1\n')
+    assert 'meta_info.txt lists 13 images, data.mdb holds 12' in refusal(TileStore, path)
+
+
+def test_unreadable_image(path, images):
+    with lmdb.open(str(path)) as environment, environment.begin(write=True) as transaction:
+        transaction.put(b'tile_003', b'\x89PNG, but nothing comes')
+        transaction.put(b'tile_004', b'')
+    store = TileStore(path)
+    for key in ('tile_003', 'tile_004', 'unknown'):
+        message = refusal(store.__getitem__, key)
+        assert f'{key} is not a readable image' in message
+        assert str(path) in message
+    np.testing.assert_array_equal(store['tile_005'], dict(images)['tile_005'])
+
+
+def test_damage_within(tmp_path):
+    path = tmp_path / 'some.lmdb'
+    write_lmdb(path, images_of(40, (40, 40)))
+    size = (path / 'data.mdb').stat().st_size
+    with open(path / 'data.mdb', 'r+b') as file:
+        file.seek(8192)
+        file.write(bytes(size - 8192))
+    assert 'some.lmdb' in refusal(lambda: read_all(TileStore(path)))
+
+
+def test_meta_info_is_not_text(path):
+    (path / 'meta_info.txt').write_bytes(b'\xff\xfe\x00\x80')
+    assert 'meta_info.txt' in refusal(TileStore, path)
+
+
+def test_pair(path, tmp_path, images):
+    same, other = tmp_path / 'same.lmdb', tmp_path / 'other.lmdb'
+    write_lmdb(same, images)
+    write_lmdb(other, [*images[1:], ('stray', images[0][1])])
+    check_pair(path, same)
+    check_pair(path, path)
+    message = refusal(check_pair, path, other)
+    assert '2 keys are in one only' in message
+    assert 'stray' in message
+    assert 'there is no such LMDB' in refusal(check_pair, path, tmp_path / 'none.lmdb')
+
+
+def test_opened_twice(path, images, monkeypatch):
+    first, second = TileStore(path), TileStore(str(path))
+    assert_same(read_all(first), images)
+    assert_same(read_all(second), images)
+    # Also when it is open already, by another name, and once more after that.
+    monkeypatch.chdir(path.parent)
+    assert_same(read_all(TileStore('some.lmdb')), images)
+    assert_same(read_all(first), images)
+
+
+def read_in_workers(path):
+    dataset = TileDataset({'name': 'some', 'phase': 'train', 'dataroot_gt': str(path)})
+    loader = DataLoader(dataset, batch_size=3, num_workers=2, multiprocessing_context='fork')
+    return [
+        (key, (image.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8))
+        for batch in loader
+        for key, image in zip(batch['gt_path'], batch['gt'], strict=True)
+    ]
+
+
+def test_forked_workers(path, images):
+    assert_same(read_in_workers(path), images)
+    assert_same(read_in_workers(path), images)
+
+
+def test_forked_workers_after_the_parent_has_read(path, images):
+    assert_same(read_all(TileStore(path)), images)
+    assert_same(read_in_workers(path), images)
+
+
+def test_new_store_in_a_forked_child(path, images):
+    assert_same(read_all(TileStore(path)), images)
+    context = multiprocessing.get_context('fork')
+    child = context.Process(target=TileStore, args=(path,))
+    child.start()
+    child.join()
+    assert child.exitcode == 0
+
+
+def test_packed_again_in_the_same_process(path):
+    read_all(TileStore(path))
+    shutil.rmtree(path)
+    images = images_of(3)
+    write_lmdb(path, images)
+    assert_same(read_all(TileStore(path)), images)

@@ -1,0 +1,157 @@
+"""TileDataset: what BasicSR's loaders get."""
+
+import itertools
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from lnca_arch.errors import InputError
+from lnca_data import TileDataset
+from lnca_data.lmdb_store import write_lmdb
+from lnca_data.tile_dataset import to_image, to_tensor
+
+from basicsr.data import build_dataset
+
+
+def pixels(height=4, width=4):
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """Pairs whose lq is gt with the colours inverted."""
+    images = [(f'tile_{index}', pixels() // (index + 1)) for index in range(3)]
+    write_lmdb(tmp_path / 'gt.lmdb', images)
+    write_lmdb(tmp_path / 'lq.lmdb', [(key, 255 - image) for key, image in images])
+    return {'name': 'some', 'dataroot_gt': str(tmp_path / 'gt.lmdb'), 'dataroot_lq': str(tmp_path / 'lq.lmdb')}
+
+
+def refusal(opt):
+    messages = []
+    for call in (TileDataset, TileDataset.check_options):
+        with pytest.raises(InputError) as caught:
+            call(opt)
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]
+    assert '\n' not in messages[0]
+    return messages[0]
+
+
+def test_built_by_basicsr(tiles):
+    dataset = build_dataset(
+        {'name': 'some', 'type': 'TileDataset', 'phase': 'train', 'dataroot_gt': str(tiles / 'train_gt.lmdb')}
+    )
+    assert isinstance(dataset, TileDataset)
+    assert len(dataset) == 21
+
+
+def test_pairs(pair):
+    dataset = TileDataset(pair | {'phase': 'val', 'use_hflip': True, 'use_rot': True})
+    assert len(dataset) == 3
+    for index in range(3):
+        # Neither flipped nor turned, whatever the options say: this is not training.
+        for _ in range(4):
+            item = dataset[index]
+            assert item.keys() == {'gt', 'gt_path', 'lq', 'lq_path'}
+            assert item['gt_path'] == item['lq_path'] == f'tile_{index}'
+            assert item['gt'].dtype == torch.float32
+            want = torch.from_numpy(pixels() // (index + 1)).permute(2, 0, 1) / 255
+            torch.testing.assert_close(item['gt'], want, rtol=0, atol=1e-7)
+            torch.testing.assert_close(item['lq'], 1 - want, rtol=0, atol=1e-6)
+
+
+def test_clean_tiles_only(pair):
+    item = TileDataset({'name': 'some', 'phase': 'train', 'dataroot_gt': pair['dataroot_gt']})[1]
+    assert item.keys() == {'gt', 'gt_path'}
+
+
+def test_rgb_from_0_to_1(tmp_path):
+    image = np.zeros((4, 6, 3), np.uint8)
+    image[..., 0], image[..., 1] = 255, 51
+    write_lmdb(tmp_path / 'gt.lmdb', [('orange', image)])
+    tile = TileDataset({'name': 'some', 'phase': 'train', 'dataroot_gt': str(tmp_path / 'gt.lmdb')})[0]['gt']
+    assert tile.shape == (3, 4, 6)
+    assert (tile[0] == 1).all()
+    torch.testing.assert_close(tile[1], torch.full((4, 6), 0.2))
+    assert (tile[2] == 0).all()
+
+
+@pytest.mark.parametrize(('flip', 'turn', 'views'), [(False, False, 1), (True, False, 2), (False, True, 4), (1, 1, 8)])
+def test_flips_and_turns(pair, flip, turn, views):
+    random.seed(0)
+    dataset = TileDataset(pair | {'phase': 'train', 'use_hflip': flip, 'use_rot': turn})
+    seen = set()
+    for _ in range(60):
+        item = dataset[0]
+        torch.testing.assert_close(item['lq'], 1 - item['gt'], rtol=0, atol=1e-6)
+        seen.add(to_image(item['gt']).tobytes())
+    turned = itertools.product((pixels(), pixels()[:, ::-1]) if flip else (pixels(),), range(4) if turn else (0,))
+    assert seen == {np.ascontiguousarray(np.rot90(image, turns)).tobytes() for image, turns in turned}
+    assert len(seen) == views
+
+
+def test_batches(pair):
+    batch = next(iter(DataLoader(TileDataset(pair | {'phase': 'train', 'use_rot': True}), batch_size=3)))
+    assert batch['gt'].shape == batch['lq'].shape == (3, 3, 4, 4)
+    assert batch['gt'].min() >= 0
+    assert batch['gt'].max() <= 1
+
+
+def test_tensors_and_images():
+    image = pixels(5, 7)
+    tensor = to_tensor(image)
+    assert tensor.shape == (3, 5, 7)
+    np.testing.assert_array_equal(to_image(tensor), image)
+    np.testing.assert_array_equal(
+        to_image(torch.tensor([-1.0, 0.5, 2.0]).view(3, 1, 1).requires_grad_()), [[[0, 128, 255]]]
+    )
+
+
+@pytest.mark.parametrize('phase', ['val', 'test'])
+def test_missing_lq(pair, phase):
+    assert 'dataset some: dataroot_lq is missing' in refusal(
+        {'name': 'some', 'phase': phase, 'dataroot_gt': pair['dataroot_gt']}
+    )
+
+
+@pytest.mark.parametrize('more', [{}, {'dataroot_gt': None}, {'dataroot_gt': ''}])
+def test_missing_gt(more):
+    assert 'dataset some: dataroot_gt is missing' in refusal({'name': 'some', 'phase': 'train'} | more)
+
+
+@pytest.mark.parametrize('side', ['gt', 'lq'])
+def test_lmdb_that_is_not_there(pair, tmp_path, side):
+    message = refusal(pair | {'phase': 'val', f'dataroot_{side}': str(tmp_path / 'none.lmdb')})
+    assert 'none.lmdb: there is no such LMDB' in message
+
+
+def test_other_keys(pair, tiles):
+    assert 'do not hold the same images' in refusal(
+        pair | {'phase': 'train', 'dataroot_lq': str(tiles / 'val_lq.lmdb')}
+    )
+
+
+def test_sizes_that_make_no_batch(tmp_path):
+    mixed = {'name': 'some'}
+    for side in ('gt', 'lq'):
+        mixed[f'dataroot_{side}'] = str(tmp_path / f'{side}.lmdb')
+        write_lmdb(mixed[f'dataroot_{side}'], [('a', pixels()), ('b', pixels(4, 6))])
+    message = refusal(mixed | {'phase': 'train'})
+    assert 'tiles of one size' in message
+    assert '(4, 4), (4, 6)' in message
+    # Validation may do with them: images of different sizes, one at a time.
+    assert TileDataset(mixed | {'phase': 'val'})[1]['lq'].shape == (3, 4, 6)
+
+
+def test_lq_of_another_size(pair, tmp_path):
+    write_lmdb(tmp_path / 'small.lmdb', [(f'tile_{index}', pixels(2, 2)) for index in range(3)])
+    assert 'size' in refusal(pair | {'phase': 'train', 'dataroot_lq': str(tmp_path / 'small.lmdb')})
+
+
+def test_turning_tiles_that_are_not_square(tmp_path):
+    write_lmdb(tmp_path / 'gt.lmdb', [('a', pixels(4, 6)), ('b', pixels(4, 6))])
+    opt = {'name': 'some', 'phase': 'train', 'dataroot_gt': str(tmp_path / 'gt.lmdb'), 'use_rot': True}
+    assert 'use_rot' in refusal(opt)
