@@ -16,7 +16,7 @@ from lnca_model.metrics import BATCH_METRICS
 from basicsr.metrics import calculate_metric
 
 SHEET_TILES = 20
-CSV_COLUMNS = ('iteration', 'phase', 'dataset', 'metric', 'restored', 'corrupted', 'gain')
+CSV_COLUMNS = ('iteration', 'scored', 'dataset', 'metric', 'restored', 'corrupted', 'gain')
 
 Batch = dict[str, Any]
 
