@@ -44,6 +44,12 @@ def nearest(name: Any, known: Iterable[str]) -> str:
     return f'Did you mean {close[0]}?' if close else f'Known: {", ".join(known)}.'
 
 
+def check_known(name: Any, known: Iterable[str], what: str) -> None:
+    """Raise InputError, naming the nearest known one, unless a name is known."""
+    if name not in known:
+        raise InputError(f'{what} {name!r} is unknown. {nearest(name, known)}')
+
+
 def construct(options: Any, known: Iterable[tuple[str, Callable]], where: str, *arguments: Any) -> Any:
     """Make what a block of options describes: ``{type: NAME, ...}``, the rest being keyword arguments.
 
@@ -61,8 +67,7 @@ def construct(options: Any, known: Iterable[tuple[str, Callable]], where: str, *
     known = dict(iter(known))
     keywords = dict(options)
     name = keywords.pop('type')
-    if name not in known:
-        raise InputError(f'{where}: type {name!r} is unknown. {nearest(name, known)}')
+    check_known(name, known, f'{where}: type')
     try:
         return known[name](*arguments, **keywords)
     except (TypeError, ValueError) as error:

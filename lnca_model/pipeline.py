@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from lnca_arch import basicsr_compat
-from lnca_arch.errors import InputError, nearest, report_in_one_line
+from lnca_arch.errors import InputError, check_known, report_in_one_line
 from lnca_data.lmdb_store import check_pair
 from lnca_model import checkpoint
 from lnca_model.phases import phase_at, phases_of
@@ -114,13 +114,9 @@ def check_options(opt: Options) -> None:
 
     Models and datasets that are not the plug-in's are left to BasicSR.
     """
-    if opt['model_type'] not in MODEL_REGISTRY:
-        known = nearest(opt['model_type'], MODEL_REGISTRY.keys())
-        raise InputError(f'model_type: {opt["model_type"]!r} is unknown. {known}')
+    check_known(opt['model_type'], MODEL_REGISTRY.keys(), 'model_type:')
     for name, dataset in opt['datasets'].items():
-        if dataset.get('type') not in DATASET_REGISTRY:
-            known = nearest(dataset.get('type'), DATASET_REGISTRY.keys())
-            raise InputError(f'datasets.{name}: type {dataset.get("type")!r} is unknown. {known}')
+        check_known(dataset.get('type'), DATASET_REGISTRY.keys(), f'datasets.{name}: type')
         _check_dataset(dataset)
     model = MODEL_REGISTRY.get(opt['model_type'])
     if issubclass(model, RestorationModel):

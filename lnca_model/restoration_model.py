@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from lnca_arch.errors import InputError, construct, nearest
+from lnca_arch.errors import InputError, check_known, construct, nearest
 from lnca_data.atomic import whole_file
 from lnca_data.corruption import build_corruption
 from lnca_model import checkpoint
@@ -60,9 +60,7 @@ class RestorationModel(SRModel):
         cls.check_network(network, opt)
         val = opt.get('val') or {}
         for name, options in (val.get('metrics') or {}).items():
-            if options.get('type') not in METRIC_REGISTRY:
-                known = nearest(options.get('type'), METRIC_REGISTRY.keys())
-                raise InputError(f'val.metrics.{name}: type {options.get("type")!r} is unknown. {known}')
+            check_known(options.get('type'), METRIC_REGISTRY.keys(), f'val.metrics.{name}: type')
         whole_number(val.get('batch_size', DEFAULT_VALIDATION_BATCH), 'val.batch_size', least=1)
         if not opt['is_train']:
             return
@@ -266,8 +264,13 @@ class RestorationModel(SRModel):
 
     # --- validation
 
+    @property
+    def scored_network(self) -> nn.Module:
+        """The moving average if there is one."""
+        return getattr(self, 'net_g_ema', None) or self.net_g
+
     def test(self) -> None:
-        net = getattr(self, 'net_g_ema', None) or self.net_g
+        net = self.scored_network
         # Not all of the network trains: each part goes back to the mode that it was in.
         training = [module for module in net.modules() if module.training]
         net.eval()
@@ -297,7 +300,7 @@ class RestorationModel(SRModel):
     def _use_best_network(self) -> None:
         path = Path(self.opt['path']['models']) / 'net_g_best.pth'
         if self.best and path.is_file():
-            self.load_network(getattr(self, 'net_g_ema', None) or self.net_g, str(path), param_key='params_ema')
+            self.load_network(self.scored_network, str(path), param_key='params_ema')
 
     def nondist_validation(self, dataloader: Any, current_iter: int | str, tb_logger: Any, save_img: bool) -> None:
         dataset_options = dataloader.dataset.opt
