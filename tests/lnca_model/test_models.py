@@ -312,11 +312,11 @@ def test_automaton_on_pixels(model_options):
 
 def test_training_lowers_the_loss(model_options):
     opt = plain_options(model_options)
-    opt['train'] |= {'total_iter': 60, 'pixel_opt': {'type': 'MSELoss'}}
+    opt['train'] |= {'total_iter': 200, 'pixel_opt': {'type': 'MSELoss'}}
     model = build_model(opt)
     batch = next(iter(loader_of(opt, 'train')))
     losses = []
-    for iteration in range(1, 61):
+    for iteration in range(1, 201):
         model.update_learning_rate(iteration)
         model.feed_data(batch)
         model.optimize_parameters(iteration)
