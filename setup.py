@@ -19,10 +19,14 @@ setup(
         'torchvision>=0.21,<1',  # the partner of torch 2.6
         'basicsr>=1.4.2,<2',
         'lmdb>=2.1.1,<4',  # 2.1.1 closes five holes in reading somebody else's LMDB (CVE-2019-16224 to -16228)
-        'opencv-python>=4.8,<6',
+        'opencv-python>=5,<6',  # from 5 on, a truncated JPEG is an error rather than half an image
         'pyyaml>=6,<7',
         'scikit-image>=0.22,<1',  # the bundled photographs
-        'numpy>=1.26,<3',
+        'numpy>=2,<3',
+        'pillow>=10,<14',
+        'imagehash>=4.3,<5',  # perceptual hashes, to find near-duplicate tiles
+        'rawpy>=0.19,<1',  # LibRaw, for the raw photographs of SID
+        'psutil>=5.9,<8',  # free memory, before tiles are kept in it
         'tqdm>=4.66,<5',
     ],
     extras_require={

@@ -1,46 +1,141 @@
-"""Pack photographs into LMDB tiles: ``python datasets/prepare.py photos``."""
+"""Pack a dataset into LMDB tiles: ``python datasets/prepare.py NAME``. See datasets/README.md for each NAME."""
 
 import argparse
+import os
 from pathlib import Path
 
 from lnca_arch.errors import report_in_one_line
 from lnca_data.corruption import CORRUPTIONS
-from lnca_data.packing import PackingOptions, pack
-from lnca_data.sources import photos
+from lnca_data.packing import SHEET, PackingOptions, Summary, drops, pack
+from lnca_data.source import Source
+from lnca_data.sources import SOURCES
+from lnca_data.split import METHODS
+from lnca_data.tiles import Tiling
+from lnca_data.verification import verify
 
 HERE = Path(__file__).resolve().parent
+# Those that this process may use, where the system tells.
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+TASKS = {'noise': 'denoise', 'blur': 'deblur'}
 
 
 def main() -> None:
     report_in_one_line()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    sources = parser.add_subparsers(dest='source', required=True, metavar='SOURCE')
-    command = sources.add_parser(
-        'photos',
-        help="scikit-image's colour photographs, chelsea held out for the test",
+    parser = argparse.ArgumentParser(description=__doc__)
+    commands = parser.add_subparsers(dest='command', required=True, metavar='NAME')
+    for source in SOURCES.values():
+        add_source(commands, source)
+    check = commands.add_parser('verify', help='check every tile of a packed dataset, the pairing and the hash')
+    check.add_argument('folder', type=Path)
+    arguments = parser.parse_args()
+    if arguments.command == 'verify':
+        tiles = verify(arguments.folder)
+        print(f'{arguments.folder}: {counts(tiles)} tiles, all as they were packed.')
+    else:
+        prepare(SOURCES[arguments.command], arguments)
+
+
+def add_source(commands: argparse._SubParsersAction, source: Source) -> None:
+    """The options of ``prepare.py NAME``."""
+    defaults = PackingOptions()
+    command = commands.add_parser(
+        source.name,
+        help=source.title,
+        description=f'Pack {source.title}. Expected: {source.layout}.',
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    command.add_argument('--corruption', choices=CORRUPTIONS, default='noise', help='of the validation and test pairs')
-    command.add_argument('--output', type=Path, help='folder to write; datasets/photos_CORRUPTION unless given')
-    command.add_argument('--tile-pixels', type=int, nargs='+', default=[32, 64], help='sides of the tiles, uncut')
-    command.add_argument('--tile-size', type=int, default=32, help='side of a packed tile')
-    command.add_argument('--flat-threshold', type=float, default=4.0, help='drop tiles of less standard deviation')
-    command.add_argument('--seed', type=int, default=0, help='of the corruption')
-    command.add_argument('--overwrite', action='store_true', help='replace the output folder')
-    arguments = parser.parse_args()
+    add = command.add_argument
+    if source.needs_folder:
+        add('--source', type=Path, required=True, help='the folder that holds it')
+    for name, options in source.choices.items():
+        add(f'--{name}', **options)
+    add('--output', type=Path, help='folder to write; datasets/NAME unless given')
+    add('--tile-size', type=int, default=defaults.tiling.size, help='side of a packed tile, in pixels')
+    if not source.whole:
+        cut = command.add_mutually_exclusive_group()
+        cut.add_argument(
+            '--tile-pixels', type=int, nargs='+', default=list(source.tile_pixels), help='sides of the tiles, uncut'
+        )
+        cut.add_argument('--grid', type=int, nargs=2, metavar=('N', 'M'), help='rows and columns of tiles instead')
+        add(
+            '--flat-threshold',
+            type=float,
+            default=defaults.flat_threshold,
+            help='drop tiles of less standard deviation, on the scale of 0 to 255',
+        )
+        add(
+            '--duplicate-threshold',
+            type=int,
+            default=defaults.duplicate_threshold,
+            help='drop tiles whose perceptual hash of 64 bits differs in no more bits from that of one of their scene; '
+            '-1: none',
+        )
+    if source.synthetic:
+        add('--corruption', choices=CORRUPTIONS, default='noise', help='of the validation and test pairs')
+    add('--split', choices=METHODS, default=source.split, help="what is kept together, or the authors' lists")
+    add('--seed', type=int, default=defaults.seed, help='of the split and the corruption')
+    add('--workers', type=int, default=CORES, help='processes; the result is the same')
+    add('--skip-bad', action='store_true', help='go on without what cannot be read, and list it in the summary')
+    add('--overwrite', action='store_true', help='replace the output folder')
 
-    output = arguments.output or HERE / f'photos_{arguments.corruption}'
-    options = PackingOptions(
-        corruption={'type': arguments.corruption},
-        tile_pixels=arguments.tile_pixels,
-        tile_size=arguments.tile_size,
-        flat_threshold=arguments.flat_threshold,
-        seed=arguments.seed,
+
+def prepare(source: Source, arguments: argparse.Namespace) -> None:
+    """List, pack, and say what came out."""
+    corruption = arguments.corruption if source.synthetic else None
+    name = source.name
+    if corruption:
+        name += f'_{corruption if source.name == "photos" else TASKS[corruption]}'
+    output = arguments.output or HERE / name
+    choices = {choice: getattr(arguments, choice) for choice in source.choices}
+    folder = arguments.source if source.needs_folder else None
+    if source.whole:
+        tiling = Tiling(arguments.tile_size, (), whole=True)
+        thresholds = {}
+    else:
+        grid = tuple(arguments.grid) if arguments.grid else None
+        tiling = Tiling(arguments.tile_size, () if grid else tuple(arguments.tile_pixels), grid)
+        thresholds = {
+            'flat_threshold': arguments.flat_threshold,
+            'duplicate_threshold': arguments.duplicate_threshold,
+        }
+    summary = pack(
+        source.name,
+        source.list(folder, **choices),
+        output,
+        PackingOptions(
+            tiling,
+            corruption={'type': corruption} if corruption else None,
+            split=arguments.split,
+            seed=arguments.seed,
+            **thresholds,
+        ),
+        choices={choice: str(value) for choice, value in choices.items() if value is not None},
+        root=folder,
+        overwrite=arguments.overwrite,
+        skip_bad=arguments.skip_bad,
+        workers=arguments.workers,
     )
-    summary = pack(photos.photographs(), output, options, arguments.overwrite)
-    counts = ', '.join(f'{count} {split}' for split, count in summary.tiles.items())
-    dropped = ', '.join(f'{count} {reason}' for reason, count in summary.dropped.items()) or 'none'
-    print(f'{output}: {counts} tiles; dropped: {dropped}. Look at {output / "contact_sheet.png"}.')
+    report(summary, output)
+
+
+def report(summary: Summary, output: Path) -> None:
+    """What came out, in words; the figures are in summary.json, too."""
+    print(f'{output}: {counts(summary.tiles)} tiles; {drops(summary)}. Look at {output / SHEET}.')
+    if summary.misaligned:
+        first = summary.misaligned[0]
+        print(
+            f'{len(summary.misaligned)} pairs seem misaligned, such as {first["lq"]}, off by {first["shift"]} pixels '
+            'down and right; see summary.json.'
+        )
+    epochs = summary.epochs
+    print(
+        f'{epochs["epochs"]} epochs at batch size {epochs["batch_size"]}: {epochs["autoencoder_iters"]} iterations a '
+        f'phase, total_iter: {epochs["total_iter"]}'
+    )
+
+
+def counts(tiles: dict[str, int]) -> str:
+    return ', '.join(f'{count} {split}' for split, count in tiles.items())
 
 
 if __name__ == '__main__':

@@ -1,5 +1,7 @@
 """BasicSR-format LMDBs: a folder ``NAME.lmdb`` with ``data.mdb`` and ``meta_info.txt``, PNG images by key."""
 
+import contextlib
+import errno
 import os
 import re
 from collections.abc import Iterable
@@ -13,9 +15,90 @@ import numpy as np
 from lnca_arch.errors import InputError
 
 META_INFO = 'meta_info.txt'
-PNG_COMPRESSION = 1
+# A tile of 32×32 fills one page of the LMDB, compressed or not, and is encoded and decoded in half the time if not.
+PNG_COMPRESSION = 0
+ENCODING = [cv2.IMWRITE_PNG_COMPRESSION, PNG_COMPRESSION]
 BATCH = 1000
+BATCH_BYTES = 16 << 20
 FIRST_MAP_SIZE = 64 << 20
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    """A ``(H, W, 3)`` uint8 RGB image as a PNG file."""
+    encoded, png = cv2.imencode('.png', cv2.cvtColor(image, cv2.COLOR_RGB2BGR), ENCODING)
+    if not encoded:
+        raise RuntimeError('OpenCV cannot encode PNGs')
+    return png.tobytes()
+
+
+class LmdbWriter:
+    """Writes PNG files into a new LMDB.
+
+    Args:
+        path: a folder that does not exist, its name ending in ``.lmdb``.
+
+    Raises:
+        OSError: it cannot be written, here or later.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.path.mkdir(parents=True)
+        # Nothing is read before all is written and flushed: no need to wait for the disk each time.
+        self._environment = lmdb.open(str(self.path), map_size=FIRST_MAP_SIZE, sync=False)
+        self._meta_info = open(self.path / META_INFO, 'w', encoding='ascii')  # noqa: SIM115  closed by close()
+        self._batch: list[tuple[bytes, bytes]] = []
+        self._batch_bytes = 0
+
+    def put(self, key: str, png: bytes, shape: tuple[int, int, int]) -> None:
+        """Add an image.
+
+        Args:
+            key: ASCII without dots.
+            png: the file.
+            shape: height, width and channels.
+        """
+        height, width, channels = shape
+        self._meta_info.write(f'{key}.png ({height},{width},{channels}) {PNG_COMPRESSION}\n')
+        self._batch.append((key.encode('ascii'), png))
+        self._batch_bytes += len(png)
+        if len(self._batch) == BATCH or self._batch_bytes >= BATCH_BYTES:
+            self._commit()
+
+    def close(self, is_whole: bool = True) -> None:
+        """Write what is left and flush it to disk, unless the writing is given up."""
+        try:
+            if is_whole:
+                self._commit()
+                self._environment.sync(True)
+                self._meta_info.flush()
+                os.fsync(self._meta_info.fileno())
+        except lmdb.Error as error:
+            raise _write_error(self.path, error) from None
+        finally:
+            self._environment.close()
+            with contextlib.suppress(OSError):  # that there is no room was said already
+                self._meta_info.close()
+
+    def _commit(self) -> None:
+        """Write the batch, doubling the map until it fits."""
+        while True:
+            try:
+                with self._environment.begin(write=True) as transaction:
+                    for key, value in self._batch:
+                        transaction.put(key, value)
+                break
+            except lmdb.MapFullError:
+                self._environment.set_mapsize(2 * self._environment.info()['map_size'])
+            except lmdb.Error as error:
+                raise _write_error(self.path, error) from None
+        self._batch = []
+        self._batch_bytes = 0
+
+
+def _write_error(path: Path, error: lmdb.Error) -> OSError:
+    # lmdb says "Input/output error" of a full disk, too.
+    return OSError(errno.EIO, f'{error}; the disk may be full', str(path))
 
 
 def write_lmdb(path: Path | str, images: Iterable[tuple[str, np.ndarray]]) -> int:
@@ -27,40 +110,20 @@ def write_lmdb(path: Path | str, images: Iterable[tuple[str, np.ndarray]]) -> in
 
     Returns:
         How many images were written.
+
+    Raises:
+        OSError: it cannot be written.
     """
-    path = Path(path)
-    path.mkdir(parents=True)
-    count, batch = 0, []
-    with lmdb.open(str(path), map_size=FIRST_MAP_SIZE) as environment, open(path / META_INFO, 'w') as meta_info:
+    writer, count = LmdbWriter(path), 0
+    try:
         for key, image in images:
-            encoded, png = cv2.imencode(
-                '.png', cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, PNG_COMPRESSION]
-            )
-            if not encoded:
-                raise RuntimeError(f'{path}: {key} cannot be encoded as PNG')
-            height, width, channels = image.shape
-            meta_info.write(f'{key}.png ({height},{width},{channels}) {PNG_COMPRESSION}\n')
-            batch.append((key.encode('ascii'), png.tobytes()))
+            writer.put(key, encode_png(image), image.shape)
             count += 1
-            if len(batch) == BATCH:
-                _put(environment, batch)
-                batch = []
-        _put(environment, batch)
+    except BaseException:
+        writer.close(is_whole=False)
+        raise
+    writer.close()
     return count
-
-
-def _put(environment: lmdb.Environment, batch: list[tuple[bytes, bytes]]) -> None:
-    """Commit a batch, doubling the map until it fits."""
-    while True:
-        try:
-            with environment.begin(write=True) as transaction:
-                for key, value in batch:
-                    transaction.put(key, value)
-            return
-        except lmdb.MapFullError:
-            environment.set_mapsize(2 * environment.info()['map_size'])
-        except lmdb.Error as error:
-            raise InputError(f'{environment.path()}: cannot write ({error}); make room, then run again') from None
 
 
 class TileStore:
@@ -80,10 +143,15 @@ class TileStore:
 
     def __init__(self, path: Path | str) -> None:
         self.path = str(path)
-        self.keys = sorted(_checked_keys(Path(path)))
+        self.key_array = np.sort(_checked_keys(Path(path)))
+
+    @property
+    def keys(self) -> list[str]:
+        """All keys, in order. ``key_array`` holds them as bytes in a fifth of the memory."""
+        return [key.decode('ascii') for key in self.key_array]
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return len(self.key_array)
 
     def __getitem__(self, key: str) -> np.ndarray:
         """The image of a key: ``(H, W, 3)`` uint8 RGB.
@@ -115,12 +183,12 @@ os.register_at_fork(after_in_child=TileStore.close_all)
 
 def check_pair(gt: Path | str, lq: Path | str) -> None:
     """Raise InputError unless both LMDBs are readable and hold the same keys."""
-    gt_keys, lq_keys = set(TileStore(gt).keys), set(TileStore(lq).keys)
-    if gt_keys != lq_keys:
-        stray = sorted(gt_keys ^ lq_keys)[0]
+    gt_keys, lq_keys = TileStore(gt).key_array, TileStore(lq).key_array
+    if not np.array_equal(gt_keys, lq_keys):
+        stray = np.setxor1d(gt_keys, lq_keys)
         raise InputError(
-            f'{gt} and {lq} do not hold the same images: {len(gt_keys ^ lq_keys)} keys are in one only, '
-            f'{stray} for example; pack the dataset again'
+            f'{gt} and {lq} do not hold the same images: {len(stray)} keys are in one only, '
+            f'{stray[0].decode("ascii")} for example; pack the dataset again'
         )
 
 
@@ -147,7 +215,7 @@ def _environment(path: Path | str) -> lmdb.Environment:
     return environment
 
 
-def _checked_keys(path: Path) -> list[str]:
+def _checked_keys(path: Path) -> np.ndarray:
     data, meta_info = path / 'data.mdb', path / META_INFO
     advice = 'pack the dataset with datasets/prepare.py'
     if not path.is_dir():
@@ -155,13 +223,12 @@ def _checked_keys(path: Path) -> list[str]:
     for file in (data, meta_info):
         if not file.is_file():
             raise InputError(f'{path}: {file.name} is missing, so this is not an LMDB that BasicSR can read; {advice}')
-    try:
-        lines = meta_info.read_text(encoding='utf-8').splitlines()
-    except UnicodeDecodeError:
-        raise InputError(f'{path}: {META_INFO} is damaged, it is not text; {advice} again') from None
+    lines = meta_info.read_bytes()
+    if not lines.isascii():
+        raise InputError(f'{path}: {META_INFO} is damaged, it is not ASCII text; {advice} again')
     # PairedImageDataset, too, takes what comes before the first dot for the key.
-    keys = [line.split('.')[0] for line in lines if line.strip()]
-    if not keys:
+    keys = np.array([line.partition(b'.')[0] for line in lines.splitlines() if line.strip()], 'S')
+    if not keys.size:
         raise InputError(f'{path}: the LMDB is empty; {advice}')
     name = os.path.realpath(path)
     was_open = name in TileStore._open

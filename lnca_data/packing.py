@@ -1,12 +1,17 @@
-"""From photographs to a packed dataset: tile, shrink, clean, split, corrupt, write."""
+"""From a source to a packed dataset: read, tile, shrink, clean, split, corrupt, write."""
 
+import csv
 import hashlib
 import json
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,142 +19,393 @@ from tqdm import tqdm
 
 from lnca_arch.errors import InputError
 from lnca_data.atomic import whole_folder
-from lnca_data.corruption import Corruption, build_corruption
-from lnca_data.lmdb_store import write_lmdb
+from lnca_data.corruption import build_corruption
+from lnca_data.images import Image
+from lnca_data.lmdb_store import LmdbWriter, TileStore, encode_png
 from lnca_data.sheet import write_sheet
+from lnca_data.source import Pair
+from lnca_data.split import SPLITS, draw, split_of_tile, split_pairs
 from lnca_data.tile_dataset import to_image, to_tensor
-from lnca_data.tiles import NearDuplicates, Tile, cut, is_flat
+from lnca_data.tiles import NearDuplicates, Patchwork, Tiling, is_flat, perceptual_hash, shift
+from lnca_data.workers import ordered_map
 
-SPLITS = ('train', 'val', 'test')
-VALIDATION_SHARE = 0.2
+SUMMARY = 'summary.json'
+TABLE = 'sources.csv'
+SHEET = 'contact_sheet.png'
 SHEET_PAIRS = 20
-
-Tiles = list[tuple[str, np.ndarray]]  # pairs of a key and a (size, size, 3) uint8 RGB image
-
-
-@dataclass(frozen=True)
-class Photograph:
-    """A photograph, loaded when its turn comes as ``(H, W, 3)`` uint8 RGB. Test photographs are never trained on."""
-
-    name: str
-    load: Callable[[], np.ndarray]
-    is_test: bool
+EPOCHS = 20
+BATCH_SIZE = 32
+# A task is about as large as a photograph, so that small images do not spend their time on the way to a worker.
+TASK_BYTES = 4 << 20
+TASK_PAIRS = 64
+# Pairs with one clean image stay together up to this number, so that a worker reads it once.
+TASK_PAIRS_OF_ONE = 4
 
 
 @dataclass(frozen=True)
 class PackingOptions:
-    """How photographs become tiles.
+    """How images become a dataset.
 
     Attributes:
-        corruption: options of :func:`build_corruption` for the validation and test pairs.
-        tile_pixels: sides of the tiles in the photograph, in pixels; one patchwork for each.
-        tile_size: side of a packed tile, in pixels.
+        tiling: how they become tiles.
+        corruption: options of :func:`build_corruption` for the validation and test pairs of a source without damaged
+            images; None for one that has them.
         flat_threshold: tiles whose standard deviation (0 … 255) is below it are dropped.
-        duplicate_threshold: tiles of a photograph whose root-mean-square difference (0 … 255) to an earlier one is
-            at most this are dropped.
-        seed: of the corruption.
+        duplicate_threshold: bits, of 64, in which the perceptual hash of a tile may differ from that of an earlier tile
+            of its scene for it to be dropped. Negative: none is.
+        split: scene, tile or official; see :func:`split_pairs`.
+        seed: of the split and the corruption.
     """
 
-    corruption: Mapping[str, Any]
-    tile_pixels: Sequence[int] = (32, 64)
-    tile_size: int = 32
+    tiling: Tiling = field(default_factory=Tiling)
+    corruption: Mapping[str, Any] | None = None
     flat_threshold: float = 4.0
-    duplicate_threshold: float = 2.0
+    duplicate_threshold: int = 3
+    split: str = 'scene'
     seed: int = 0
+
+    @property
+    def cleans(self) -> bool:
+        """Images that are packed as they are, one tile each, are not cleaned (paper section 4.1)."""
+        return not self.tiling.whole
 
 
 @dataclass
 class Summary:
-    """What was packed; written beside the LMDBs as ``summary.json``."""
+    """What was packed; written beside the LMDBs as ``summary.json``.
 
+    Attributes:
+        dataset: name of the source.
+        choices: the options of the source.
+        options: how it was packed.
+        images: pairs that were read, or clean images.
+        scenes: split → number of scenes; of ``--split tile``, of all together.
+        tiles: split → number.
+        dropped: reason → number of tiles; ``too small`` counts images.
+        misaligned: pairs whose images are off each other by more than a pixel of a packed tile, and by how many pixels
+            of the image, down and to the right. They are packed.
+        skipped: what could not be read.
+        epochs: what to write in an option file to train each phase for 20 epochs.
+        hashes: LMDB → SHA-256 of keys and pixels in the order of its meta_info.txt.
+        content_hash: SHA-256 of the hashes.
+    """
+
+    dataset: str
+    choices: Mapping[str, Any]
     options: PackingOptions
-    photographs: dict[str, str] = field(default_factory=dict)
+    images: int = 0
+    scenes: dict[str, int] = field(default_factory=dict)
     tiles: dict[str, int] = field(default_factory=dict)
-    dropped: dict[str, int] = field(default_factory=lambda: {'flat': 0, 'near-duplicate': 0})
+    dropped: dict[str, int] = field(default_factory=lambda: {'flat': 0, 'near-duplicate': 0, 'too small': 0})
+    misaligned: list[dict[str, Any]] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    epochs: dict[str, int] = field(default_factory=dict)
+    hashes: dict[str, str] = field(default_factory=dict)
     content_hash: str = ''
 
 
-def pack(photographs: Sequence[Photograph], output: Path | str, options: PackingOptions, overwrite: bool) -> Summary:
-    """Pack photographs into ``{train,val,test}_gt.lmdb``, ``{val,test}_lq.lmdb``, a summary and a contact sheet.
+class PackedTile(NamedTuple):
+    """A tile as a worker hands it over."""
 
-    Training tiles are clean, since training corrupts them anew each time. Validation tiles are those of the bottom
-    fifth of the training photographs, the same rows in every photograph of a scene.
+    key: str
+    place: str  # where in the image it was
+    split: str
+    hash: int | None  # perceptual, of the clean tile
+    images: dict[str, bytes]  # PNG files by side: gt, and lq where there is one
+    digests: dict[str, bytes]  # SHA-256 of the pixels that they decode to
+
+
+class CutPair(NamedTuple):
+    """What became of a pair. ``error`` says why nothing did."""
+
+    tiles: list[PackedTile]
+    flat: int = 0
+    shift: tuple[int, int] = (0, 0)  # in pixels of the image, down and to the right
+    is_too_small: bool = False
+    error: str = ''
+
+
+def pack(
+    name: str,
+    pairs: Sequence[Pair],
+    output: Path | str,
+    options: PackingOptions,
+    *,
+    choices: Mapping[str, Any] | None = None,
+    root: Path | None = None,
+    overwrite: bool = False,
+    skip_bad: bool = False,
+    workers: int = 1,
+) -> Summary:
+    """Pack pairs into ``{train,val,test}_{gt,lq}.lmdb``, a summary, a table of sources and a contact sheet.
+
+    Where a source has no damaged images, there is no ``train_lq.lmdb``, since training corrupts clean tiles anew each
+    time; those of validation and test are corrupted here, each by a seed of its own. The result is the same for any
+    number of workers.
 
     Args:
-        photographs: what to pack.
+        name: of the dataset, for the summary.
+        pairs: what to pack, those of a scene together.
         output: a folder; nothing is left there unless everything was packed.
         options: how.
+        choices: options of the source, for the summary.
+        root: what the paths in the table of sources are relative to.
         overwrite: replace ``output`` if it exists.
+        skip_bad: go on without pairs that cannot be read.
+        workers: processes.
 
     Raises:
-        InputError: ``output`` exists, or an option makes no sense.
+        InputError: ``output`` exists, an option makes no sense, an image cannot be read, the disk is full, or a split
+            is empty.
     """
     output = Path(output)
     if output.exists() and not overwrite:
         raise InputError(f'{output} exists; use --overwrite to replace it, or another --output')
-    if options.tile_size < 1 or len(set(options.tile_pixels)) < len(options.tile_pixels):
-        raise InputError(
-            f'tile size {options.tile_size}, tile pixels {list(options.tile_pixels)}: '
-            'the size must be at least 1, and each number of pixels may stand there once'
-        )
-    if min(options.tile_pixels) < options.tile_size:
-        raise InputError(f'tiles of {min(options.tile_pixels)} pixels cannot be shrunk to {options.tile_size}')
-    corruption = build_corruption(options.corruption)
-    summary = Summary(options)
-    tiles: dict[str, Tiles] = {split: [] for split in SPLITS}
-    for photograph in tqdm(photographs, desc='cutting', unit='photograph'):
-        image = photograph.load()
-        summary.photographs[photograph.name] = 'test' if photograph.is_test else 'train'
-        for tile in _clean(image, options, summary.dropped):
-            split = _split(photograph, tile, image.shape[0], math.lcm(*options.tile_pixels))
-            tiles[split].append((f'{photograph.name}_{tile.side}px_y{tile.top:04d}_x{tile.left:04d}', tile.image))
-    for split in SPLITS:
-        if not tiles[split]:
-            raise InputError(f'no {split} tile is left: use smaller --tile-pixels or a lower --flat-threshold')
-        summary.tiles[split] = len(tiles[split])
+    options.tiling.check()
+    if options.corruption:
+        build_corruption(options.corruption)
+    if workers < 1:
+        raise InputError(f'--workers {workers}: must be at least 1')
+    splits = split_pairs(pairs, options.split, options.seed)
+    tasks = list(_tasks(pairs, splits, skip_bad))
+    summary = Summary(name, choices or {}, options, images=len(pairs))
+    scenes = {(split or 'all', pair.scene) for pair, split in zip(pairs, splits, strict=True)}
+    summary.scenes = dict(sorted(Counter(split for split, _ in scenes).items()))
 
-    with whole_folder(output) as folder:
-        generator = torch.Generator().manual_seed(options.seed)
-        digest = hashlib.sha256()
-        for split in tqdm(SPLITS, desc='writing', unit='split'):
-            sides = {'gt': tiles[split]}
-            if split != 'train':
-                sides['lq'] = [(key, _corrupt(image, corruption, generator)) for key, image in tiles[split]]
-            for side, images in sides.items():
-                write_lmdb(folder / f'{split}_{side}.lmdb', images)
-                for key, image in images:
-                    digest.update(f'{split}_{side}/{key}'.encode() + image.tobytes())
-        summary.content_hash = digest.hexdigest()
-        (folder / 'summary.json').write_text(json.dumps(asdict(summary), indent=2) + '\n')
-        _contact_sheet(folder, sides['gt'], sides['lq'])
+    work = partial(_cut_task, options=options, skip_bad=skip_bad)
+    with whole_folder(output) as folder, tqdm(total=len(pairs), desc=f'packing {name}', unit='image') as bar:
+        try:
+            with _Writing(folder, summary, root) as writing, closing(ordered_map(work, tasks, workers)) as results:
+                for task, result in zip(tasks, results, strict=True):
+                    for (pair, split), cut_pair in zip(task, result, strict=True):
+                        writing.add(pair, split, cut_pair)
+                    bar.update(len(task))
+            _finish(folder, summary)
+        except OSError as error:
+            written = sum(file.stat().st_size for file in folder.rglob('*') if file.is_file())
+            raise InputError(
+                f'{output}: cannot write ({error.strerror or error}) with {bar.n} of {len(pairs)} images packed; about '
+                f'{written * len(pairs) / max(1, bar.n) / 1e9:.2g} GB are needed there, {written / 1e9:.2g} GB were '
+                f'written and {shutil.disk_usage(folder).free / 1e9:.2g} GB are free: make room, or choose another '
+                '--output'
+            ) from None
     return summary
 
 
-def _clean(image: np.ndarray, options: PackingOptions, dropped: dict[str, int]) -> Iterator[Tile]:
-    for side in options.tile_pixels:
-        duplicates = NearDuplicates(options.duplicate_threshold)
-        for tile in cut(image, side, options.tile_size):
-            if is_flat(tile.image, options.flat_threshold):
-                dropped['flat'] += 1
-            elif duplicates.repeats(tile.image):
-                dropped['near-duplicate'] += 1
-            else:
-                yield tile
+# --- in the workers
+
+Task = list[tuple[Pair, str | None]]
 
 
-def _split(photograph: Photograph, tile: Tile, height: int, grid: int) -> str:
-    if photograph.is_test:
-        return 'test'
-    # Where a tile ends whatever its side, so that none reaches across the border.
-    border = int((1 - VALIDATION_SHARE) * height) // grid * grid
-    return 'val' if tile.top >= border else 'train'
+def _tasks(pairs: Sequence[Pair], splits: Sequence[str | None], skip_bad: bool) -> Iterator[Task]:
+    """Pairs and their splits, some at a time.
+
+    Raises:
+        InputError: a file is missing.
+    """
+    task: Task = []
+    size = 0
+    for pair, split in zip(pairs, splits, strict=True):
+        same = bool(task) and task[-1][0].gt == pair.gt and len(task) < TASK_PAIRS_OF_ONE
+        if task and not same and (size >= TASK_BYTES or len(task) == TASK_PAIRS):
+            yield task
+            task, size = [], 0
+        task.append((pair, split))
+        for image in (pair.gt, pair.lq) if pair.lq else (pair.gt,):
+            try:
+                size += image.stored_bytes()
+            except OSError as error:
+                if not skip_bad:
+                    raise InputError(
+                        f'{image.path}: cannot be read ({error.strerror}); fetch it, or go on without with --skip-bad'
+                    ) from None
+    if task:
+        yield task
 
 
-def _corrupt(image: np.ndarray, corruption: Corruption, generator: torch.Generator) -> np.ndarray:
-    return to_image(corruption(to_tensor(image)[None], generator=generator)[0])
+def _cut_task(task: Task, options: PackingOptions, skip_bad: bool) -> list[CutPair]:
+    result = []
+    for pair, split in task:
+        try:
+            result.append(_cut_pair(pair, split, options))
+        except InputError as error:
+            if not skip_bad:
+                raise InputError(f'{error}; mend it, or go on without with --skip-bad') from None
+            result.append(CutPair([], error=str(error)))
+    return result
 
 
-def _contact_sheet(folder: Path, gt: Tiles, lq: Tiles) -> None:
-    chosen = range(0, len(gt), max(1, len(gt) // SHEET_PAIRS))[:SHEET_PAIRS]
-    columns = {'corrupted': [lq[index][1] for index in chosen], 'clean': [gt[index][1] for index in chosen]}
-    write_sheet(folder / 'contact_sheet.png', columns)
+def _cut_pair(pair: Pair, split: str | None, options: PackingOptions) -> CutPair:
+    shape, clean = _read_and_cut(pair.gt, options.tiling)
+    damaged: list[Patchwork] = []
+    if pair.lq:
+        lq_shape, damaged = _read_and_cut.__wrapped__(pair.lq, options.tiling)
+        if lq_shape != shape:
+            raise InputError(
+                f'{pair.lq.path}: has {lq_shape[1]}×{lq_shape[0]} pixels, '
+                f'{pair.gt.path} has {shape[1]}×{shape[0]}: they must be of one size'
+            )
+    tiles, flat = [], 0
+    for index, patchwork in enumerate(clean):
+        lq_tiles = [tile for _, tile in damaged[index].tiles()] if damaged else None
+        for number, (place, tile) in enumerate(patchwork.tiles()):
+            if options.cleans and is_flat(tile, options.flat_threshold):
+                flat += 1
+                continue
+            key = f'{pair.name}{place}'
+            its_split = split or split_of_tile(options.seed, key)
+            images = {'gt': tile}
+            if lq_tiles:
+                images['lq'] = lq_tiles[number]
+            elif its_split != 'train':
+                images['lq'] = _corrupt(tile, key, options)
+            tiles.append(
+                PackedTile(
+                    key,
+                    place,
+                    its_split,
+                    perceptual_hash(tile) if options.cleans and options.duplicate_threshold >= 0 else None,
+                    {side: encode_png(image) for side, image in images.items()},
+                    {side: pixel_digest(image) for side, image in images.items()},
+                )
+            )
+    off = (0, 0)
+    if damaged and not options.tiling.whole:
+        down, right = shift(clean[0].image, damaged[0].image)
+        off = (down * clean[0].height // clean[0].size, right * clean[0].width // clean[0].size)
+        off = off if max(abs(down), abs(right)) > 1 else (0, 0)
+    return CutPair(tiles, flat, off, is_too_small=not clean)
+
+
+# Noisy photographs of one scene follow each other, and share the clean one.
+@lru_cache(maxsize=1)
+def _read_and_cut(image: Image, tiling: Tiling) -> tuple[tuple[int, ...], list[Patchwork]]:
+    pixels = image.read()
+    return pixels.shape, tiling.cut(pixels)
+
+
+def _corrupt(tile: np.ndarray, key: str, options: PackingOptions) -> np.ndarray:
+    generator = torch.Generator().manual_seed(draw(options.seed, f'corruption/{key}'))
+    return to_image(build_corruption(options.corruption)(to_tensor(tile)[None], generator=generator)[0])
+
+
+def pixel_digest(image: np.ndarray) -> bytes:
+    """SHA-256 of an image's pixels, whatever they were encoded as."""
+    return hashlib.sha256(np.ascontiguousarray(image)).digest()
+
+
+# --- in the process that writes
+
+
+class _Writing:
+    """The LMDBs and the table of sources while they are written, and what is known of the scene at hand."""
+
+    def __init__(self, folder: Path, summary: Summary, root: Path | None) -> None:
+        self._folder = folder
+        self._summary = summary
+        self._root = root
+        self._writers: dict[str, LmdbWriter] = {}
+        self._digests: dict[str, Any] = {}
+        self._scene: str | None = None
+        self._gt: Image | None = None
+
+    def __enter__(self) -> '_Writing':
+        self._table_file = open(self._folder / TABLE, 'w', newline='', encoding='utf-8')
+        self._table = csv.writer(self._table_file)
+        self._table.writerow(['name', 'gt', 'lq', 'scene', 'split', 'tiles'])
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        try:
+            for writer in self._writers.values():
+                writer.close(is_whole=error[0] is None)
+        finally:
+            self._table_file.close()
+        self._summary.hashes = {name: digest.hexdigest() for name, digest in sorted(self._digests.items())}
+
+    def add(self, pair: Pair, split: str | None, cut_pair: CutPair) -> None:
+        """Write what is kept of a pair's tiles, and count the rest."""
+        summary = self._summary
+        if cut_pair.error:
+            summary.skipped.append(cut_pair.error)
+        summary.dropped['flat'] += cut_pair.flat
+        summary.dropped['too small'] += cut_pair.is_too_small
+        if any(cut_pair.shift):
+            down, right = cut_pair.shift
+            summary.misaligned.append({'gt': self._name(pair.gt), 'lq': self._name(pair.lq), 'shift': [down, right]})
+        kept = [tile for tile in cut_pair.tiles if self._is_new(pair, tile)]
+        summary.dropped['near-duplicate'] += len(cut_pair.tiles) - len(kept)
+        for tile in kept:
+            for side, data in tile.images.items():
+                self._put(f'{tile.split}_{side}', tile, side, data)
+            summary.tiles[tile.split] = summary.tiles.get(tile.split, 0) + 1
+        self._table.writerow(
+            [pair.name, self._name(pair.gt), self._name(pair.lq), pair.scene, split or 'by tile', len(kept)]
+        )
+
+    def _is_new(self, pair: Pair, tile: PackedTile) -> bool:
+        """Whether a tile is no near-duplicate. Another damaged image of the same clean one shares its tiles' fates."""
+        if tile.hash is None:
+            return True
+        if pair.scene != self._scene:
+            self._scene = pair.scene
+            self._duplicates = NearDuplicates(self._summary.options.duplicate_threshold)
+        if pair.gt != self._gt:
+            self._gt = pair.gt
+            self._fates: dict[str, bool] = {}
+        if tile.place not in self._fates:
+            self._fates[tile.place] = not self._duplicates.repeats(tile.hash)
+        return self._fates[tile.place]
+
+    def _put(self, lmdb: str, tile: PackedTile, side: str, data: bytes) -> None:
+        if lmdb not in self._writers:
+            self._writers[lmdb] = LmdbWriter(self._folder / f'{lmdb}.lmdb')
+            self._digests[lmdb] = hashlib.sha256()
+        size = self._summary.options.tiling.size
+        self._writers[lmdb].put(tile.key, data, (size, size, 3))
+        self._digests[lmdb].update(entry_bytes(tile.key, tile.digests[side]))
+
+    def _name(self, image: Image | None) -> str:
+        if image is None:
+            return ''
+        return os.path.relpath(image.path, self._root) if self._root else image.path
+
+
+def entry_bytes(key: str, digest: bytes) -> bytes:
+    """What a tile adds to the hash of its LMDB."""
+    return key.encode() + b'\0' + digest
+
+
+def content_hash(hashes: Mapping[str, str]) -> str:
+    """The hash of a dataset, from those of its LMDBs."""
+    return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
+
+
+def _finish(folder: Path, summary: Summary) -> None:
+    for split in SPLITS:
+        if not summary.tiles.get(split):
+            raise InputError(
+                f'no {split} tile is left ({drops(summary)}): use smaller --tile-pixels, a lower --flat-threshold or '
+                'another --split'
+            )
+    summary.tiles = {split: summary.tiles[split] for split in SPLITS}
+    iterations = EPOCHS * (summary.tiles['train'] // BATCH_SIZE)
+    summary.epochs = {
+        'epochs': EPOCHS,
+        'batch_size': BATCH_SIZE,
+        'autoencoder_iters': iterations,
+        'automaton_iters': iterations,
+        'total_iter': 2 * iterations,
+    }
+    summary.content_hash = content_hash(summary.hashes)
+    (folder / SUMMARY).write_text(json.dumps(asdict(summary), indent=2, ensure_ascii=False) + '\n', encoding='utf-8')
+    gt, lq = (TileStore(folder / f'test_{side}.lmdb') for side in ('gt', 'lq'))
+    chosen = [gt.keys[index] for index in np.linspace(0, len(gt) - 1, min(SHEET_PAIRS, len(gt))).astype(int)]
+    write_sheet(folder / SHEET, {'corrupted': [lq[key] for key in chosen], 'clean': [gt[key] for key in chosen]})
+    TileStore.close_all()  # the folder is renamed
+
+
+def drops(summary: Summary) -> str:
+    """What was dropped and why, in words."""
+    reasons = {**summary.dropped, 'skipped': len(summary.skipped)}
+    return 'dropped: ' + (', '.join(f'{count:,} {reason}' for reason, count in reasons.items() if count) or 'none')

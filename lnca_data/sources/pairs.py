@@ -1,0 +1,62 @@
+"""Pairs of your own: a folder of clean images and one of damaged images with the same names."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from lnca_arch.errors import InputError
+from lnca_data.images import ImageFile, RawFile
+from lnca_data.source import Pair, Source, key_part
+
+FORMATS = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp')
+RAW_FORMATS = ('.arw', '.cr2', '.cr3', '.dng', '.nef', '.orf', '.raf', '.rw2')
+
+
+def pairs(_: None, gt: Path, lq: Path) -> Iterator[Pair]:
+    clean, damaged = listing(gt), listing(lq)
+    stray = sorted(clean.keys() ^ damaged.keys())
+    if stray:
+        side, other = (gt, lq) if stray[0] in clean else (lq, gt)
+        raise InputError(
+            f'{side / stray[0]}.*: no image of that name in {other} ({len(stray)} images have no partner); '
+            f'expected {SOURCE.layout}'
+        )
+    for name in clean:
+        folder = Path(name).parent
+        # Images in a subfolder belong together; one that is in none stands for itself.
+        scene = name if folder == Path() else str(folder)
+        yield Pair(key_part(name), key_part(scene), image_file(clean[name]), image_file(damaged[name]))
+
+
+def listing(folder: Path) -> dict[str, Path]:
+    """The images below a folder, by their path in it without suffix.
+
+    Raises:
+        InputError: there is no such folder, no image in it, or two of one name.
+    """
+    images: dict[str, Path] = {}
+    for path in sorted(folder.rglob('*')):
+        if path.suffix.lower() in FORMATS + RAW_FORMATS and not path.name.startswith('.'):
+            name = str(path.relative_to(folder).with_suffix(''))
+            if name in images:
+                raise InputError(f'{path}: there is {images[name].name}, too; keep one of the two')
+            images[name] = path
+    if not images:
+        raise InputError(f'{folder}: no images there; expected {SOURCE.layout}')
+    return images
+
+
+def image_file(path: Path) -> ImageFile | RawFile:
+    return (RawFile if path.suffix.lower() in RAW_FORMATS else ImageFile)(str(path))
+
+
+SOURCE = Source(
+    name='pairs',
+    title='pairs of your own',
+    layout='images of the same names below --gt and --lq; those in one subfolder are one scene',
+    pairs=pairs,
+    choices={
+        'gt': {'type': Path, 'required': True, 'help': 'folder of clean images'},
+        'lq': {'type': Path, 'required': True, 'help': 'folder of damaged images with the same names'},
+    },
+    needs_folder=False,
+)

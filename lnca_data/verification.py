@@ -1,0 +1,67 @@
+"""Check a packed dataset: every tile, the pairing, the hash."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from lnca_arch.errors import InputError
+from lnca_data.lmdb_store import META_INFO, TileStore, check_pair
+from lnca_data.packing import SUMMARY, content_hash, entry_bytes, pixel_digest
+from lnca_data.split import SPLITS
+
+
+def verify(folder: Path) -> dict[str, int]:
+    """Read every tile of a packed dataset and compare with its summary.
+
+    Returns:
+        Split → number of tiles.
+
+    Raises:
+        InputError: something is missing, damaged, or not what was packed.
+    """
+    try:
+        summary = json.loads((folder / SUMMARY).read_text(encoding='utf-8'))
+        hashes, tiles = dict(summary['hashes']), dict(summary['tiles'])
+        size = int(summary['options']['tiling']['size'])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f'{folder / SUMMARY}: cannot be read ({error!r}); was this packed by prepare.py?') from None
+    found = {path.name.removesuffix('.lmdb') for path in folder.glob('*.lmdb')}
+    if found != hashes.keys():
+        stray = sorted(found ^ hashes.keys())[0]
+        raise InputError(f'{folder / stray}.lmdb: {"not in the summary" if stray in found else "missing"}')
+    with tqdm(total=sum(tiles[name.split('_')[0]] for name in hashes), desc='checking', unit='tile') as bar:
+        for name, expected in hashes.items():
+            if _hash(folder / f'{name}.lmdb', tiles[name.split('_')[0]], size, bar) != expected:
+                raise InputError(
+                    f'{folder / name}.lmdb: not the tiles that were packed: the hash differs; pack it again'
+                )
+    for split in SPLITS:
+        if f'{split}_lq' in hashes:
+            check_pair(folder / f'{split}_gt.lmdb', folder / f'{split}_lq.lmdb')
+    keys = np.concatenate([TileStore(folder / f'{split}_gt.lmdb').key_array for split in SPLITS])
+    if len(np.unique(keys)) < len(keys):
+        raise InputError(f'{folder}: a tile is in two splits; pack it again')
+    if content_hash(hashes) != summary.get('content_hash'):
+        raise InputError(f'{folder / SUMMARY}: content_hash does not follow from the hashes; pack it again')
+    return tiles
+
+
+def _hash(path: Path, count: int, size: int, bar: tqdm) -> str:
+    store = TileStore(path)
+    if len(store) != count:
+        raise InputError(f'{path}: {len(store)} tiles, the summary says {count}; pack it again')
+    digest = hashlib.sha256()
+    with open(path / META_INFO, encoding='ascii') as meta_info:
+        for line in meta_info:
+            key, shape = line.split('.png ')[0], line.split('(')[-1].split(')')[0]
+            image = store[key]
+            if image.shape != (size, size, 3) or shape != f'{size},{size},3':
+                raise InputError(
+                    f'{path}: {key} has shape {image.shape}, {META_INFO} says ({shape}), expected {size}×{size}'
+                )
+            digest.update(entry_bytes(key, pixel_digest(image)))
+            bar.update()
+    return digest.hexdigest()
