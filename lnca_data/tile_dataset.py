@@ -1,18 +1,25 @@
 """The dataset of tiles that BasicSR's loaders read."""
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+from tqdm import tqdm
 
-from lnca_arch.errors import InputError
+from lnca_arch.errors import InputError, check_known
 from lnca_data.lmdb_store import TileStore, check_pair, image_sizes
 
+from basicsr.utils import get_root_logger
 from basicsr.utils.registry import DATASET_REGISTRY
+
+CACHES = ('memory',)
+# Of the free memory, for the tiles of one dataset: the network and the loaders need some, too.
+CACHE_SHARE = 0.5
 
 
 @DATASET_REGISTRY.register()
@@ -23,6 +30,8 @@ class TileDataset(Dataset):
         dataroot_gt: LMDB of clean tiles.
         dataroot_lq: LMDB of the same tiles corrupted, with the same keys. Left out for synthetic training.
         use_hflip, use_rot: flip, and turn by right angles, at random; in training only.
+        cache: ``memory`` reads all tiles at once and keeps them, 3 bytes a pixel, where the loader's workers share
+            them. Tiles that do not fit in half of the free memory, or differ in size, are read from the LMDB as ever.
 
     An item is ``{'gt', 'gt_path'}`` and, for pairs, ``{'lq', 'lq_path'}``: tensors ``(3, H, W)`` in [0, 1], RGB, and
     the key.
@@ -35,14 +44,41 @@ class TileDataset(Dataset):
         self.opt = opt
         self.check_options(opt)
         self.stores = {side: TileStore(opt[f'dataroot_{side}']) for side in ('gt', 'lq') if opt.get(f'dataroot_{side}')}
-        self.keys = self.stores['gt'].keys
+        self.keys = self.stores['gt'].key_array
         self.flip = bool(opt['phase'] == 'train' and opt.get('use_hflip'))
         self.turn = bool(opt['phase'] == 'train' and opt.get('use_rot'))
+        # Tensors rather than arrays: forked workers share either, spawned ones only these.
+        self.cached: dict[str, Tensor] = self._read_all() if opt.get('cache') else {}
+
+    def _read_all(self) -> dict[str, Tensor]:
+        """Side → all tiles ``(N, H, W, 3)`` uint8; nothing if they do not fit."""
+        name, logger = self.opt.get('name'), get_root_logger()
+        sizes = set().union(*(image_sizes(store.path) for store in self.stores.values()))
+        if len(sizes) > 1:
+            logger.warning(f'Dataset {name}: tiles differ in size, so they are read from the LMDB, not kept in memory.')
+            return {}
+        shape = (len(self), *sizes.pop(), 3)
+        needed, free = len(self.stores) * np.prod(shape, dtype=np.int64), psutil.virtual_memory().available
+        figures = f'{len(self):,} tiles, {needed / 1e9:.2f} GB'
+        if needed > CACHE_SHARE * free:
+            logger.warning(f'Dataset {name}: {figures}, are read from the LMDB: only {free / 1e9:.2f} GB are free.')
+            return {}
+        cached = {side: torch.empty(shape, dtype=torch.uint8) for side in self.stores}
+        with tqdm(total=len(self.stores) * len(self), desc=f'reading {name}', unit='tile', leave=False) as bar:
+            for side, store in self.stores.items():
+                pixels = cached[side].numpy()
+                for index, key in enumerate(self.keys):
+                    pixels[index] = store[key.decode()]
+                    bar.update()
+        logger.info(f'Dataset {name}: {figures}, kept in memory.')
+        return cached
 
     @staticmethod
     def check_options(opt: Mapping[str, Any]) -> None:
         """Raise InputError for what would fail when the dataset is made or read."""
         gt, lq = opt.get('dataroot_gt'), opt.get('dataroot_lq')
+        if opt.get('cache') is not None:
+            check_known(opt['cache'], CACHES, f'dataset {opt.get("name")}: cache')
         if not gt:
             raise InputError(f'dataset {opt.get("name")}: dataroot_gt is missing; name an LMDB of clean tiles')
         if lq:
@@ -63,19 +99,29 @@ class TileDataset(Dataset):
         return len(self.keys)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        key = self.keys[index]
-        flip = self.flip and random.random() < 0.5
-        turns = random.randrange(4) if self.turn else 0
-        item: dict[str, Any] = {}
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """Items of a batch, whose tiles are of one size. PyTorch's loader asks for them at once, which saves time."""
+        keys = [self.keys[index].decode() for index in indices]
+        changes = [(self.flip and random.random() < 0.5, random.randrange(4) if self.turn else 0) for _ in indices]
+        items: list[dict[str, Any]] = [{} for _ in indices]
         for side, store in self.stores.items():
-            item[side] = to_tensor(np.rot90(store[key][:, ::-1] if flip else store[key], turns))
-            item[f'{side}_path'] = key
-        return item
+            cached = self.cached[side].numpy() if self.cached else None
+            tiles = [store[key] if cached is None else cached[index] for index, key in zip(indices, keys, strict=True)]
+            turned = [
+                np.rot90(tile[:, ::-1] if flip else tile, turns)
+                for tile, (flip, turns) in zip(tiles, changes, strict=True)
+            ]
+            for item, key, tensor in zip(items, keys, to_tensor(np.stack(turned)), strict=True):
+                item[side] = tensor
+                item[f'{side}_path'] = key
+        return items
 
 
 def to_tensor(image: np.ndarray) -> Tensor:
-    """``(H, W, 3)`` uint8 → ``(3, H, W)`` float32 in [0, 1]."""
-    return torch.from_numpy(image.transpose(2, 0, 1).astype(np.float32) / 255)
+    """``(…, H, W, 3)`` uint8 → ``(…, 3, H, W)`` float32 in [0, 1]."""
+    return torch.from_numpy(np.moveaxis(image, -1, -3).astype(np.float32, order='C') / 255)
 
 
 def to_image(tensor: Tensor) -> np.ndarray:
