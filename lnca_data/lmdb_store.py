@@ -17,7 +17,7 @@ from lnca_arch.errors import InputError
 META_INFO = 'meta_info.txt'
 # A tile of 32×32 fills one page of the LMDB, compressed or not, and is encoded and decoded in half the time if not.
 PNG_COMPRESSION = 0
-ENCODING = [cv2.IMWRITE_PNG_COMPRESSION, PNG_COMPRESSION]
+ENCODING = [cv2.IMWRITE_PNG_COMPRESSION, PNG_COMPRESSION, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE]
 BATCH = 1000
 BATCH_BYTES = 16 << 20
 FIRST_MAP_SIZE = 64 << 20
