@@ -39,42 +39,63 @@ def add_source(commands: argparse._SubParsersAction, source: Source) -> None:
     """The options of ``prepare.py NAME``."""
     defaults = PackingOptions()
     command = commands.add_parser(
-        source.name,
-        help=source.title,
-        description=f'Pack {source.title}. Expected: {source.layout}.',
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        source.name, help=source.title, description=f'Pack {source.title}. Expected: {source.layout}.'
     )
     add = command.add_argument
     if source.needs_folder:
-        add('--source', type=Path, required=True, help='the folder that holds it')
+        add('--source', type=Path, required=True, metavar='FOLDER', help='the folder that holds it')
     for name, options in source.choices.items():
         add(f'--{name}', **options)
-    add('--output', type=Path, help='folder to write; datasets/NAME unless given')
-    add('--tile-size', type=int, default=defaults.tiling.size, help='side of a packed tile, in pixels')
+    add('--output', type=Path, metavar='FOLDER', help='folder to write; datasets/NAME unless given')
+    add(
+        '--tile-size',
+        type=int,
+        default=defaults.tiling.size,
+        metavar='PIXELS',
+        help='side of a packed tile (%(default)s)',
+    )
     if not source.whole:
         cut = command.add_mutually_exclusive_group()
         cut.add_argument(
-            '--tile-pixels', type=int, nargs='+', default=list(source.tile_pixels), help='sides of the tiles, uncut'
+            '--tile-pixels',
+            type=int,
+            nargs='+',
+            default=list(source.tile_pixels),
+            metavar='PIXELS',
+            help='sides of the tiles in the image, before they are shrunk (%(default)s)',
         )
         cut.add_argument('--grid', type=int, nargs=2, metavar=('N', 'M'), help='rows and columns of tiles instead')
         add(
             '--flat-threshold',
             type=float,
             default=defaults.flat_threshold,
-            help='drop tiles of less standard deviation, on the scale of 0 to 255',
+            metavar='T',
+            help='drop tiles of less standard deviation, on the scale of 0 to 255 (%(default)s)',
         )
         add(
             '--duplicate-threshold',
             type=int,
             default=defaults.duplicate_threshold,
-            help='drop tiles whose perceptual hash of 64 bits differs in no more bits from that of one of their scene; '
-            '-1: none',
+            metavar='BITS',
+            help='drop tiles whose perceptual hash of 64 bits differs in no more bits from that of an earlier tile of '
+            'their scene; -1: none (%(default)s)',
         )
     if source.synthetic:
-        add('--corruption', choices=CORRUPTIONS, default='noise', help='of the validation and test pairs')
-    add('--split', choices=METHODS, default=source.split, help="what is kept together, or the authors' lists")
-    add('--seed', type=int, default=defaults.seed, help='of the split and the corruption')
-    add('--workers', type=int, default=CORES, help='processes; the result is the same')
+        add('--corruption', choices=CORRUPTIONS, default='noise', help='of the validation and test pairs (%(default)s)')
+    add(
+        '--split',
+        choices=METHODS,
+        default=source.split,
+        help="what stays on one side: a scene, or just a tile; or the authors' lists (%(default)s)",
+    )
+    add('--seed', type=int, default=defaults.seed, help='of the split and the corruption (%(default)s)')
+    add(
+        '--workers',
+        type=int,
+        default=min(CORES, source.max_workers),
+        metavar='N',
+        help=f'processes; the result is the same (here %(default)s; more than {source.max_workers} take much memory)',
+    )
     add('--skip-bad', action='store_true', help='go on without what cannot be read, and list it in the summary')
     add('--overwrite', action='store_true', help='replace the output folder')
 

@@ -60,7 +60,7 @@ class PackingOptions:
     tiling: Tiling = field(default_factory=Tiling)
     corruption: Mapping[str, Any] | None = None
     flat_threshold: float = 4.0
-    duplicate_threshold: int = 3
+    duplicate_threshold: int = 4
     split: str = 'scene'
     seed: int = 0
 

@@ -44,6 +44,8 @@ class Source:
         tile_pixels: sides of the tiles unless the user says otherwise, in pixels.
         needs_folder: the user has to say where it is.
         split: how it is split unless the user says otherwise.
+        max_workers: for how many processes 1 GB of memory is enough (1.5 GB for raw photographs); more are started only
+            if the user says so.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Source:
     tile_pixels: tuple[int, ...] = (128,)
     needs_folder: bool = True
     split: str = 'scene'
+    max_workers: int = 16
 
     def list(self, folder: Path | None, **choices: Any) -> list[Pair]:
         """All pairs, those of a scene together, in the same order on every machine.

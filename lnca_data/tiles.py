@@ -102,9 +102,9 @@ def is_flat(tile: np.ndarray, threshold: float) -> bool:
 
 
 def perceptual_hash(tile: np.ndarray) -> int:
-    """The 64 bits of the difference hash of a ``(H, W, 3)`` uint8 RGB tile: alike for tiles that look alike."""
+    """The 64 bits of the pHash of a ``(H, W, 3)`` uint8 RGB tile: alike for tiles that look alike."""
     grey = PIL.Image.fromarray(cv2.cvtColor(tile, cv2.COLOR_RGB2GRAY))
-    return int.from_bytes(np.packbits(imagehash.dhash(grey).hash).tobytes(), 'big')
+    return int.from_bytes(np.packbits(imagehash.phash(grey).hash).tobytes(), 'big')
 
 
 class NearDuplicates:

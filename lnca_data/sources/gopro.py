@@ -30,7 +30,7 @@ SOURCE = Source(
         'blur': {
             'choices': ['blur', 'blur_gamma'],
             'default': 'blur',
-            'help': 'averaged linearly, or as displayed',
+            'help': 'frames averaged as they are, or as the light that they show (%(default)s)',
         }
     },
 )

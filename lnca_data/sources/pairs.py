@@ -59,4 +59,5 @@ SOURCE = Source(
         'lq': {'type': Path, 'required': True, 'help': 'folder of damaged images with the same names'},
     },
     needs_folder=False,
+    max_workers=4,
 )

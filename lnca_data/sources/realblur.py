@@ -35,7 +35,7 @@ SOURCE = Source(
         'variant': {
             'choices': ['J', 'R'],
             'default': 'J',
-            'help': "the camera's JPEGs, or developed from its raw files",
+            'help': "the camera's JPEGs, or developed from its raw files (%(default)s)",
         }
     },
 )

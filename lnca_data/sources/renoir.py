@@ -27,4 +27,5 @@ SOURCE = Source(
     title='Renoir',
     layout='{Mi3,T3i,S90}_Aligned/Batch_NNN/ with a *Reference.bmp and one or more *Noisy.bmp',
     pairs=pairs,
+    max_workers=4,
 )

@@ -47,4 +47,5 @@ SOURCE = Source(
     layout='{Sony,Fuji}_{train,val,test}_list.txt and {Sony,Fuji}/{short,long}/NNNNN_NN_EXPOSUREs.{ARW,RAF}',
     pairs=pairs,
     choices={'cameras': {'nargs': '+', 'choices': CAMERAS, 'help': 'those that are in the folder unless given'}},
+    max_workers=3,
 )

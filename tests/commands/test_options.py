@@ -1,0 +1,98 @@
+"""Each option file, as it is but for its length and the network's size, on a miniature of its dataset."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+import miniatures
+
+from lnca_data.packing import PackingOptions, pack
+from lnca_data.sources import SOURCES
+from lnca_data.split import TEST_SHARE, VALIDATION_SHARE
+from lnca_data.tiles import Tiling
+
+OPTIONS = Path(__file__).resolve().parents[2] / 'options'
+# Option file → source, its choices, corruption of the validation and test pairs, miniature.
+TASKS = {
+    'celeba_denoise': ('celeba', {}, 'noise', miniatures.celeba),
+    'celeba_deblur': ('celeba', {}, 'blur', miniatures.celeba),
+    'cifar10_denoise': ('cifar10', {}, 'noise', miniatures.cifar10_python),
+    'cifar10_deblur': ('cifar10', {}, 'blur', miniatures.cifar10_binary),
+    'tinyimagenet_denoise': ('tinyimagenet', {}, 'noise', miniatures.tinyimagenet),
+    'tinyimagenet_deblur': ('tinyimagenet', {}, 'blur', miniatures.tinyimagenet),
+    'renoir': ('renoir', {}, None, miniatures.renoir),
+    'sid': ('sid', {'cameras': ['Sony']}, None, miniatures.sid),
+    'gopro': ('gopro', {'blur': 'blur'}, None, miniatures.gopro),
+    'realblur': ('realblur', {'variant': 'J'}, None, miniatures.realblur),
+}
+IMAGES = {'celeba': 202_599, 'cifar10': 60_000, 'tinyimagenet': 120_000}
+
+
+def read(task):
+    return yaml.safe_load((OPTIONS / f'lnca_{task}.yml').read_text())
+
+
+def test_each_task_has_options():
+    packed = {path.stem.removeprefix('lnca_') for path in OPTIONS.glob('lnca_*.yml')} - {'photos'}
+    assert packed == set(TASKS)
+
+
+@pytest.mark.parametrize('task', TASKS)
+def test_trains_in_two_phases(task, tmp_path, project, run):
+    name, choices, corruption, make = TASKS[task]
+    source = SOURCES[name]
+    pack(
+        name,
+        source.list(make(tmp_path / 'source'), **choices),
+        project / 'datasets' / task,
+        PackingOptions(
+            Tiling(whole=True) if source.whole else Tiling(pixels=(32,)),
+            {'type': corruption} if corruption else None,
+        ),
+    )
+    options = read(task)
+    options['datasets']['train'].update(batch_size_per_gpu=4)
+    options['network_g'].update(latent_channels=4, hidden_channels=4, embed_channels=8)
+    options['train'].update(total_iter=4)
+    options['train']['autoencoder'].update(iters=2)
+    options['train']['automaton'].update(iters=2, pool_size=8, steps=[1, 2])
+    options['val'].update(val_freq=2)
+    options['logger'].update(print_freq=1, save_checkpoint_freq=4, use_tb_logger=False)
+    options['num_gpu'] = 0
+    result = run('train', options)
+    assert result.returncode == 0, result.stderr
+
+    experiment = project / 'experiments' / f'lnca_{task}'
+    assert (experiment / 'models' / 'net_g_best.pth').is_file()
+    log = result.stdout + result.stderr
+    assert f'Dataset {task}_train' in log
+    assert 'kept in memory' in log
+    assert 'Phase 2 of 2, automaton' in log
+    scored = (experiment / 'scores.csv').read_text()
+    assert f'{task}_val' in scored
+    assert f'{task}_test' in scored
+
+
+@pytest.mark.parametrize('task', TASKS)
+def test_lasts_twenty_epochs(task):
+    train, batch = read(task)['train'], read(task)['datasets']['train']['batch_size_per_gpu']
+    assert train['autoencoder']['iters'] == train['automaton']['iters'] == train['total_iter'] // 2
+    assert batch == 32
+    if task.split('_')[0] in IMAGES:
+        images = IMAGES[task.split('_')[0]]
+        kept = images - round(TEST_SHARE * images)
+        kept -= round(VALIDATION_SHARE * kept)
+        assert train['autoencoder']['iters'] == 20 * (kept // batch)
+
+
+@pytest.mark.parametrize('task', TASKS)
+def test_curriculum_for_synthetic_data_only(task):
+    train = read(task)['datasets']['train']
+    corruption = TASKS[task][2]
+    assert ('dataroot_lq' in train) == (corruption is None)
+    assert train.get('corruption', {}).get('type') == corruption
+    if corruption:
+        assert train['corruption']['curriculum'] == {'noise': [0.25, 0.75], 'blur': [4, 10]}[corruption]
