@@ -2,8 +2,11 @@
 
 import itertools
 import random
+import shutil
+import types
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -155,3 +158,78 @@ def test_turning_tiles_that_are_not_square(tmp_path):
     write_lmdb(tmp_path / 'gt.lmdb', [('a', pixels(4, 6)), ('b', pixels(4, 6))])
     opt = {'name': 'some', 'phase': 'train', 'dataroot_gt': str(tmp_path / 'gt.lmdb'), 'use_rot': True}
     assert 'use_rot' in refusal(opt)
+
+
+# --- tiles in memory
+
+
+def same_items(first, second):
+    for one, other in zip(first, second, strict=True):
+        assert one.keys() == other.keys()
+        for key, value in one.items():
+            assert torch.equal(value, other[key]) if isinstance(value, torch.Tensor) else value == other[key]
+
+
+def items(opt, indices=(2, 0, 1, 0)):
+    random.seed(3)
+    return TileDataset(opt).__getitems__(indices)
+
+
+def test_kept_in_memory(pair):
+    opt = pair | {'phase': 'train', 'use_hflip': True, 'use_rot': True}
+    from_lmdb = items(opt)
+    same_items(items(opt | {'cache': 'memory'}), from_lmdb)
+    dataset = TileDataset(opt | {'cache': 'memory'})
+    for side in ('gt', 'lq'):
+        shutil.rmtree(pair[f'dataroot_{side}'])
+    random.seed(3)
+    same_items([dataset[index] for index in (2, 0, 1, 0)], from_lmdb)
+
+
+def test_read_from_the_lmdb_if_there_is_no_room(pair, monkeypatch):
+    opt = pair | {'phase': 'train', 'cache': 'memory'}
+    assert TileDataset(opt).cached['gt'].shape == (3, 4, 4, 3)
+    needed = 2 * 3 * 4 * 4 * 3
+    monkeypatch.setattr(psutil, 'virtual_memory', lambda: types.SimpleNamespace(available=2 * needed - 1))
+    assert not TileDataset(opt).cached
+    same_items(items(opt), items(pair | {'phase': 'train'}))
+    monkeypatch.setattr(psutil, 'virtual_memory', lambda: types.SimpleNamespace(available=2 * needed))
+    assert TileDataset(opt).cached
+
+
+def test_read_from_the_lmdb_if_sizes_differ(tmp_path):
+    for side in ('gt', 'lq'):
+        write_lmdb(tmp_path / f'{side}.lmdb', [('a', pixels()), ('b', pixels(4, 6))])
+    roots = {f'dataroot_{side}': str(tmp_path / f'{side}.lmdb') for side in ('gt', 'lq')}
+    dataset = TileDataset({'name': 'some', 'phase': 'val', 'cache': 'memory', **roots})
+    assert not dataset.cached
+    assert dataset[1]['gt'].shape == (3, 4, 6)
+
+
+def test_unknown_cache_is_named(pair):
+    assert "cache 'disk' is unknown" in refusal(pair | {'phase': 'val', 'cache': 'disk'})
+
+
+class SharedMemory(TileDataset):
+    """Says of each batch how many bytes of the tiles' memory other processes see, too, after reading every tile."""
+
+    def __getitems__(self, indices):
+        for index in range(len(self)):
+            super().__getitems__([index])
+        address = self.cached['gt'].data_ptr()
+        for mapping in psutil.Process().memory_maps(grouped=False):
+            first, last = (int(end, 16) for end in mapping.addr.split('-'))
+            if first <= address < last:
+                return [{'shared': mapping.shared_clean + mapping.shared_dirty} for _ in indices]
+        raise AssertionError('the tiles are nowhere')
+
+
+@pytest.mark.parametrize('method', ['fork', 'spawn'])
+def test_workers_share_one_copy(tmp_path, method):
+    tile = np.random.default_rng(0).integers(0, 256, (1024, 1024, 3), dtype=np.uint8)
+    write_lmdb(tmp_path / 'gt.lmdb', [(f'tile_{index}', tile) for index in range(20)])
+    opt = {'name': 'some', 'phase': 'train', 'cache': 'memory', 'dataroot_gt': str(tmp_path / 'gt.lmdb')}
+    loader = DataLoader(SharedMemory(opt), batch_size=10, num_workers=2, multiprocessing_context=method)
+    shared = [int(count) for batch in loader for count in batch['shared']]
+    assert len(shared) == 20
+    assert min(shared) > 0.95 * 20 * tile.nbytes
