@@ -30,6 +30,7 @@ setup(
         'tqdm>=4.66,<5',
     ],
     extras_require={
-        'test': ['pytest>=8,<10', 'ruff>=0.9,<1'],
+        # tifffile writes the raw photographs that the tests develop
+        'test': ['pytest>=8,<10', 'ruff>=0.9,<1', 'tifffile>=2023.1'],
     },
 )
