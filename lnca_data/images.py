@@ -5,6 +5,7 @@ import io
 import os
 import pickle
 import tarfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,14 +46,15 @@ class ImageFile:
     def read(self) -> np.ndarray:
         data = np.frombuffer(read_bytes(self.path), np.uint8)
         try:
-            image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_ANYDEPTH) if data.size else None
+            image = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH) if data.size else None
         except cv2.error:  # more pixels than OpenCV takes
             image = None
         if image is None:
             raise InputError(f'{self.path}: not a readable image; it may be truncated')
         if image.dtype not in (np.uint8, np.uint16):
             raise InputError(f'{self.path}: has pixels of type {image.dtype}; 8 or 16 bits a channel are needed')
-        return image
+        # Not by IMREAD_COLOR_RGB, which OpenCV forgets for TIFFs of 16 bits.
+        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
     def stored_bytes(self) -> int:
         return os.stat(self.path).st_size
@@ -75,9 +77,15 @@ class RawFile:
 
         try:
             with rawpy.imread(self.path) as raw:
-                return raw.postprocess(use_camera_wb=True, no_auto_bright=True, output_bps=16, bright=self.brightness)
+                return raw.postprocess(
+                    use_camera_wb=True,
+                    no_auto_bright=True,
+                    adjust_maximum_thr=0,  # nor by the brightest pixel
+                    output_bps=16,
+                    bright=self.brightness,
+                )
         except (rawpy.LibRawError, OSError) as error:
-            raise InputError(f'{self.path}: not a readable raw file ({error})') from None
+            raise InputError(f'{self.path}: not a readable raw file ({_line(error)})') from None
 
     def stored_bytes(self) -> int:
         return os.stat(self.path).st_size
@@ -152,6 +160,10 @@ def read_bytes(path: str) -> bytes:
         raise InputError(f'{path}: cannot be read ({error.strerror})') from None
 
 
+def _line(error: Exception) -> str:
+    return ' '.join(str(error).split()) or type(error).__name__
+
+
 # --- CIFAR-10
 
 CIFAR_SHAPE = (3, 32, 32)
@@ -186,9 +198,12 @@ def archive_members(path: Path) -> list[str]:
     """
     try:
         with tarfile.open(path) as archive:
-            return [member.name for member in archive if member.isfile()]
-    except (OSError, tarfile.TarError, EOFError) as error:
-        raise InputError(f'{path}: not a readable archive ({error})') from None
+            names = [member.name for member in archive if member.isfile()]
+            while archive.fileobj.read(1 << 20):  # to the checksum, which is the last thing in the file
+                pass
+            return names
+    except (OSError, tarfile.TarError, EOFError, zlib.error) as error:
+        raise InputError(f'{path}: not a readable archive ({_line(error)})') from None
 
 
 def _archive_member(path: str, name: str) -> bytes:
@@ -196,8 +211,8 @@ def _archive_member(path: str, name: str) -> bytes:
     try:
         with tarfile.open(path) as archive:
             return archive.extractfile(name).read()
-    except (OSError, tarfile.TarError, EOFError, KeyError, AttributeError) as error:
-        raise InputError(f'{path}: cannot read {name} in the archive ({error})') from None
+    except (OSError, tarfile.TarError, EOFError, zlib.error, KeyError, AttributeError) as error:
+        raise InputError(f'{path}: cannot read {name} in the archive ({_line(error)})') from None
 
 
 class _PickledArray:
@@ -240,6 +255,4 @@ def _unpickled_pixels(data: bytes, where: str) -> np.ndarray:
         pixels = batch[b'data'].pixels
         return pixels.reshape(-1, CIFAR_RECORD - 1)
     except Exception as error:  # a damaged pickle can raise anything
-        raise InputError(
-            f'{where}: not a batch of CIFAR-10 ({error or type(error).__name__}); nothing was run'
-        ) from None
+        raise InputError(f'{where}: not a batch of CIFAR-10 ({_line(error)}); nothing was run') from None
