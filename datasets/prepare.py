@@ -130,7 +130,7 @@ def prepare(source: Source, arguments: argparse.Namespace) -> None:
             seed=arguments.seed,
             **thresholds,
         ),
-        choices={choice: str(value) for choice, value in choices.items() if value is not None},
+        choices={choice: str(value) if isinstance(value, Path) else value for choice, value in choices.items()},
         root=folder,
         overwrite=arguments.overwrite,
         skip_bad=arguments.skip_bad,

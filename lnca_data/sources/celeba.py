@@ -14,7 +14,7 @@ def pairs(folder: Path) -> Iterator[Pair]:
     partition = folder / PARTITION
     splits = {row[0]: SPLITS.get(row[1]) for row in rows_of(partition)} if partition.is_file() else {}
     for image in (folder / 'img_align_celeba').glob('*.jpg'):
-        yield Pair(image.stem, image.stem, ImageFile(str(image)), split=splits.get(image.name))
+        yield Pair(name := image.stem, name, ImageFile(str(image)), split=splits.get(image.name))
 
 
 SOURCE = Source(

@@ -12,7 +12,7 @@ PLACES = {'train': 'train/n*/images/*.JPEG', 'val': 'val/images/*.JPEG', 'test':
 def pairs(folder: Path) -> Iterator[Pair]:
     for split, pattern in PLACES.items():
         for image in folder.glob(pattern):
-            yield Pair(image.stem, image.stem, ImageFile(str(image)), split=split)
+            yield Pair(name := image.stem, name, ImageFile(str(image)), split=split)
 
 
 SOURCE = Source(

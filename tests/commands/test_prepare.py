@@ -1,84 +1,254 @@
-"""``python datasets/prepare.py photos``, run as users do."""
+"""``python datasets/prepare.py NAME``, run as users do, for every NAME."""
 
+import csv
+import functools
 import json
+import os
+import re
+import resource
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import cv2
+import lmdb
+import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 
 import lnca_data  # noqa: F401  first: it mends what keeps BasicSR from being imported
+from lnca_data.corruption import motion_kernels
+from lnca_data.lmdb_store import TileStore, encode_png
 
 from basicsr.data import build_dataset
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+import miniatures
+
 COMMAND = Path(__file__).resolve().parents[2] / 'datasets' / 'prepare.py'
-TRAINING = {'astronaut', 'coffee', 'rocket', 'retina', 'hubble_deep_field', 'motorcycle_left', 'motorcycle_right'}
+SPLITS = ('train', 'val', 'test')
+PHOTOGRAPHS = ('astronaut', 'coffee', 'rocket', 'retina', 'hubble_deep_field', 'motorcycle_left', 'motorcycle_right')
+# Miniature → arguments, {} being its folder.
+REAL = {
+    'gopro': 'gopro --source {} --blur blur_gamma --tile-pixels 32',
+    'realblur': 'realblur --source {} --variant R --tile-pixels 32 48',
+    'sid': 'sid --source {} --tile-pixels 32',
+    'renoir': 'renoir --source {} --tile-pixels 32',
+    'pairs': 'pairs --gt {}/gt --lq {}/lq --grid 3 4',
+}
+SYNTHETIC = {
+    'celeba': 'celeba --source {}',
+    'cifar10_python': 'cifar10 --source {} --corruption blur',
+    'cifar10_binary_archive': 'cifar10 --source {}',
+    'tinyimagenet': 'tinyimagenet --source {} --corruption blur --tile-size 16',
+}
+
+# Importing PyTorch takes seconds, and so does its end. A process imports it once and forks for each command, which
+# begins as any other does and, when all is done, ends at once.
+WARM = """
+import atexit, json, os, resource, runpy, signal, sys
+import lnca_data.packing, lnca_data.verification
+for line in sys.stdin:
+    request = json.loads(line)
+    if not (child := os.fork()):
+        break
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+else:
+    sys.exit()
+
+def end():
+    sys.stdout.flush()
+    os._exit(code)
+
+atexit.register(end)
+signal.alarm(120)
+os.chdir(request['cwd'])
+for stream, file in enumerate((os.devnull, request['stdout'], request['stderr'])):
+    os.dup2(os.open(file, os.O_RDWR | os.O_CREAT), stream)
+resource.setrlimit(resource.RLIMIT_FSIZE, (request['limit'], request['limit']))
+sys.argv = request['argv']
+code = 1
+runpy.run_path(sys.argv[0], run_name='__main__')
+code = 0
+"""
 
 
-def prepare(*arguments, cwd):
-    return subprocess.run(
-        [sys.executable, COMMAND, *arguments], cwd=cwd, capture_output=True, text=True, timeout=300, check=False
+@pytest.fixture(scope='module')
+def prepare(tmp_path_factory):
+    """Run ``python datasets/prepare.py ARGUMENTS``."""
+    folder = tmp_path_factory.mktemp('outputs')
+    with subprocess.Popen(
+        [sys.executable, '-c', WARM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as warm:
+
+        def run(*arguments, cwd=folder, command=COMMAND, limit=resource.RLIM_INFINITY):
+            outputs = [folder / name for name in ('stdout', 'stderr')]
+            for output in outputs:
+                output.unlink(missing_ok=True)
+            request = {
+                'argv': [str(argument) for argument in (command, *arguments)],
+                'cwd': str(cwd),
+                'stdout': str(outputs[0]),
+                'stderr': str(outputs[1]),
+                'limit': limit,
+            }
+            print(json.dumps(request), file=warm.stdin, flush=True)
+            return subprocess.CompletedProcess(
+                request['argv'], int(warm.stdout.readline()), *(output.read_text() for output in outputs)
+            )
+
+        yield run
+        warm.stdin.close()
+
+
+@pytest.fixture(scope='module')
+def miniature(tmp_path_factory):
+    """A miniature's folder by its name. It is made once and stays as it is."""
+    root = tmp_path_factory.mktemp('miniatures')
+    return functools.cache(lambda name: getattr(miniatures, name)(root / name))
+
+
+@pytest.fixture(scope='module')
+def packed(prepare, miniature, tmp_path_factory):
+    """Where a miniature was packed, and what the command said. It is packed once and stays as it is."""
+
+    @functools.cache
+    def pack(name):
+        output = tmp_path_factory.mktemp('packed') / name
+        arguments = {**REAL, **SYNTHETIC}[name].replace('{}', str(miniature(name))).split()
+        result = prepare(*arguments, '--output', output)
+        assert result.returncode == 0, result.stderr
+        return output, result
+
+    return pack
+
+
+@pytest.fixture(scope='module')
+def photos(tmp_path_factory):
+    """The photographs, packed in a process of their own."""
+    folder = tmp_path_factory.mktemp('photos')
+    result = subprocess.run(
+        [sys.executable, COMMAND, 'photos', '--output', 'photos'],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
-
-
-@pytest.fixture(scope='module')
-def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('prepare')
-    return folder / 'photos', prepare('photos', '--output', 'photos', cwd=folder)
-
-
-@pytest.fixture(scope='module')
-def packed(run):
-    output, result = run
     assert result.returncode == 0, result.stderr
+    return folder / 'photos', result
+
+
+@pytest.fixture(scope='module')
+def blurred_photos(prepare, tmp_path_factory):
+    output = tmp_path_factory.mktemp('blurred') / 'photos'
+    assert prepare('photos', '--corruption', 'blur', '--output', output).returncode == 0
     return output
 
 
-def keys(lmdb):
-    return [line.split('.')[0] for line in (lmdb / 'meta_info.txt').read_text().splitlines()]
+@pytest.fixture
+def copy(packed, tmp_path):
+    """A packed dataset to damage."""
+    return shutil.copytree(packed('pairs')[0], tmp_path / 'copy')
 
 
-def photographs(lmdb):
-    return {key.rsplit('_', 3)[0] for key in keys(lmdb)}
+@pytest.fixture
+def broken(miniature, tmp_path):
+    """GoPro with half of one image."""
+    folder = shutil.copytree(miniature('gopro'), tmp_path / 'broken')
+    half = folder / 'train' / 'GOPR0477_11_00' / 'blur' / '000048.png'
+    half.write_bytes(half.read_bytes()[:2000])
+    return folder, half
 
 
-def test_says_what_it_did(packed, run):
-    line = run[1].stdout.strip()
-    tiles = json.loads((packed / 'summary.json').read_text())['tiles']
-    assert f'{tiles["train"]} train, {tiles["val"]} val, {tiles["test"]} test tiles' in line
-    assert 'contact_sheet.png' in line
-    assert '\n' not in line
-    assert list(packed.parent.iterdir()) == [packed]
+def keys(lmdb_folder):
+    return [line.split('.')[0] for line in (lmdb_folder / 'meta_info.txt').read_text().splitlines()]
 
 
-def test_split_by_photograph(packed):
-    assert photographs(packed / 'train_gt.lmdb') == TRAINING
-    assert photographs(packed / 'val_gt.lmdb') == TRAINING
-    assert photographs(packed / 'test_gt.lmdb') == {'chelsea'}
+def tiles(folder, split, side='gt'):
+    """Key → ``(size, size, 3)`` uint8 RGB."""
+    store = TileStore(folder / f'{split}_{side}.lmdb')
+    return {key: store[key] for key in store.keys}
 
 
-def test_same_keys_in_gt_and_lq(packed):
-    for split in ('val', 'test'):
-        gt, lq = (keys(packed / f'{split}_{side}.lmdb') for side in ('gt', 'lq'))
-        assert gt == lq
-        assert len(set(gt)) == len(gt)
-    assert not (packed / 'train_lq.lmdb').exists()
-    assert not set(keys(packed / 'train_gt.lmdb')) & set(keys(packed / 'val_gt.lmdb'))
+def place(key):
+    """Name, side, top and left of a tile."""
+    name, *numbers = re.fullmatch(r'(.+)_(\d+)px_y(\d+)_x(\d+)', key).groups()
+    return name, *map(int, numbers)
 
 
-def test_summary(packed):
-    summary = json.loads((packed / 'summary.json').read_text())
-    assert summary['photographs'] == dict.fromkeys(TRAINING, 'train') | {'chelsea': 'test'}
-    assert summary['tiles'] == {split: len(keys(packed / f'{split}_gt.lmdb')) for split in ('train', 'val', 'test')}
+def summary_of(folder):
+    return json.loads((folder / 'summary.json').read_text())
+
+
+def sources_of(folder):
+    """The rows of sources.csv: name, gt, lq, scene, split, tiles."""
+    with open(folder / 'sources.csv', newline='') as file:
+        return list(csv.DictReader(file))
+
+
+def contents(folder):
+    """Path → bytes of the files. What an LMDB is locked with says who has it open."""
+    files = (file for file in folder.rglob('*') if file.is_file() and file.name != 'lock.mdb')
+    return {file.relative_to(folder): file.read_bytes() for file in files}
+
+
+def error_of(result):
+    """The one line that a command failed with, beside bars that show progress."""
+    assert result.returncode == 1
+    assert not result.stdout
+    (line,) = (line for line in result.stderr.splitlines() if line.strip() and not re.search(r'image/s|tile/s', line))
+    assert line.startswith('error: ')
+    return line.removeprefix('error: ')
+
+
+# --- the photographs
+
+
+def test_photos_say_what_they_did(photos):
+    output, result = photos
+    first, second = result.stdout.splitlines()
+    count = summary_of(output)['tiles']
+    assert f'{count["train"]} train, {count["val"]} val, {count["test"]} test tiles' in first
+    assert 'photos/contact_sheet.png' in first
+    assert second.endswith(f'total_iter: {2 * 20 * (count["train"] // 32)}')
+    assert list(output.parent.iterdir()) == [output]
+
+
+def test_photos_are_split_by_place(photos):
+    """The bottom of each photograph validates, none that is trained on is tested with, and no tile is in two parts."""
+    output, _ = photos
+    for split, names in (
+        ('train', {f'{name}_top' for name in PHOTOGRAPHS}),
+        ('val', {f'{name}_bottom' for name in PHOTOGRAPHS}),
+        ('test', {'chelsea'}),
+    ):
+        assert {place(key)[0] for key in keys(output / f'{split}_gt.lmdb')} == names
+    assert {row['name']: row['split'] for row in sources_of(output) if 'coffee' in row['name']} == {
+        'coffee_top': 'train',
+        'coffee_bottom': 'val',
+    }
+    assert {place(key)[1] for key in keys(output / 'train_gt.lmdb')} == {32, 64}
+
+
+def test_summary_of_photos(photos):
+    output, _ = photos
+    summary = summary_of(output)
+    assert summary['dataset'] == 'photos'
+    assert summary['images'] == 15
+    assert summary['tiles'] == {split: len(keys(output / f'{split}_gt.lmdb')) for split in SPLITS}
     assert min(summary['tiles'].values()) > 100
-    assert summary['dropped'].keys() == {'flat', 'near-duplicate'}
+    assert summary['dropped'].keys() == {'flat', 'near-duplicate', 'too small'}
+    assert summary['dropped']['flat'] > 0
     assert summary['options']['corruption'] == {'type': 'noise'}
     assert len(bytes.fromhex(summary['content_hash'])) == 32
 
 
-def test_contact_sheet(packed):
-    sheet = cv2.imread(str(packed / 'contact_sheet.png'))
+def test_contact_sheet(photos):
+    sheet = cv2.imread(str(photos[0] / 'contact_sheet.png'))
     height, width, _ = sheet.shape
     # Twenty pairs of tiles of 32 pixels, enlarged four times: two groups of columns of ten rows.
     assert height > 10 * 128
@@ -86,7 +256,8 @@ def test_contact_sheet(packed):
 
 
 @pytest.mark.parametrize('split', ['val', 'test'])
-def test_basicsr_reads_the_pairs(packed, split):
+def test_basicsr_reads_the_pairs(photos, split):
+    output, _ = photos
     dataset = build_dataset(
         {
             'name': split,
@@ -94,34 +265,483 @@ def test_basicsr_reads_the_pairs(packed, split):
             'phase': 'val',
             'scale': 1,
             'io_backend': {'type': 'lmdb'},
-            'dataroot_gt': str(packed / f'{split}_gt.lmdb'),
-            'dataroot_lq': str(packed / f'{split}_lq.lmdb'),
+            'dataroot_gt': str(output / f'{split}_gt.lmdb'),
+            'dataroot_lq': str(output / f'{split}_lq.lmdb'),
         }
     )
-    assert len(dataset) == len(keys(packed / f'{split}_gt.lmdb'))
-    changed = []
+    assert len(dataset) == len(keys(output / f'{split}_gt.lmdb'))
     for index in range(len(dataset)):
         item = dataset[index]
         assert item['gt_path'] == item['lq_path']
         assert item['gt'].shape == item['lq'].shape == (3, 32, 32)
-        changed.append((item['gt'] != item['lq']).any(0).float().mean().item())
-    # Half of the pixels are hit; on black and white ones it often cannot be seen.
-    assert min(changed) > 0.2
-    assert max(changed) < 0.6
-    assert sum(changed) / len(changed) == pytest.approx(0.5, abs=0.05)
 
 
-def test_existing_output_is_refused(tmp_path):
-    output = tmp_path / 'photos'
+def test_noise_law(photos):
+    """Half of the pixels are hit, by one Gaussian value of 0.2 on all channels, and clipped."""
+    pairs = [
+        (gt, lq)
+        for split in ('val', 'test')
+        for gt, lq in zip(tiles(photos[0], split).values(), tiles(photos[0], split, 'lq').values(), strict=True)
+    ]
+    gt, lq = (np.stack(side).astype(int) for side in zip(*pairs, strict=True))
+    is_inside = (lq > 0) & (lq < 255)
+    value = np.where(is_inside, lq - gt, -999).max(-1, keepdims=True)  # as far as it can be seen
+    seen = is_inside.any(-1)
+    np.testing.assert_array_equal(np.clip(gt + value, 0, 255)[seen], lq[seen])
+    # Where clipping cuts little off.
+    change = value[(abs(gt - 127) < 25).all(-1)]
+    assert len(change) > 50_000
+    assert np.mean(change != 0) == pytest.approx(0.5, abs=0.01)
+    hits = change[change != 0] / 255
+    assert hits.mean() == pytest.approx(0, abs=0.005)
+    for sigmas, share in ((0.5, 0.383), (1, 0.683), (1.5, 0.866)):
+        assert np.mean(abs(hits) < 0.2 * sigmas) == pytest.approx(share, abs=0.015)
+    # Each tile has noise of its own.
+    hit = value[..., 0] != 0
+    assert abs(np.corrcoef(hit.reshape(len(hit), -1)[:100]) - np.eye(100)).max() < 0.5
+
+
+def test_blur_law(blurred_photos, golden):
+    """Each tile is convolved, zeros beyond its borders, with a kernel of 7 pixels, and many kernels occur."""
+    keyed = [(key, gt, split) for split in ('val', 'test') for key, gt in tiles(blurred_photos, split).items()]
+    blurred = {**tiles(blurred_photos, 'val', 'lq'), **tiles(blurred_photos, 'test', 'lq')}
+    gt, lq = (
+        torch.from_numpy(np.stack(side)).permute(0, 3, 1, 2) / 255
+        for side in ([gt for _, gt, _ in keyed], [blurred[key] for key, *_ in keyed])
+    )
+
+    def distances(kernels, images, expected):
+        """``(N, kernels)``: how far off, at most, each image is when convolved with each kernel."""
+        n, channels, height, width = images.shape
+        convolved = F.conv2d(images.reshape(-1, 1, height, width), kernels[:, None], padding=3)
+        convolved = convolved.view(n, channels, len(kernels), height, width)
+        return (convolved - expected[:, :, None]).abs().amax((1, 3, 4))
+
+    rounding = 0.51 / 255
+    golden_kernels = torch.stack([kernel for name, kernel in golden('motion_blur').items() if name[:9] == 'kernel/7/'])
+    # Four directions of 360.
+    expected_share = len(golden_kernels) / 360
+    share = (distances(golden_kernels, gt, lq).amin(1) < rounding).float().mean()
+    assert 0.3 * expected_share < share < 3 * expected_share
+    some = slice(None, None, 12)
+    nearest, angles = distances(motion_kernels(7), gt[some], lq[some]).min(1)
+    assert nearest.max() < rounding
+    assert len(angles.unique()) > 0.7 * len(angles)
+
+
+# --- every other source
+
+
+@pytest.mark.parametrize('name', [*REAL, *SYNTHETIC])
+def test_packs(packed, prepare, name):
+    output, result = packed(name)
+    assert [path.name for path in output.parent.iterdir()] == [name]
+    lmdbs = {'train_gt', 'val_gt', 'val_lq', 'test_gt', 'test_lq'} | ({'train_lq'} if name in REAL else set())
+    assert {path.name for path in output.iterdir()} == {
+        *(f'{lmdb_name}.lmdb' for lmdb_name in lmdbs),
+        'summary.json',
+        'sources.csv',
+        'contact_sheet.png',
+    }
+    summary = summary_of(output)
+    count = {split: len(keys(output / f'{split}_gt.lmdb')) for split in SPLITS}
+    assert summary['tiles'] == count
+    for lmdb_name in lmdbs:
+        assert keys(output / f'{lmdb_name}.lmdb') == keys(output / f'{lmdb_name.split("_")[0]}_gt.lmdb')
+    assert len({key for split in SPLITS for key in keys(output / f'{split}_gt.lmdb')}) == sum(count.values())
+    first, *_, last = result.stdout.splitlines()
+    assert first.startswith(f'{output}: {count["train"]} train, {count["val"]} val, {count["test"]} test tiles; ')
+    assert count['train'] >= 32
+    assert last.endswith(f'total_iter: {2 * 20 * (count["train"] // 32)}')
+
+    verified = prepare('verify', output)
+    assert verified.returncode == 0, verified.stderr
+    assert f'{count["train"]} train, {count["val"]} val, {count["test"]} test tiles' in verified.stdout
+
+
+@pytest.mark.parametrize('name', [*REAL, *SYNTHETIC])
+def test_no_scene_is_on_two_sides(packed, miniature, name):
+    output, _ = packed(name)
+    rows = sources_of(output)
+    summary = summary_of(output)
+    sides = {scene: {row['split'] for row in rows if row['scene'] == scene} for scene in {row['scene'] for row in rows}}
+    assert all(len(splits) == 1 for splits in sides.values())
+    assert summary['scenes'] == {split: sum(splits == {split} for splits in sides.values()) for split in SPLITS}
+    assert summary['images'] == len(rows)
+    for split in SPLITS:
+        named = {row['name']: int(row['tiles']) for row in rows if row['split'] == split}
+        assert sum(named.values()) == summary['tiles'][split]
+        for key in keys(output / f'{split}_gt.lmdb'):
+            assert re.sub(r'_(\d+x)?\d+px_y\d+_x\d+$', '', key) in named
+    for row in rows:
+        assert (miniature(name) / row['gt']).is_file()
+        assert (miniature(name) / row['lq']).is_file() if name in REAL else not row['lq']
+
+
+def test_tiles_are_of_their_place(packed, miniature):
+    """Uncut tiles of GoPro are parts of the images that sources.csv names, sharp and blurred."""
+    output, _ = packed('gopro')
+    rows = {row['name']: row for row in sources_of(output)}
+    image = functools.cache(lambda name: cv2.imread(str(miniature('gopro') / name))[..., ::-1])
+    assert all('/blur_gamma/' in row['lq'] for row in rows.values())
+    for split in SPLITS:
+        for side in ('gt', 'lq'):
+            for key, tile in tiles(output, split, side).items():
+                name, size, top, left = place(key)
+                np.testing.assert_array_equal(tile, image(rows[name][side])[top : top + size, left : left + size])
+
+
+@pytest.mark.parametrize('name', ['cifar10_python', 'cifar10_binary_archive'])
+def test_cifar10_is_packed_as_it_is(packed, name):
+    expected = {
+        f'{batch}_{index:05d}': image
+        for batch, images in miniatures.cifar_images().items()
+        for index, image in enumerate(images)
+    }
+    found = {key: tile for split in SPLITS for key, tile in tiles(packed(name)[0], split).items()}
+    assert found.keys() == expected.keys()
+    for key, tile in found.items():
+        np.testing.assert_array_equal(tile, expected[key])
+
+
+@pytest.mark.parametrize(
+    ('name', 'arguments', 'split', 'expected'),
+    [
+        ('gopro', ['--tile-pixels', 32], 'test', r'(GOPR0384_11_00|GOPR0410_11_00)_\d{6}'),
+        ('realblur', ['--tile-pixels', 32], 'test', r'J_(scene004|scene009)_blur_\d'),
+        ('sid', ['--tile-pixels', 32], 'val', r'(Sony|Fuji)_20003_0[01]_0_1s'),
+        ('celeba', [], 'val', r'0000(49|5[0-4])'),
+        ('tinyimagenet', [], 'val', r'val_\d'),
+        ('cifar10_python', [], 'test', r'test_batch_\d{5}'),
+    ],
+)
+def test_official_split(prepare, miniature, tmp_path, name, arguments, split, expected):
+    """The authors' own; training scenes, whole ones, validate where they do not say."""
+    output = tmp_path / 'out'
+    arguments = ('--source', miniature(name), '--output', output, '--split', 'official', *arguments)
+    result = prepare(name.split('_')[0], *arguments)
+    assert result.returncode == 0, result.stderr
+    rows = sources_of(output)
+    for row in rows:
+        assert (row['split'] == split) == bool(re.fullmatch(expected, row['name']))
+    scenes = {split: {row['scene'] for row in rows if row['split'] == split} for split in SPLITS}
+    assert all(scenes.values())
+    assert not scenes['val'] & scenes['train']
+
+
+def test_no_official_split(prepare, miniature, tmp_path):
+    result = prepare('renoir', '--source', miniature('renoir'), '--output', tmp_path / 'out', '--split', 'official')
+    line = error_of(result)
+    assert 'the authors do not say which split it is of; use --split scene' in line
+    assert '.bmp' in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_split_by_tile(prepare, miniature, tmp_path):
+    output = tmp_path / 'out'
+    arguments = ('--source', miniature('renoir'), '--output', output, '--tile-pixels', 32)
+    result = prepare('renoir', *arguments, '--split', 'tile')
+    assert result.returncode == 0, result.stderr
+    assert {row['split'] for row in sources_of(output)} == {'by tile'}
+    assert summary_of(output)['scenes'] == {'all': 6}
+    names = [{place(key)[0] for key in keys(output / f'{split}_gt.lmdb')} for split in SPLITS]
+    assert names[0] & names[1] & names[2]
+    assert prepare('verify', output).returncode == 0
+
+
+# --- outputs
+
+
+@pytest.mark.parametrize('arguments', ['celeba', 'cifar10 --corruption blur', 'renoir --tile-pixels 32'])
+def test_output_unless_given(prepare, miniature, tmp_path, arguments):
+    """Beside prepare.py, by the name of the dataset and of what is to be learnt from it."""
+    command = shutil.copy(COMMAND, tmp_path)
+    name, *more = arguments.split()
+    source = miniature({'cifar10': 'cifar10_binary'}.get(name, name))
+    result = prepare(name, '--source', source, *more, command=command)
+    assert result.returncode == 0, result.stderr
+    expected = {'celeba': 'celeba_denoise', 'cifar10': 'cifar10_deblur', 'renoir': 'renoir'}[name]
+    assert {path.name for path in tmp_path.iterdir()} == {'prepare.py', expected}
+
+
+def test_existing_output(prepare, miniature, tmp_path):
+    output = tmp_path / 'out'
     output.mkdir()
     (output / 'mine').write_text('precious')
-    result = prepare('photos', '--output', output, cwd=tmp_path)
-    assert result.returncode != 0
-    (line,) = result.stderr.splitlines()
-    assert line.startswith('error: ')
+    arguments = ('celeba', '--source', miniature('celeba'), '--output', output)
+    line = error_of(prepare(*arguments))
     assert str(output) in line
     assert '--overwrite' in line
-    assert not result.stdout
+    assert contents(tmp_path) == {Path('out/mine'): b'precious'}
+    assert prepare(*arguments, '--overwrite').returncode == 0
     assert list(tmp_path.iterdir()) == [output]
-    assert [file.name for file in output.iterdir()] == ['mine']
-    assert (output / 'mine').read_text() == 'precious'
+    assert not (output / 'mine').exists()
+    assert prepare('verify', output).returncode == 0
+
+
+def test_failure_leaves_what_was_there(prepare, broken, tmp_path):
+    output = tmp_path / 'out'
+    output.mkdir()
+    (output / 'mine').write_text('precious')
+    line = error_of(prepare('gopro', '--source', broken[0], '--output', output, '--tile-pixels', 32, '--overwrite'))
+    assert str(broken[1]) in line
+    assert contents(output) == {Path('mine'): b'precious'}
+    assert {path.name for path in tmp_path.iterdir()} == {'broken', 'out'}
+
+
+@pytest.mark.parametrize('workers', [1, 3])
+def test_number_of_workers_does_not_matter(prepare, photos, tmp_path, workers):
+    """Every file has the same bytes."""
+    assert prepare('photos', '--output', tmp_path / 'photos', '--workers', workers).returncode == 0
+    found, expected = contents(tmp_path / 'photos'), contents(photos[0])
+    assert found.keys() == expected.keys()
+    assert [str(name) for name in found if found[name] != expected[name]] == []
+
+
+def test_workers_share_many_tasks(prepare, tmp_path):
+    """Also where a scene's images, and those that share a clean one, are spread over the workers."""
+    numbers = np.random.default_rng(0)
+    folder = miniatures.renoir(tmp_path / 'renoir')
+    for camera in ('Mi3', 'S90'):
+        batch = folder / f'{camera}_Aligned' / 'Batch_001'
+        clean = miniatures.photograph(numbers)
+        miniatures.save(next(batch.glob('*Reference.bmp')), np.concatenate([clean[:64], clean[:32]]))
+        for number in range(70):
+            miniatures.save(batch / f'IMG_{number:04d}Noisy.bmp', miniatures.noisy(clean, numbers))
+    outputs = []
+    for workers in (1, 3):
+        outputs.append(tmp_path / str(workers))
+        arguments = f'renoir --source {folder} --tile-pixels 32 --output {outputs[-1]} --workers {workers}'
+        assert prepare(*arguments.split()).returncode == 0
+    assert summary_of(outputs[0])['dropped']['near-duplicate'] == sum(
+        4 for row in sources_of(outputs[0]) if row['scene'] in ('Mi3_Batch_001', 'S90_Batch_001')
+    )
+    assert contents(outputs[0]) == contents(outputs[1])
+
+
+# --- what goes wrong
+
+
+@pytest.mark.parametrize('name', ['gopro', 'celeba'])
+def test_wrong_folder(prepare, tmp_path, name):
+    line = error_of(prepare(name, '--source', tmp_path, '--output', tmp_path / 'out'))
+    assert line.startswith(f'{tmp_path}: no ')
+    assert 'expected' in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_unreadable_image_stops_it(prepare, broken, tmp_path):
+    folder, half = broken
+    line = error_of(prepare('gopro', '--source', folder, '--output', tmp_path / 'out', '--tile-pixels', 32))
+    assert line.startswith(f'{half}: not a readable image')
+    assert '--skip-bad' in line
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_missing_image_is_named_before_any_work(prepare, broken, tmp_path):
+    folder, half = broken
+    half.unlink()
+    result = prepare('gopro', '--source', folder, '--output', tmp_path / 'out', '--tile-pixels', 32)
+    line = error_of(result)
+    assert line.startswith(f'{half}: cannot be read (No such file or directory)')
+    assert '--skip-bad' in line
+    assert result.stderr.splitlines() == [f'error: {line}']
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_skip_bad(prepare, broken, packed, tmp_path):
+    """The rest is packed, and what is missing or unreadable is listed."""
+    folder, half = broken
+    lost = folder / 'test' / 'GOPR0384_11_00' / 'sharp' / '000047.png'
+    lost.unlink()
+    (lost.parent / '000048.png').write_bytes(b'')
+    output = tmp_path / 'out'
+    arguments = ('gopro', '--source', folder, '--output', output, '--blur', 'blur', '--tile-pixels', 32)
+    result = prepare(*arguments, '--skip-bad')
+    assert result.returncode == 0, result.stderr
+    summary = summary_of(output)
+    unread = [half, lost.parent / '000048.png']
+    assert len(summary['skipped']) == len(unread)
+    for path in unread:
+        assert any(line.startswith(f'{path}: ') for line in summary['skipped'])
+    assert '2 skipped' in result.stdout
+    assert {row['name'] for row in sources_of(output) if row['tiles'] == '0'} == {
+        'GOPR0384_11_00_000048',
+        'GOPR0477_11_00_000048',
+    }
+    assert sum(summary['tiles'].values()) == sum(summary_of(packed('gopro')[0])['tiles'].values()) - 3 * 12
+    assert prepare('verify', output).returncode == 0
+
+
+def test_skip_bad_goes_on_without_a_missing_image(prepare, broken, tmp_path):
+    folder, half = broken
+    half.unlink()
+    arguments = ('gopro', '--source', folder, '--output', tmp_path / 'out', '--tile-pixels', 32, '--skip-bad')
+    assert prepare(*arguments).returncode == 0
+    (line,) = summary_of(tmp_path / 'out')['skipped']
+    assert line.startswith(f'{half}: ')
+
+
+@pytest.mark.parametrize('limit', [4 << 10, 8 << 20])
+def test_full_disk(prepare, photos, tmp_path, limit):
+    """Whether an LMDB has no room to begin in or to grow in."""
+    line = error_of(prepare('photos', '--output', tmp_path / 'photos', limit=limit))
+    assert line.startswith(f'{tmp_path / "photos"}: cannot write')
+    assert 'another --output' in line
+    if limit > 1 << 20:
+        needed = float(re.search(r'about (\S+) GB are needed', line)[1]) * 1e9
+        size = sum(len(data) for data in contents(photos[0]).values())
+        assert 0.5 * size < needed < 2 * size
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not Path('/proc/self/stat').exists(), reason='needs /proc')
+def test_killed(prepare, tmp_path):
+    """Nothing that looks packed is left, no process stays behind, and the next run is as if nothing had been."""
+    output = tmp_path / 'photos'
+    process = subprocess.Popen(
+        [sys.executable, COMMAND, 'photos', '--output', output, '--workers', '2'],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+    def running():
+        """The processes of its group that are no zombies."""
+        states = []
+        for file in Path('/proc').glob('[0-9]*/stat'):
+            try:
+                state, _, group, *_ = file.read_text().rpartition(')')[2].split()
+            except OSError:  # it has just ended
+                continue
+            if int(group) == process.pid and state != 'Z':
+                states.append(state)
+        return states
+
+    wait_for(lambda: list(tmp_path.glob('.photos.partial/*.lmdb')))
+    assert len(running()) >= 3
+    process.kill()
+    process.wait()
+    wait_for(lambda: not running())
+    assert [path.name for path in tmp_path.iterdir()] == ['.photos.partial']
+    assert prepare('photos', '--output', output).returncode == 0
+    assert list(tmp_path.iterdir()) == [output]
+    assert prepare('verify', output).returncode == 0
+
+
+def wait_for(condition):
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+# --- verify
+
+
+def change_tile(folder):
+    key, tile = list(tiles(folder, 'val', 'lq').items())[3]
+    TileStore.close_all()
+    tile[5, 6, 1] ^= 1
+    write(folder / 'val_lq.lmdb', key, encode_png(tile))
+
+
+def remove_tile(folder):
+    remove(folder / 'test_gt.lmdb')
+
+
+def remove_pair_and_adapt_summary(folder):
+    for side in ('gt', 'lq'):
+        remove(folder / f'train_{side}.lmdb')
+    edit_summary(folder, lambda summary: summary['tiles'].update(train=summary['tiles']['train'] - 1))
+
+
+def garble_tile(folder):
+    write(folder / 'val_gt.lmdb', keys(folder / 'val_gt.lmdb')[0], b'not a PNG')
+
+
+def change_shape(folder):
+    meta_info = folder / 'train_gt.lmdb' / 'meta_info.txt'
+    meta_info.write_text(meta_info.read_text().replace('(32,32,3)', '(32,16,3)', 1))
+
+
+def swap_sides(folder):
+    swap(folder / 'val_gt.lmdb', folder / 'val_lq.lmdb')
+
+
+def swap_splits(folder):
+    for side in ('gt', 'lq'):
+        swap(folder / f'val_{side}.lmdb', folder / f'test_{side}.lmdb')
+
+
+def remove_lmdb(folder):
+    shutil.rmtree(folder / 'train_lq.lmdb')
+
+
+def add_lmdb(folder):
+    shutil.copytree(folder / 'val_lq.lmdb', folder / 'other_lq.lmdb')
+
+
+def remove_summary(folder):
+    (folder / 'summary.json').unlink()
+
+
+def change_hash(folder):
+    edit_summary(folder, lambda summary: summary.update(content_hash='0' * 64))
+
+
+def truncate(folder):
+    os.truncate(folder / 'test_lq.lmdb' / 'data.mdb', 20_000)
+
+
+def write(lmdb_folder, key, data):
+    with lmdb.open(str(lmdb_folder)) as environment, environment.begin(write=True) as transaction:
+        assert transaction.put(key.encode(), data) if data else transaction.delete(key.encode())
+
+
+def remove(lmdb_folder):
+    """The first tile, from the LMDB and from its list."""
+    first, *others = (lmdb_folder / 'meta_info.txt').read_text().splitlines(keepends=True)
+    (lmdb_folder / 'meta_info.txt').write_text(''.join(others))
+    write(lmdb_folder, first.split('.')[0], None)
+
+
+def edit_summary(folder, edit):
+    summary = summary_of(folder)
+    edit(summary)
+    (folder / 'summary.json').write_text(json.dumps(summary))
+
+
+def swap(one, other):
+    one.rename(one.with_suffix('.tmp'))
+    other.rename(one)
+    one.with_suffix('.tmp').rename(other)
+
+
+@pytest.mark.parametrize(
+    ('damage', 'file', 'message'),
+    [
+        (change_tile, 'val_lq.lmdb', 'the hash differs'),
+        (remove_tile, 'test_gt.lmdb', 'tiles, the summary says'),
+        (remove_pair_and_adapt_summary, 'train_gt.lmdb', 'the hash differs'),
+        (garble_tile, 'val_gt.lmdb', 'not a readable image'),
+        (change_shape, 'train_gt.lmdb', '(32,16,3)'),
+        (swap_sides, 'val_gt.lmdb', 'the hash differs'),
+        (swap_splits, '.lmdb', 'pack it again'),
+        (remove_lmdb, 'train_lq.lmdb', 'missing'),
+        (add_lmdb, 'other_lq.lmdb', 'not in the summary'),
+        (remove_summary, 'summary.json', 'was this packed by prepare.py?'),
+        (change_hash, 'summary.json', 'content_hash'),
+        (truncate, 'test_lq.lmdb', 'truncated'),
+    ],
+)
+def test_verify_finds(prepare, copy, damage, file, message):
+    damage(copy)
+    line = error_of(prepare('verify', copy))
+    assert str(copy) in line
+    assert file in line
+    assert message in line
+
+
+def test_verify_is_content_with_a_copy(prepare, copy):
+    assert prepare('verify', copy).returncode == 0
