@@ -26,7 +26,8 @@ import tifffile
 from measure import report
 from skimage import data
 
-from lnca_data.packing import PackingOptions, pack
+from lnca_data.cutting import PackingOptions
+from lnca_data.packing import pack
 from lnca_data.source import Pair
 from lnca_data.sources import SOURCES
 from lnca_data.workers import ordered_map

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from lnca_arch.errors import report_in_one_line
 from lnca_data.corruption import CORRUPTIONS
-from lnca_data.packing import SHEET, PackingOptions, Summary, drops, pack
+from lnca_data.cutting import PackingOptions
+from lnca_data.packing import SHEET, Summary, drops, pack
 from lnca_data.source import Source
 from lnca_data.sources import SOURCES
 from lnca_data.split import METHODS

@@ -1,4 +1,4 @@
-"""From a source to a packed dataset: read, tile, shrink, clean, split, corrupt, write."""
+"""From a source to a packed dataset: split, let the workers cut, drop near-duplicates, write."""
 
 import csv
 import hashlib
@@ -7,26 +7,25 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from lnca_arch.errors import InputError
 from lnca_data.atomic import whole_folder
 from lnca_data.corruption import build_corruption
+from lnca_data.cutting import CutPair, PackedTile, PackingOptions, Task, cut_task
 from lnca_data.images import Image
-from lnca_data.lmdb_store import LmdbWriter, TileStore, encode_png
+from lnca_data.lmdb_store import LmdbWriter, TileStore
 from lnca_data.sheet import write_sheet
 from lnca_data.source import Pair
-from lnca_data.split import SPLITS, draw, split_of_tile, split_pairs
-from lnca_data.tile_dataset import to_image, to_tensor
-from lnca_data.tiles import NearDuplicates, Patchwork, Tiling, is_flat, perceptual_hash, shift
+from lnca_data.split import SPLITS, split_pairs
+from lnca_data.tiles import NearDuplicates
 from lnca_data.workers import ordered_map
 
 SUMMARY = 'summary.json'
@@ -40,34 +39,6 @@ TASK_BYTES = 4 << 20
 TASK_PAIRS = 64
 # Pairs with one clean image stay together up to this number, so that a worker reads it once.
 TASK_PAIRS_OF_ONE = 4
-
-
-@dataclass(frozen=True)
-class PackingOptions:
-    """How images become a dataset.
-
-    Attributes:
-        tiling: how they become tiles.
-        corruption: options of :func:`build_corruption` for the validation and test pairs of a source without damaged
-            images; None for one that has them.
-        flat_threshold: tiles whose standard deviation (0 … 255) is below it are dropped.
-        duplicate_threshold: bits, of 64, in which the perceptual hash of a tile may differ from that of an earlier tile
-            of its scene for it to be dropped. Negative: none is.
-        split: scene, tile or official; see :func:`split_pairs`.
-        seed: of the split and the corruption.
-    """
-
-    tiling: Tiling = field(default_factory=Tiling)
-    corruption: Mapping[str, Any] | None = None
-    flat_threshold: float = 4.0
-    duplicate_threshold: int = 4
-    split: str = 'scene'
-    seed: int = 0
-
-    @property
-    def cleans(self) -> bool:
-        """Images that are packed as they are, one tile each, are not cleaned (paper section 4.1)."""
-        return not self.tiling.whole
 
 
 @dataclass
@@ -102,27 +73,6 @@ class Summary:
     epochs: dict[str, int] = field(default_factory=dict)
     hashes: dict[str, str] = field(default_factory=dict)
     content_hash: str = ''
-
-
-class PackedTile(NamedTuple):
-    """A tile as a worker hands it over."""
-
-    key: str
-    place: str  # where in the image it was
-    split: str
-    hash: int | None  # perceptual, of the clean tile
-    images: dict[str, bytes]  # PNG files by side: gt, and lq where there is one
-    digests: dict[str, bytes]  # SHA-256 of the pixels that they decode to
-
-
-class CutPair(NamedTuple):
-    """What became of a pair. ``error`` says why nothing did."""
-
-    tiles: list[PackedTile]
-    flat: int = 0
-    shift: tuple[int, int] = (0, 0)  # in pixels of the image, down and to the right
-    is_too_small: bool = False
-    error: str = ''
 
 
 def pack(
@@ -172,7 +122,7 @@ def pack(
     scenes = {(split or 'all', pair.scene) for pair, split in zip(pairs, splits, strict=True)}
     summary.scenes = dict(sorted(Counter(split for split, _ in scenes).items()))
 
-    work = partial(_cut_task, options=options, skip_bad=skip_bad)
+    work = partial(cut_task, options=options, skip_bad=skip_bad)
     with whole_folder(output) as folder, tqdm(total=len(pairs), desc=f'packing {name}', unit='image') as bar:
         try:
             with _Writing(folder, summary, root) as writing, closing(ordered_map(work, tasks, workers)) as results:
@@ -190,11 +140,6 @@ def pack(
                 '--output'
             ) from None
     return summary
-
-
-# --- in the workers
-
-Task = list[tuple[Pair, str | None]]
 
 
 def _tasks(pairs: Sequence[Pair], splits: Sequence[str | None], skip_bad: bool) -> Iterator[Task]:
@@ -223,80 +168,6 @@ def _tasks(pairs: Sequence[Pair], splits: Sequence[str | None], skip_bad: bool) 
         yield task
 
 
-def _cut_task(task: Task, options: PackingOptions, skip_bad: bool) -> list[CutPair]:
-    result = []
-    for pair, split in task:
-        try:
-            result.append(_cut_pair(pair, split, options))
-        except InputError as error:
-            if not skip_bad:
-                raise InputError(f'{error}; mend it, or go on without with --skip-bad') from None
-            result.append(CutPair([], error=str(error)))
-    return result
-
-
-def _cut_pair(pair: Pair, split: str | None, options: PackingOptions) -> CutPair:
-    shape, clean = _read_and_cut(pair.gt, options.tiling)
-    damaged: list[Patchwork] = []
-    if pair.lq:
-        lq_shape, damaged = _read_and_cut.__wrapped__(pair.lq, options.tiling)
-        if lq_shape != shape:
-            raise InputError(
-                f'{pair.lq.path}: has {lq_shape[1]}×{lq_shape[0]} pixels, '
-                f'{pair.gt.path} has {shape[1]}×{shape[0]}: they must be of one size'
-            )
-    tiles, flat = [], 0
-    for index, patchwork in enumerate(clean):
-        lq_tiles = [tile for _, tile in damaged[index].tiles()] if damaged else None
-        for number, (place, tile) in enumerate(patchwork.tiles()):
-            if options.cleans and is_flat(tile, options.flat_threshold):
-                flat += 1
-                continue
-            key = f'{pair.name}{place}'
-            its_split = split or split_of_tile(options.seed, key)
-            images = {'gt': tile}
-            if lq_tiles:
-                images['lq'] = lq_tiles[number]
-            elif its_split != 'train':
-                images['lq'] = _corrupt(tile, key, options)
-            tiles.append(
-                PackedTile(
-                    key,
-                    place,
-                    its_split,
-                    perceptual_hash(tile) if options.cleans and options.duplicate_threshold >= 0 else None,
-                    {side: encode_png(image) for side, image in images.items()},
-                    {side: pixel_digest(image) for side, image in images.items()},
-                )
-            )
-    off = (0, 0)
-    if damaged and not options.tiling.whole:
-        down, right = shift(clean[0].image, damaged[0].image)
-        off = (down * clean[0].height // clean[0].size, right * clean[0].width // clean[0].size)
-        off = off if max(abs(down), abs(right)) > 1 else (0, 0)
-    return CutPair(tiles, flat, off, is_too_small=not clean)
-
-
-# Noisy photographs of one scene follow each other, and share the clean one.
-@lru_cache(maxsize=1)
-def _read_and_cut(image: Image, tiling: Tiling) -> tuple[tuple[int, ...], list[Patchwork]]:
-    pixels = image.read()
-    return pixels.shape, tiling.cut(pixels)
-
-
-def _corrupt(tile: np.ndarray, key: str, options: PackingOptions) -> np.ndarray:
-    generator = torch.Generator().manual_seed(draw(options.seed, f'corruption/{key}'))
-    return to_image(build_corruption(options.corruption)(to_tensor(tile)[None], generator=generator)[0])
-
-
-def pixel_digest(image: np.ndarray) -> bytes:
-    """SHA-256 of an image's pixels, whatever they were encoded as."""
-    return hashlib.sha256(np.ascontiguousarray(image)).digest()
-
-
-# --- in the process that writes
-
-
 class _Writing:
     """The LMDBs and the table of sources while they are written, and what is known of the scene at hand."""
 
@@ -316,11 +187,10 @@ class _Writing:
         return self
 
     def __exit__(self, *error: object) -> None:
-        try:
+        with ExitStack() as stack:  # all are closed, whichever cannot be
+            stack.callback(self._table_file.close)
             for writer in self._writers.values():
-                writer.close(is_whole=error[0] is None)
-        finally:
-            self._table_file.close()
+                stack.callback(writer.close, is_whole=error[0] is None)
         self._summary.hashes = {name: digest.hexdigest() for name, digest in sorted(self._digests.items())}
 
     def add(self, pair: Pair, split: str | None, cut_pair: CutPair) -> None:

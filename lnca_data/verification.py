@@ -8,8 +8,9 @@ import numpy as np
 from tqdm import tqdm
 
 from lnca_arch.errors import InputError
+from lnca_data.cutting import pixel_digest
 from lnca_data.lmdb_store import META_INFO, TileStore, check_pair
-from lnca_data.packing import SUMMARY, content_hash, entry_bytes, pixel_digest
+from lnca_data.packing import SUMMARY, content_hash, entry_bytes
 from lnca_data.split import SPLITS
 
 

@@ -1,0 +1,146 @@
+"""What a worker does with a pair of images: read, tile, shrink, drop flat tiles, corrupt, encode."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from lnca_arch.errors import InputError
+from lnca_data.corruption import build_corruption
+from lnca_data.images import Image
+from lnca_data.lmdb_store import encode_png
+from lnca_data.source import Pair
+from lnca_data.split import draw, split_of_tile
+from lnca_data.tile_dataset import to_image, to_tensor
+from lnca_data.tiles import Patchwork, Tiling, is_flat, perceptual_hash, shift
+
+Task = list[tuple[Pair, str | None]]  # pairs and the split that each is of, None if its tiles have their own
+
+
+@dataclass(frozen=True)
+class PackingOptions:
+    """How images become a dataset.
+
+    Attributes:
+        tiling: how they become tiles.
+        corruption: options of :func:`build_corruption` for the validation and test pairs of a source without damaged
+            images; None for one that has them.
+        flat_threshold: tiles whose standard deviation (0 … 255) is below it are dropped.
+        duplicate_threshold: bits, of 64, in which the perceptual hash of a tile may differ from that of an earlier tile
+            of its scene for it to be dropped. Negative: none is.
+        split: scene, tile or official; see :func:`split_pairs`.
+        seed: of the split and the corruption.
+    """
+
+    tiling: Tiling = field(default_factory=Tiling)
+    corruption: Mapping[str, Any] | None = None
+    flat_threshold: float = 4.0
+    duplicate_threshold: int = 4
+    split: str = 'scene'
+    seed: int = 0
+
+    @property
+    def cleans(self) -> bool:
+        """Images that are packed as they are, one tile each, are not cleaned (paper section 4.1)."""
+        return not self.tiling.whole
+
+
+class PackedTile(NamedTuple):
+    """A tile as a worker hands it over."""
+
+    key: str
+    place: str  # where in the image it was
+    split: str
+    hash: int | None  # perceptual, of the clean tile
+    images: dict[str, bytes]  # PNG files by side: gt, and lq where there is one
+    digests: dict[str, bytes]  # SHA-256 of the pixels that they decode to
+
+
+class CutPair(NamedTuple):
+    """What became of a pair. ``error`` says why nothing did."""
+
+    tiles: list[PackedTile]
+    flat: int = 0
+    shift: tuple[int, int] = (0, 0)  # in pixels of the image, down and to the right
+    is_too_small: bool = False
+    error: str = ''
+
+
+def cut_task(task: Task, options: PackingOptions, skip_bad: bool) -> list[CutPair]:
+    """Cut some pairs.
+
+    Raises:
+        InputError: an image cannot be read, or the two of a pair differ in size; not if ``skip_bad``.
+    """
+    result = []
+    for pair, split in task:
+        try:
+            result.append(_cut_pair(pair, split, options))
+        except InputError as error:
+            if not skip_bad:
+                raise InputError(f'{error}; mend it, or go on without with --skip-bad') from None
+            result.append(CutPair([], error=str(error)))
+    return result
+
+
+def _cut_pair(pair: Pair, split: str | None, options: PackingOptions) -> CutPair:
+    shape, clean = _read_and_cut(pair.gt, options.tiling)
+    damaged: list[Patchwork] = []
+    if pair.lq:
+        lq_shape, damaged = _read_and_cut.__wrapped__(pair.lq, options.tiling)
+        if lq_shape != shape:
+            raise InputError(
+                f'{pair.lq.path}: has {lq_shape[1]}×{lq_shape[0]} pixels, '
+                f'{pair.gt.path} has {shape[1]}×{shape[0]}: they must be of one size'
+            )
+    tiles, flat = [], 0
+    for index, patchwork in enumerate(clean):
+        lq_tiles = [tile for _, tile in damaged[index].tiles()] if damaged else None
+        for number, (place, tile) in enumerate(patchwork.tiles()):
+            if options.cleans and is_flat(tile, options.flat_threshold):
+                flat += 1
+                continue
+            key = f'{pair.name}{place}'
+            its_split = split or split_of_tile(options.seed, key)
+            images = {'gt': tile}
+            if lq_tiles:
+                images['lq'] = lq_tiles[number]
+            elif its_split != 'train':
+                images['lq'] = _corrupt(tile, key, options)
+            tiles.append(
+                PackedTile(
+                    key,
+                    place,
+                    its_split,
+                    perceptual_hash(tile) if options.cleans and options.duplicate_threshold >= 0 else None,
+                    {side: encode_png(image) for side, image in images.items()},
+                    {side: pixel_digest(image) for side, image in images.items()},
+                )
+            )
+    off = (0, 0)
+    if damaged and not options.tiling.whole:
+        down, right = shift(clean[0].image, damaged[0].image)
+        off = (down * clean[0].height // clean[0].size, right * clean[0].width // clean[0].size)
+        off = off if max(abs(down), abs(right)) > 1 else (0, 0)
+    return CutPair(tiles, flat, off, is_too_small=not clean)
+
+
+# Noisy photographs of one scene follow each other, and share the clean one.
+@lru_cache(maxsize=1)
+def _read_and_cut(image: Image, tiling: Tiling) -> tuple[tuple[int, ...], list[Patchwork]]:
+    pixels = image.read()
+    return pixels.shape, tiling.cut(pixels)
+
+
+def _corrupt(tile: np.ndarray, key: str, options: PackingOptions) -> np.ndarray:
+    generator = torch.Generator().manual_seed(draw(options.seed, f'corruption/{key}'))
+    return to_image(build_corruption(options.corruption)(to_tensor(tile)[None], generator=generator)[0])
+
+
+def pixel_digest(image: np.ndarray) -> bytes:
+    """SHA-256 of an image's pixels, whatever they were encoded as."""
+    return hashlib.sha256(np.ascontiguousarray(image)).digest()
