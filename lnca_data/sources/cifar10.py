@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from lnca_data.images import CifarImage, archive_members, cifar_batch
+from lnca_data.cifar import CifarImage, archive_members, cifar_batch
 from lnca_data.source import Pair, Source
 
 FOLDERS = {'cifar-10-batches-py': '', 'cifar-10-batches-bin': '.bin'}  # folder → ending of its files

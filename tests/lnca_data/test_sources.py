@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from lnca_arch.errors import InputError
-from lnca_data.images import Bundled, CifarImage, ImageFile, RawFile, to_8_bits
+from lnca_data.cifar import CifarImage
+from lnca_data.images import Bundled, ImageFile, RawFile, to_8_bits
 from lnca_data.sources import SOURCES
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
