@@ -124,7 +124,7 @@ def _cut_pair(pair: Pair, split: str | None, options: PackingOptions) -> CutPair
     off = (0, 0)
     if damaged and not options.tiling.whole:
         down, right = shift(clean[0].image, damaged[0].image)
-        off = (down * clean[0].height // clean[0].size, right * clean[0].width // clean[0].size)
+        off = (round(down * clean[0].height / clean[0].size), round(right * clean[0].width / clean[0].size))
         off = off if max(abs(down), abs(right)) > 1 else (0, 0)
     return CutPair(tiles, flat, off, is_too_small=not clean)
 

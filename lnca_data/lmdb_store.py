@@ -45,7 +45,10 @@ class LmdbWriter:
         self.path = Path(path)
         self.path.mkdir(parents=True)
         # Nothing is read before all is written and flushed: no need to wait for the disk each time.
-        self._environment = lmdb.open(str(self.path), map_size=FIRST_MAP_SIZE, sync=False)
+        try:
+            self._environment = lmdb.open(str(self.path), map_size=FIRST_MAP_SIZE, sync=False)
+        except lmdb.Error as error:
+            raise _write_error(self.path, error) from None
         self._meta_info = open(self.path / META_INFO, 'w', encoding='ascii')  # noqa: SIM115  closed by close()
         self._batch: list[tuple[bytes, bytes]] = []
         self._batch_bytes = 0

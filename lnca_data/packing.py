@@ -178,7 +178,6 @@ class _Writing:
         self._writers: dict[str, LmdbWriter] = {}
         self._digests: dict[str, Any] = {}
         self._scene: str | None = None
-        self._gt: Image | None = None
 
     def __enter__(self) -> '_Writing':
         self._table_file = open(self._folder / TABLE, 'w', newline='', encoding='utf-8')
@@ -220,12 +219,11 @@ class _Writing:
         if pair.scene != self._scene:
             self._scene = pair.scene
             self._duplicates = NearDuplicates(self._summary.options.duplicate_threshold)
-        if pair.gt != self._gt:
-            self._gt = pair.gt
-            self._fates: dict[str, bool] = {}
-        if tile.place not in self._fates:
-            self._fates[tile.place] = not self._duplicates.repeats(tile.hash)
-        return self._fates[tile.place]
+            self._is_kept: dict[tuple[Image, str], bool] = {}
+        tile_of_scene = pair.gt, tile.place
+        if tile_of_scene not in self._is_kept:
+            self._is_kept[tile_of_scene] = not self._duplicates.repeats(tile.hash)
+        return self._is_kept[tile_of_scene]
 
     def _put(self, lmdb: str, tile: PackedTile, side: str, data: bytes) -> None:
         if lmdb not in self._writers:

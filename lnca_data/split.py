@@ -70,6 +70,10 @@ def split_pairs(pairs: Sequence[Pair], method: str, seed: int) -> list[str | Non
     if any(pair.split == 'val' for pair in pairs):
         return [pair.split for pair in pairs]
     training = _shuffled({pair.scene for pair in pairs if pair.split == 'train'}, seed)
+    if len(training) < 2:
+        raise InputError(
+            f'{len(training)} scenes of the authors cannot be divided into train and val; use --split tile'
+        )
     val = set(training[: max(1, round(VALIDATION_SHARE * len(training)))])
     return ['val' if pair.split == 'train' and pair.scene in val else pair.split for pair in pairs]
 
