@@ -1,8 +1,9 @@
 """Work on all cores, with results in the order of the tasks and few of them in memory."""
 
+import multiprocessing
 import os
+import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -24,10 +25,12 @@ def ordered_map(function: Callable[[Task], Result], tasks: Iterable[Task], worke
     Raises:
         InputError: a process died, most likely for want of memory.
     """
-    threads = cv2.getNumThreads()
-    # Before the processes are forked: OpenCV's threads would be missing there, and waiting for them would never end.
-    cv2.setNumThreads(1)
-    pool = ProcessPoolExecutor(workers, initializer=_begin, initargs=(os.getpid(),))
+    # Not forked from this process, where OpenCV, PyTorch and LibRaw may have threads: they would be missing there, and
+    # waiting for them would never end.
+    context = multiprocessing.get_context('spawn' if sys.platform == 'win32' else 'forkserver')
+    if sys.platform != 'win32':
+        context.set_forkserver_preload([__name__])  # imports PyTorch once for all
+    pool = ProcessPoolExecutor(workers, context, initializer=_begin)
     try:
         pending: deque[Future[Result]] = deque()
         for task in tasks:
@@ -40,16 +43,15 @@ def ordered_map(function: Callable[[Task], Result], tasks: Iterable[Task], worke
         raise InputError('a worker process died, perhaps for want of memory; use fewer --workers') from None
     finally:
         pool.shutdown(cancel_futures=True)
-        cv2.setNumThreads(threads)
 
 
-def _begin(parent: int) -> None:
+def _begin() -> None:
+    cv2.setNumThreads(1)
     torch.set_num_threads(1)
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _end_with(parent: int) -> None:
+def _end_with_parent() -> None:
     """A parent that is killed cannot tell its processes to stop."""
-    while os.getppid() == parent:
-        time.sleep(1)
+    multiprocessing.parent_process().join()
     os._exit(1)
