@@ -29,7 +29,8 @@ def ordered_map(function: Callable[[Task], Result], tasks: Iterable[Task], worke
     # waiting for them would never end.
     context = multiprocessing.get_context('spawn' if sys.platform == 'win32' else 'forkserver')
     if sys.platform != 'win32':
-        context.set_forkserver_preload([__name__])  # imports PyTorch once for all
+        # Imported once for all; ``func`` is what a partial is of.
+        context.set_forkserver_preload([__name__, getattr(function, 'func', function).__module__])
     pool = ProcessPoolExecutor(workers, context, initializer=_begin)
     try:
         pending: deque[Future[Result]] = deque()

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from lnca_arch.errors import InputError
 from lnca_data import lmdb_store
-from lnca_data.lmdb_store import TileStore, check_pair, image_sizes, write_lmdb
+from lnca_data.lmdb_store import LmdbWriter, TileStore, check_pair, encode_png, image_sizes, write_lmdb
 from lnca_data.tile_dataset import TileDataset
 
 
@@ -35,8 +35,8 @@ def path(tmp_path, images):
     return path
 
 
-def refusal(call, *arguments):
-    with pytest.raises(InputError) as caught:
+def refusal(call, *arguments, kind=InputError):
+    with pytest.raises(kind) as caught:
         call(*arguments)
     message = str(caught.value)
     assert '\n' not in message
@@ -60,6 +60,14 @@ def test_round_trip(path, images):
     assert image_sizes(path) == {(8, 10)}
 
 
+def test_keys(path, images):
+    store = TileStore(path)
+    assert store.keys == sorted(key for key, _ in images)
+    assert all(type(key) is str for key in store.keys)
+    assert store.key_array.dtype == 'S8'
+    assert store.key_array.tolist() == [key.encode() for key in store.keys]
+
+
 def test_count_is_returned_and_images_may_be_an_iterator(tmp_path, images):
     assert write_lmdb(tmp_path / 'some.lmdb', iter(images)) == 12
 
@@ -67,7 +75,7 @@ def test_count_is_returned_and_images_may_be_an_iterator(tmp_path, images):
 def test_format_is_that_of_basicsr(path, images):
     """Keys without suffix, PNGs whose colours OpenCV reads as BGR, and a line an image in meta_info.txt."""
     lines = (path / 'meta_info.txt').read_text().splitlines()
-    assert lines == [f'{key}.png (8,10,3) 1' for key, _ in images]
+    assert lines == [f'{key}.png (8,10,3) 0' for key, _ in images]
     key, image = images[0]
     with lmdb.open(str(path), readonly=True, lock=False) as environment, environment.begin() as transaction:
         data = transaction.get(key.encode())
@@ -86,15 +94,82 @@ def test_map_grows(tmp_path, monkeypatch, batch):
     assert_same(read_all(TileStore(path)), images)
 
 
-def test_full_disk_is_named(tmp_path):
+@pytest.fixture
+def little_room():
+    """Sets the size beyond which files cannot grow, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))
-    try:
-        message = refusal(write_lmdb, tmp_path / 'some.lmdb', images_of(60, (40, 40)))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize('room', [1000, 1 << 15, 1 << 16])
+def test_full_disk_is_named(tmp_path, little_room, room):
+    little_room(room)
+    message = refusal(write_lmdb, tmp_path / 'some.lmdb', images_of(60, (40, 40)), kind=OSError)
     assert 'some.lmdb' in message
-    assert 'make room' in message
+    assert 'the disk may be full' in message
+
+
+def committed(path, copy):
+    """The keys that are in an LMDB which is still being written."""
+    shutil.copytree(path, copy)
+    with lmdb.open(str(copy), readonly=True, lock=False) as environment, environment.begin() as transaction:
+        return [key.decode() for key, _ in transaction.cursor()]
+
+
+def test_batches(tmp_path, monkeypatch):
+    """What was put is written as soon as it is many images, or large."""
+    images = [(key, encode_png(image), image.shape) for key, image in images_of(12)]
+    monkeypatch.setattr(lmdb_store, 'BATCH_BYTES', 4 * len(images[0][1]))
+    writer = LmdbWriter(tmp_path / 'some.lmdb')
+    counts = []
+    for number, image in enumerate(images):
+        writer.put(*image)
+        counts.append(len(committed(writer.path, tmp_path / f'copy_{number}')))
+    assert counts == [0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12]
+
+    monkeypatch.setattr(lmdb_store, 'BATCH', 3)
+    writer.put('large', bytes(lmdb_store.BATCH_BYTES), (1, 1, 3))
+    for key in 'abcd':
+        writer.put(key, b'small', (1, 1, 3))
+    assert len(committed(writer.path, tmp_path / 'copy')) == 12 + 1 + 3
+    writer.close()
+    assert len(TileStore(writer.path)) == 12 + 1 + 4
+
+
+def open_files():
+    return len(os.listdir('/proc/self/fd'))
+
+
+def test_writing_given_up(tmp_path):
+    """Nothing more is written, and nothing stays open."""
+    before = open_files()
+    writer = LmdbWriter(tmp_path / 'some.lmdb')
+    for key, image in images_of(3):
+        writer.put(key, encode_png(image), image.shape)
+    writer.close(is_whole=False)
+    assert open_files() == before
+    assert not committed(writer.path, tmp_path / 'copy')
+    shutil.rmtree(writer.path)
+    write_lmdb(writer.path, images_of(3))
+    assert_same(read_all(TileStore(writer.path)), images_of(3))
+
+
+def test_images_that_fail(tmp_path):
+    def images():
+        yield from images_of(3)
+        raise ZeroDivisionError
+
+    before = open_files()
+    with pytest.raises(ZeroDivisionError):
+        write_lmdb(tmp_path / 'some.lmdb', images())
+    assert open_files() == before
+    refusal(TileStore, tmp_path / 'some.lmdb')
+
+
+def test_nothing_is_written_over(path, images):
+    assert 'some.lmdb' in refusal(write_lmdb, path, images_of(3), kind=FileExistsError)
+    assert_same(read_all(TileStore(path)), images)
 
 
 def test_missing(tmp_path):
@@ -134,6 +209,11 @@ def test_other_count_in_meta_info(path):
     with open(path / 'meta_info.txt', 'a') as file:
         file.write('one_more.png (8,10,3) 1\n')
     assert 'meta_info.txt lists 13 images, data.mdb holds 12' in refusal(TileStore, path)
+
+
+def test_a_key_twice(tmp_path, images):
+    write_lmdb(tmp_path / 'some.lmdb', [*images, images[0]])
+    assert 'lists 13 images, data.mdb holds 12' in refusal(TileStore, tmp_path / 'some.lmdb')
 
 
 def test_unreadable_image(path, images):

@@ -237,6 +237,8 @@ def test_noise_is_no_shift(seed):
 def test_flat_images_are_not_shifted():
     flat, image = np.full((160, 200, 3), 77, np.uint8), scene()
     assert shift(flat, flat) == shift(flat, image) == shift(image, flat) == (0, 0)
+    nearly_black = (np.random.default_rng(0).random((48, 48, 3)) < 0.02).astype(np.uint8)
+    assert shift(scene(48, 48), nearly_black) == (0, 0)
 
 
 @pytest.mark.parametrize('size', [(1, 1), (3, 40), (4, 4), (7, 5), (16, 16)])
