@@ -1,6 +1,7 @@
 """What packing costs: ``python benchmarks/packing.py speed``, ``raw`` or ``growth``.
 
-``speed``: packing a folder in GoPro's layout against only decoding the same images with as many workers.
+``speed``: packing a folder in GoPro's layout against only decoding the same images with as many workers. What both
+need before, to start Python and import PyTorch, is not counted.
 ``raw``: memory and time of pairs in SID's layout, of 24 megapixels each.
 ``growth``: seconds, memory and disk as the number of tiles grows, of generated images.
 
@@ -22,9 +23,7 @@ from typing import Any
 import cv2
 import numpy as np
 import psutil
-import tifffile
 from measure import report
-from skimage import data
 
 from lnca_data.cutting import PackingOptions
 from lnca_data.packing import pack
@@ -61,6 +60,7 @@ def speed(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
             cv2.imwrite(str(sequence / side / f'{index:06d}.png'), image)
     pairs = SOURCES['gopro'].list(folder / 'gopro', blur='blur')
     images = [image for pair in pairs for image in (pair.gt, pair.lq)]
+    measured(pairs, folder / 'packed', arguments.workers)  # starts what the processes are forked from
     decoding: list[float] = []
     packing: list[dict[str, float]] = []
     for _ in range(arguments.repeats):
@@ -86,6 +86,8 @@ def _decode(image: Any) -> None:
 
 def photograph(index: int) -> tuple[np.ndarray, np.ndarray]:
     """A sharp and a blurred image of the size of GoPro's, with grain that makes its PNG as large as a photograph's."""
+    from skimage import data  # here, since each worker imports this module
+
     random = np.random.default_rng(index)
     source = (data.astronaut, data.coffee, data.chelsea)[index % 3]()
     side = random.integers(150, 250)
@@ -114,6 +116,8 @@ def raw(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def write_dng(path: Path, light: np.ndarray) -> None:
     """A raw file with an RGGB mosaic, black at 512 and white at 16383."""
+    import tifffile
+
     identity = [int(row == column) for row in range(3) for column in range(3)]
     tags: Sequence[tuple] = [
         (33421, 'H', 2, (2, 2), True),  # repetition and colours of the mosaic

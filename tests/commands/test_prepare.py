@@ -46,10 +46,11 @@ SYNTHETIC = {
     'tinyimagenet': 'tinyimagenet --source {} --corruption blur --tile-size 16',
 }
 
-# Importing PyTorch takes seconds, and so does its end. A process imports it once and forks for each command, which
-# begins as any other does and, when all is done, ends at once.
+# Importing PyTorch takes seconds, and so does its end. These commands are processes that begin with nothing. For all
+# others, a process imports it once and forks; they fork their workers themselves and, when all is done, end at once.
+COLD = ('photos', 'sid')
 WARM = """
-import atexit, json, os, resource, runpy, signal, sys
+import atexit, json, multiprocessing, os, resource, runpy, signal, sys
 import lnca_data.packing, lnca_data.verification
 for line in sys.stdin:
     request = json.loads(line)
@@ -64,6 +65,8 @@ def end():
     os._exit(code)
 
 atexit.register(end)
+fork = multiprocessing.get_context('fork')
+multiprocessing.get_context = lambda method: fork
 signal.alarm(120)
 os.chdir(request['cwd'])
 for stream, file in enumerate((os.devnull, request['stdout'], request['stderr'])):
@@ -113,33 +116,43 @@ def miniature(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def packed(prepare, miniature, tmp_path_factory):
-    """Where a miniature was packed, and what the command said. It is packed once and stays as it is."""
+    """Where a miniature, or the photographs, were packed, and what the command said. It is done once and stays."""
+
+    def command(name):
+        output = tmp_path_factory.mktemp(name) / name
+        if name == 'photos':
+            return output, [name, '--output', output]
+        arguments = {**REAL, **SYNTHETIC}[name].replace('{}', str(miniature(name)))
+        return output, [*arguments.split(), '--output', output]
+
+    def start(name):
+        output, arguments = command(name)
+        pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
+        return output, subprocess.Popen([sys.executable, COMMAND, *arguments], **pipes)
+
+    cold = {name: start(name) for name in COLD}
 
     @functools.cache
     def pack(name):
-        output = tmp_path_factory.mktemp('packed') / name
-        arguments = {**REAL, **SYNTHETIC}[name].replace('{}', str(miniature(name))).split()
-        result = prepare(*arguments, '--output', output)
+        if name in COLD:
+            output, process = cold[name]
+            outputs = process.communicate(timeout=300)
+            result = subprocess.CompletedProcess(process.args, process.wait(), *outputs)
+        else:
+            output, arguments = command(name)
+            result = prepare(*arguments)
         assert result.returncode == 0, result.stderr
         return output, result
 
-    return pack
+    yield pack
+    for _, process in cold.values():
+        process.kill()
+        process.communicate()
 
 
 @pytest.fixture(scope='module')
-def photos(tmp_path_factory):
-    """The photographs, packed in a process of their own."""
-    folder = tmp_path_factory.mktemp('photos')
-    result = subprocess.run(
-        [sys.executable, COMMAND, 'photos', '--output', 'photos'],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    return folder / 'photos', result
+def photos(packed):
+    return packed('photos')
 
 
 @pytest.fixture(scope='module')
