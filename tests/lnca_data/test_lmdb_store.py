@@ -158,12 +158,13 @@ def test_writing_given_up(tmp_path):
 def test_images_that_fail(tmp_path):
     def images():
         yield from images_of(3)
-        raise ZeroDivisionError
+        raise ZeroDivisionError('no more')
 
     before = open_files()
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(ZeroDivisionError) as caught:
         write_lmdb(tmp_path / 'some.lmdb', images())
     assert open_files() == before
+    assert str(caught.value) == 'no more'  # and till now its trace kept the writer
     refusal(TileStore, tmp_path / 'some.lmdb')
 
 
