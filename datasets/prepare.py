@@ -78,7 +78,7 @@ def add_source(commands: argparse._SubParsersAction, source: Source) -> None:
             type=int,
             default=defaults.duplicate_threshold,
             metavar='BITS',
-            help='drop tiles whose perceptual hash of 64 bits differs in no more bits from that of an earlier tile of '
+            help='drop tiles whose perceptual hash of 64 bits differs in no more bits from that of a tile of '
             'their scene; -1: none (%(default)s)',
         )
     if source.synthetic:
@@ -150,6 +150,9 @@ def report(summary: Summary, output: Path) -> None:
             'down and right; see summary.json.'
         )
     epochs = summary.epochs
+    if not epochs['total_iter']:
+        print(f'Fewer training tiles than a batch of {epochs["batch_size"]}: set a smaller batch_size_per_gpu.')
+        return
     print(
         f'{epochs["epochs"]} epochs at batch size {epochs["batch_size"]}: {epochs["autoencoder_iters"]} iterations a '
         f'phase, total_iter: {epochs["total_iter"]}'

@@ -80,7 +80,7 @@ def cut_task(task: Task, options: PackingOptions, skip_bad: bool) -> list[CutPai
     for pair, split in task:
         try:
             result.append(_cut_pair(pair, split, options))
-        except InputError as error:
+        except (InputError, OSError) as error:
             if not skip_bad:
                 raise InputError(f'{error}; mend it, or go on without with --skip-bad') from None
             result.append(CutPair([], error=str(error)))
@@ -88,10 +88,10 @@ def cut_task(task: Task, options: PackingOptions, skip_bad: bool) -> list[CutPai
 
 
 def _cut_pair(pair: Pair, split: str | None, options: PackingOptions) -> CutPair:
-    shape, clean = _read_and_cut(pair.gt, options.tiling)
+    shape, clean = _read_and_cut_again(pair.gt, options.tiling)
     damaged: list[Patchwork] = []
     if pair.lq:
-        lq_shape, damaged = _read_and_cut.__wrapped__(pair.lq, options.tiling)
+        lq_shape, damaged = _read_and_cut(pair.lq, options.tiling)
         if lq_shape != shape:
             raise InputError(
                 f'{pair.lq.path}: has {lq_shape[1]}×{lq_shape[0]} pixels, '
@@ -129,11 +129,13 @@ def _cut_pair(pair: Pair, split: str | None, options: PackingOptions) -> CutPair
     return CutPair(tiles, flat, off, is_too_small=not clean)
 
 
-# Noisy photographs of one scene follow each other, and share the clean one.
-@lru_cache(maxsize=1)
 def _read_and_cut(image: Image, tiling: Tiling) -> tuple[tuple[int, ...], list[Patchwork]]:
     pixels = image.read()
     return pixels.shape, tiling.cut(pixels)
+
+
+# Noisy photographs of one scene follow each other, and share the clean one.
+_read_and_cut_again = lru_cache(maxsize=1)(_read_and_cut)
 
 
 def _corrupt(tile: np.ndarray, key: str, options: PackingOptions) -> np.ndarray:

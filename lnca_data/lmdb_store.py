@@ -20,6 +20,9 @@ PNG_COMPRESSION = 0
 ENCODING = [cv2.IMWRITE_PNG_COMPRESSION, PNG_COMPRESSION, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE]
 BATCH = 1000
 BATCH_BYTES = 16 << 20
+# An image takes whole pages of its own, and about this much to be found.
+PAGE = 4096
+ENTRY = 100
 FIRST_MAP_SIZE = 64 << 20
 
 
@@ -52,6 +55,7 @@ class LmdbWriter:
         self._meta_info = open(self.path / META_INFO, 'w', encoding='ascii')  # noqa: SIM115  closed by close()
         self._batch: list[tuple[bytes, bytes]] = []
         self._batch_bytes = 0
+        self.bytes = 0  # about what the images put so far take on the disk
 
     def put(self, key: str, png: bytes, shape: tuple[int, int, int]) -> None:
         """Add an image.
@@ -65,6 +69,7 @@ class LmdbWriter:
         self._meta_info.write(f'{key}.png ({height},{width},{channels}) {PNG_COMPRESSION}\n')
         self._batch.append((key.encode('ascii'), png))
         self._batch_bytes += len(png)
+        self.bytes += -(-len(png) // PAGE) * PAGE + ENTRY
         if len(self._batch) == BATCH or self._batch_bytes >= BATCH_BYTES:
             self._commit()
 

@@ -37,7 +37,7 @@ BATCH_SIZE = 32
 # A task is about as large as a photograph, so that small images do not spend their time on the way to a worker.
 TASK_BYTES = 4 << 20
 TASK_PAIRS = 64
-# Pairs with one clean image stay together up to this number, so that a worker reads it once.
+# A task of fewer pairs is not full while the next one has the same clean image, so that a worker reads it once.
 TASK_PAIRS_OF_ONE = 4
 
 
@@ -49,7 +49,7 @@ class Summary:
         dataset: name of the source.
         choices: the options of the source.
         options: how it was packed.
-        images: pairs that were read, or clean images.
+        images: pairs, or clean images, those that were skipped included.
         scenes: split → number of scenes; of ``--split tile``, of all together.
         tiles: split → number.
         dropped: reason → number of tiles; ``too small`` counts images.
@@ -108,38 +108,57 @@ def pack(
         InputError: ``output`` exists, an option makes no sense, an image cannot be read, the disk is full, or a split
             is empty.
     """
-    output = Path(output)
-    if output.exists() and not overwrite:
-        raise InputError(f'{output} exists; use --overwrite to replace it, or another --output')
+    output = Path(output).resolve()
+    _check_output(output, overwrite)
     options.tiling.check()
     if options.corruption:
         build_corruption(options.corruption)
     if workers < 1:
         raise InputError(f'--workers {workers}: must be at least 1')
+    if any((pair.lq is None) != bool(options.corruption) for pair in pairs):
+        raise InputError(f'{name}: either every image has a damaged one, or all are corrupted here')
     splits = split_pairs(pairs, options.split, options.seed)
     tasks = list(_tasks(pairs, splits, skip_bad))
     summary = Summary(name, choices or {}, options, images=len(pairs))
     scenes = {(split or 'all', pair.scene) for pair, split in zip(pairs, splits, strict=True)}
     summary.scenes = dict(sorted(Counter(split for split, _ in scenes).items()))
 
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f'{output}: cannot be made ({error.strerror})') from None
     work = partial(cut_task, options=options, skip_bad=skip_bad)
     with whole_folder(output) as folder, tqdm(total=len(pairs), desc=f'packing {name}', unit='image') as bar:
         try:
-            with _Writing(folder, summary, root) as writing, closing(ordered_map(work, tasks, workers)) as results:
+            writing = _Writing(folder, summary, root)
+            with writing, closing(ordered_map(work, tasks, workers)) as results:
                 for task, result in zip(tasks, results, strict=True):
                     for (pair, split), cut_pair in zip(task, result, strict=True):
                         writing.add(pair, split, cut_pair)
                     bar.update(len(task))
             _finish(folder, summary)
         except OSError as error:
-            written = sum(file.stat().st_size for file in folder.rglob('*') if file.is_file())
+            needed = writing.bytes * len(pairs) / max(1, writing.count)
             raise InputError(
-                f'{output}: cannot write ({error.strerror or error}) with {bar.n} of {len(pairs)} images packed; about '
-                f'{written * len(pairs) / max(1, bar.n) / 1e9:.2g} GB are needed there, {written / 1e9:.2g} GB were '
-                f'written and {shutil.disk_usage(folder).free / 1e9:.2g} GB are free: make room, or choose another '
-                '--output'
+                f'{output}: cannot write ({error.strerror or error}) with {writing.count} of {len(pairs)} images '
+                f'packed; about {needed / 1e9:.2g} GB are needed there, and {_free(folder) / 1e9:.2g} GB were free: '
+                'make room, or choose another --output'
             ) from None
     return summary
+
+
+def _check_output(output: Path, overwrite: bool) -> None:
+    if not output.exists():
+        return
+    if not overwrite:
+        raise InputError(f'{output} exists; use --overwrite to replace it, or another --output')
+    if not output.is_dir() or (any(output.iterdir()) and not (output / SUMMARY).is_file()):
+        raise InputError(f'{output} is no packed dataset, so it is not replaced; choose another --output')
+
+
+def _free(folder: Path) -> int:
+    """Bytes that were free before the folder was filled."""
+    return shutil.disk_usage(folder).free + sum(file.stat().st_size for file in folder.rglob('*') if file.is_file())
 
 
 def _tasks(pairs: Sequence[Pair], splits: Sequence[str | None], skip_bad: bool) -> Iterator[Task]:
@@ -177,6 +196,7 @@ class _Writing:
         self._root = root
         self._writers: dict[str, LmdbWriter] = {}
         self._digests: dict[str, Any] = {}
+        self.count = 0  # pairs so far
         self._scene: str | None = None
 
     def __enter__(self) -> '_Writing':
@@ -194,6 +214,7 @@ class _Writing:
 
     def add(self, pair: Pair, split: str | None, cut_pair: CutPair) -> None:
         """Write what is kept of a pair's tiles, and count the rest."""
+        self.count += 1
         summary = self._summary
         if cut_pair.error:
             summary.skipped.append(cut_pair.error)
@@ -211,6 +232,11 @@ class _Writing:
         self._table.writerow(
             [pair.name, self._name(pair.gt), self._name(pair.lq), pair.scene, split or 'by tile', len(kept)]
         )
+
+    @property
+    def bytes(self) -> int:
+        """About what was put so far takes on the disk."""
+        return sum(writer.bytes for writer in self._writers.values())
 
     def _is_new(self, pair: Pair, tile: PackedTile) -> bool:
         """Whether a tile is no near-duplicate. Another damaged image of the same clean one shares its tiles' fates."""
@@ -268,7 +294,8 @@ def _finish(folder: Path, summary: Summary) -> None:
     summary.content_hash = content_hash(summary.hashes)
     (folder / SUMMARY).write_text(json.dumps(asdict(summary), indent=2, ensure_ascii=False) + '\n', encoding='utf-8')
     gt, lq = (TileStore(folder / f'test_{side}.lmdb') for side in ('gt', 'lq'))
-    chosen = [gt.keys[index] for index in np.linspace(0, len(gt) - 1, min(SHEET_PAIRS, len(gt))).astype(int)]
+    keys = gt.keys
+    chosen = [keys[index] for index in np.linspace(0, len(gt) - 1, min(SHEET_PAIRS, len(gt))).astype(int)]
     write_sheet(folder / SHEET, {'corrupted': [lq[key] for key in chosen], 'clean': [gt[key] for key in chosen]})
     TileStore.close_all()  # the folder is renamed
 

@@ -9,6 +9,8 @@ from typing import Any
 from lnca_arch.errors import InputError
 from lnca_data.images import Image, read_bytes
 
+MAX_NAME = 450  # an LMDB's keys have 511 bytes at most, and the tile's place follows
+
 
 @dataclass(frozen=True, slots=True)
 class Pair:
@@ -64,7 +66,7 @@ class Source:
         """All pairs, those of a scene together, in the same order on every machine.
 
         Raises:
-            InputError: the folder is not such a dataset, or two images have one name.
+            InputError: the folder is not such a dataset, two images have one name, or a name is too long.
         """
         if folder is not None and not folder.is_dir():
             raise InputError(f'{folder}: there is no such folder; {self.title} is expected as {self.layout}')
@@ -73,6 +75,10 @@ class Source:
             raise InputError(f'{folder}: no {self.title} there; expected {self.layout}')
         names: set[str] = set()
         for pair in pairs:
+            if len(pair.name) > MAX_NAME:
+                raise InputError(
+                    f'{pair.gt.path}: the name is too long for a key, {len(pair.name)} letters; shorten it'
+                )
             if pair.name in names:
                 raise InputError(f'{pair.gt.path}: another image would get the same key, {pair.name}; rename one')
             names.add(pair.name)
@@ -105,6 +111,6 @@ def inside(folder: Path, name: str) -> str:
     Raises:
         InputError: it is outside of the folder.
     """
-    if Path(name).is_absolute() or '..' in Path(name).parts:
-        raise InputError(f'{folder}: its list names {name}, which is outside of the folder')
+    if Path(name).is_absolute() or '..' in Path(name).parts or '\0' in name:
+        raise InputError(f'{folder}: its list names {name!r}, which is outside of the folder')
     return str(folder / name)

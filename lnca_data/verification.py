@@ -13,6 +13,8 @@ from lnca_data.lmdb_store import META_INFO, TileStore, check_pair
 from lnca_data.packing import SUMMARY, content_hash, entry_bytes
 from lnca_data.split import SPLITS
 
+SIDES = ('gt', 'lq')
+
 
 def verify(folder: Path) -> dict[str, int]:
     """Read every tile of a packed dataset and compare with its summary.
@@ -26,16 +28,23 @@ def verify(folder: Path) -> dict[str, int]:
     try:
         summary = json.loads((folder / SUMMARY).read_text(encoding='utf-8'))
         hashes, tiles = dict(summary['hashes']), dict(summary['tiles'])
+        counts = {name: int(tiles[name.split('_')[0]]) for name in hashes}
         size = int(summary['options']['tiling']['size'])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f'{folder / SUMMARY}: cannot be read ({error!r}); was this packed by prepare.py?') from None
+    if (
+        not {f'{split}_gt' for split in SPLITS}
+        <= hashes.keys()
+        <= {f'{split}_{side}' for split in SPLITS for side in SIDES}
+    ):
+        raise InputError(f'{folder / SUMMARY}: names other LMDBs than those that prepare.py writes')
     found = {path.name.removesuffix('.lmdb') for path in folder.glob('*.lmdb')}
     if found != hashes.keys():
         stray = sorted(found ^ hashes.keys())[0]
         raise InputError(f'{folder / stray}.lmdb: {"not in the summary" if stray in found else "missing"}')
-    with tqdm(total=sum(tiles[name.split('_')[0]] for name in hashes), desc='checking', unit='tile') as bar:
+    with tqdm(total=sum(counts.values()), desc='checking', unit='tile') as bar:
         for name, expected in hashes.items():
-            if _hash(folder / f'{name}.lmdb', tiles[name.split('_')[0]], size, bar) != expected:
+            if _hash(folder / f'{name}.lmdb', counts[name], size, bar) != expected:
                 raise InputError(
                     f'{folder / name}.lmdb: not the tiles that were packed: the hash differs; pack it again'
                 )
@@ -47,7 +56,7 @@ def verify(folder: Path) -> dict[str, int]:
         raise InputError(f'{folder}: a tile is in two splits; pack it again')
     if content_hash(hashes) != summary.get('content_hash'):
         raise InputError(f'{folder / SUMMARY}: content_hash does not follow from the hashes; pack it again')
-    return tiles
+    return {split: counts[f'{split}_gt'] for split in SPLITS}
 
 
 def _hash(path: Path, count: int, size: int, bar: tqdm) -> str:

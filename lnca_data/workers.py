@@ -47,6 +47,8 @@ def ordered_map(function: Callable[[Task], Result], tasks: Iterable[Task], worke
 
 
 def _begin() -> None:
+    # OpenCV, libpng and LibRaw write there, in their words, what an exception says in one line.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from lnca_arch.errors import InputError
 from lnca_data.cifar import CifarImage, archive_members, cifar_batch
 from lnca_data.source import Pair, Source
 
@@ -12,11 +13,17 @@ BATCHES = {**{f'data_batch_{number}': 'train' for number in range(1, 6)}, 'test_
 
 
 def pairs(folder: Path) -> Iterator[Pair]:
+    missing = []
     for batch, split in BATCHES.items():
         path, member = find(folder, batch)
-        for index in range(len(cifar_batch(path, member)) if path else 0):
+        if not path:
+            missing.append(batch)
+            continue
+        for index in range(len(cifar_batch(path, member))):
             name = f'{batch}_{index:05d}'
             yield Pair(name, name, CifarImage(path, index, member), split=split)
+    if 0 < len(missing) < len(BATCHES):
+        raise InputError(f'{folder}: {", ".join(missing)} missing; expected {SOURCE.layout}')
 
 
 def find(folder: Path, batch: str) -> tuple[str, str]:
@@ -24,7 +31,7 @@ def find(folder: Path, batch: str) -> tuple[str, str]:
     for name, ending in FOLDERS.items():
         # The folder itself may be given, too.
         for place in (folder / name, folder):
-            if (place.name == name) and (place / f'{batch}{ending}').is_file():
+            if place.resolve().name == name and (place / f'{batch}{ending}').is_file():
                 return str(place / f'{batch}{ending}'), ''
     for archive, (name, ending) in zip(ARCHIVES, FOLDERS.items(), strict=True):
         member = f'{name}/{batch}{ending}'

@@ -35,7 +35,7 @@ def listing(folder: Path) -> dict[str, Path]:
     """
     images: dict[str, Path] = {}
     for path in sorted(folder.rglob('*')):
-        if path.suffix.lower() in FORMATS + RAW_FORMATS and not path.name.startswith('.'):
+        if path.suffix.lower() in FORMATS + RAW_FORMATS and not is_hidden(path.relative_to(folder)):
             name = str(path.relative_to(folder).with_suffix(''))
             if name in images:
                 raise InputError(f'{path}: there is {images[name].name}, too; keep one of the two')
@@ -43,6 +43,10 @@ def listing(folder: Path) -> dict[str, Path]:
     if not images:
         raise InputError(f'{folder}: no images there; expected {SOURCE.layout}')
     return images
+
+
+def is_hidden(path: Path) -> bool:
+    return any(part.startswith('.') for part in path.parts)
 
 
 def image_file(path: Path) -> ImageFile | RawFile:

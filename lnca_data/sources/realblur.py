@@ -27,8 +27,8 @@ SOURCE = Source(
     name='realblur',
     title='RealBlur',
     layout=(
-        'RealBlur_{J,R}_{train,test}_list.txt and '
-        'RealBlur-{J,R}_ECC_IMCORR_centroid_itensity_ref/sceneNNN/{gt,blur}/*.png'
+        'RealBlur_{J,R}_{train,test}_list.txt and the folders that they name, such as '
+        'RealBlur-J_ECC_IMCORR_centroid_itensity_ref/sceneNNN/{gt,blur}/*.png'
     ),
     pairs=pairs,
     choices={

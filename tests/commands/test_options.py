@@ -1,13 +1,10 @@
 """Each option file, as it is but for its length and the network's size, on a miniature of its dataset."""
 
-import sys
 from pathlib import Path
 
+import miniatures
 import pytest
 import yaml
-
-sys.path.append(str(Path(__file__).resolve().parents[1]))
-import miniatures
 
 from lnca_data.packing import PackingOptions, pack
 from lnca_data.sources import SOURCES

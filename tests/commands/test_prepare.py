@@ -14,6 +14,7 @@ from pathlib import Path
 
 import cv2
 import lmdb
+import miniatures
 import numpy as np
 import pytest
 import torch
@@ -24,9 +25,6 @@ from lnca_data.corruption import motion_kernels
 from lnca_data.lmdb_store import TileStore, encode_png
 
 from basicsr.data import build_dataset
-
-sys.path.append(str(Path(__file__).resolve().parents[1]))
-import miniatures
 
 COMMAND = Path(__file__).resolve().parents[2] / 'datasets' / 'prepare.py'
 SPLITS = ('train', 'val', 'test')

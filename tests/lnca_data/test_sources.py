@@ -5,11 +5,11 @@ import operator
 import os
 import pickle
 import shutil
-import sys
 import tarfile
 from pathlib import Path
 
 import cv2
+import miniatures
 import numpy as np
 import pytest
 
@@ -17,9 +17,6 @@ from lnca_arch.errors import InputError
 from lnca_data.cifar import CifarImage
 from lnca_data.images import Bundled, ImageFile, RawFile, to_8_bits
 from lnca_data.sources import SOURCES
-
-sys.path.append(str(Path(__file__).resolve().parents[1]))
-import miniatures
 
 CIFAR_FORMS = ['cifar10_python', 'cifar10_binary', 'cifar10_python_archive', 'cifar10_binary_archive']
 # Miniature → source and its options.
@@ -325,7 +322,7 @@ def test_wrong_folder_of_pairs(tmp_path):
 def test_list_that_leads_out_of_the_folder(tmp_path, source, choices, file, row, place, name):
     (tmp_path / file).write_text(row.replace(row.split()[place], name))
     message = refusal(SOURCES[source].list, tmp_path, **choices)
-    assert message == f'{tmp_path}: its list names {name}, which is outside of the folder'
+    assert message == f'{tmp_path}: its list names {name!r}, which is outside of the folder'
 
 
 def test_list_with_half_a_line(tmp_path):
