@@ -13,7 +13,8 @@ from lnca_arch.errors import InputError
 from lnca_data.images import to_8_bits
 
 SHIFT_REACH = 8
-SHIFT_GAIN = 0.02
+SHIFT_GAIN = 0.02  # in correlation; less is chance
+SHIFT_MIN_SIDE = 64  # smaller images correlate by chance
 
 
 class Patchwork(NamedTuple):
@@ -134,15 +135,17 @@ class NearDuplicates:
 def shift(gt: np.ndarray, lq: np.ndarray) -> tuple[int, int]:
     """How far the content of one image is off that of another of the same size, down and to the right, in pixels.
 
-    The best match by normalised correlation, within 8 pixels. A blurred image correlates best where it is, also when
-    its blur is long, which does not hold for phase correlation.
+    The best match by normalised correlation, within 8 pixels; none for images of less than 64. A blurred image
+    correlates best where it is, also when its blur is long, which does not hold for phase correlation.
 
     Args:
         gt, lq: ``(H, W, 3)`` uint8 RGB.
     """
-    reach = min(SHIFT_REACH, min(gt.shape[:2]) // 4)
-    inner = cv2.cvtColor(lq, cv2.COLOR_RGB2GRAY)[reach : -reach or None, reach : -reach or None]
-    if not reach or inner.std() < 1:
+    reach = SHIFT_REACH
+    if min(gt.shape[:2]) < SHIFT_MIN_SIDE:
+        return 0, 0
+    inner = cv2.cvtColor(lq, cv2.COLOR_RGB2GRAY)[reach:-reach, reach:-reach]
+    if inner.std() < 1:
         return 0, 0
     scores = cv2.matchTemplate(cv2.cvtColor(gt, cv2.COLOR_RGB2GRAY), inner, cv2.TM_CCOEFF_NORMED)
     top, left = np.unravel_index(scores.argmax(), scores.shape)

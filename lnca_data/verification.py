@@ -13,8 +13,6 @@ from lnca_data.lmdb_store import META_INFO, TileStore, check_pair
 from lnca_data.packing import SUMMARY, content_hash, entry_bytes
 from lnca_data.split import SPLITS
 
-SIDES = ('gt', 'lq')
-
 
 def verify(folder: Path) -> dict[str, int]:
     """Read every tile of a packed dataset and compare with its summary.
@@ -32,11 +30,8 @@ def verify(folder: Path) -> dict[str, int]:
         size = int(summary['options']['tiling']['size'])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f'{folder / SUMMARY}: cannot be read ({error!r}); was this packed by prepare.py?') from None
-    if (
-        not {f'{split}_gt' for split in SPLITS}
-        <= hashes.keys()
-        <= {f'{split}_{side}' for split in SPLITS for side in SIDES}
-    ):
+    needed, possible = ({f'{split}_{side}' for split in SPLITS for side in sides} for sides in (('gt',), ('gt', 'lq')))
+    if not needed <= hashes.keys() <= possible:
         raise InputError(f'{folder / SUMMARY}: names other LMDBs than those that prepare.py writes')
     found = {path.name.removesuffix('.lmdb') for path in folder.glob('*.lmdb')}
     if found != hashes.keys():

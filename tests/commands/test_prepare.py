@@ -495,20 +495,25 @@ def test_existing_output(prepare, miniature, tmp_path):
     line = error_of(prepare(*arguments))
     assert str(output) in line
     assert '--overwrite' in line
+    # What was not packed is not replaced either way.
+    assert 'no packed dataset' in error_of(prepare(*arguments, '--overwrite'))
     assert contents(tmp_path) == {Path('out/mine'): b'precious'}
+    (output / 'mine').unlink()
+    (output / 'summary.json').write_text('of an earlier one')
+    (output / 'more').touch()
     assert prepare(*arguments, '--overwrite').returncode == 0
     assert list(tmp_path.iterdir()) == [output]
-    assert not (output / 'mine').exists()
+    assert not (output / 'more').exists()
     assert prepare('verify', output).returncode == 0
 
 
 def test_failure_leaves_what_was_there(prepare, broken, tmp_path):
     output = tmp_path / 'out'
     output.mkdir()
-    (output / 'mine').write_text('precious')
+    (output / 'summary.json').write_text('precious')
     line = error_of(prepare('gopro', '--source', broken[0], '--output', output, '--tile-pixels', 32, '--overwrite'))
     assert str(broken[1]) in line
-    assert contents(output) == {Path('mine'): b'precious'}
+    assert contents(output) == {Path('summary.json'): b'precious'}
     assert {path.name for path in tmp_path.iterdir()} == {'broken', 'out'}
 
 

@@ -438,9 +438,14 @@ def test_overwrite(pairs, tmp_path):
     assert '--overwrite' in message
     assert str(folder) in message
     assert [file.name for file in folder.iterdir()] == ['mine']
-    summary = pack('some', pairs, folder, PAIRS, overwrite=True)
-    assert not (folder / 'mine').exists()
-    assert verify(folder) == summary.tiles
+    # Nor is what was not packed replaced.
+    assert 'no packed dataset' in refusal(pairs, folder, PAIRS, overwrite=True)
+    assert [file.name for file in folder.iterdir()] == ['mine']
+    (folder / 'mine').unlink()
+    for change in ({}, {'seed': 1}):
+        summary = pack('some', pairs, folder, replace(PAIRS, **change), overwrite=True)
+        assert verify(folder) == summary.tiles
+        assert json.loads((folder / 'summary.json').read_text())['options']['seed'] == change.get('seed', 0)
     assert list(tmp_path.iterdir()) == [folder]
 
 
