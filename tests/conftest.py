@@ -3,9 +3,11 @@
 import ast
 import copy
 import random
+import resource
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,25 @@ def golden() -> Callable[[str], Golden]:
 def seeded() -> None:
     random.seed(0)  # flips and turns of TileDataset
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def little_room() -> Callable[[int], AbstractContextManager]:
+    """``with little_room(size):`` files cannot grow beyond that size, as on a full disk.
+
+    Only as long as it takes: pytest itself may be writing to a file.
+    """
+
+    @contextmanager
+    def limited(size: int) -> Iterator[None]:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limited
 
 
 @pytest.fixture(scope='session')

@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import resource
 import shutil
 
 import cv2
@@ -94,18 +93,10 @@ def test_map_grows(tmp_path, monkeypatch, batch):
     assert_same(read_all(TileStore(path)), images)
 
 
-@pytest.fixture
-def little_room():
-    """Sets the size beyond which files cannot grow, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 @pytest.mark.parametrize('room', [1000, 1 << 15, 1 << 16])
 def test_full_disk_is_named(tmp_path, little_room, room):
-    little_room(room)
-    message = refusal(write_lmdb, tmp_path / 'some.lmdb', images_of(60, (40, 40)), kind=OSError)
+    with little_room(room):
+        message = refusal(write_lmdb, tmp_path / 'some.lmdb', images_of(60, (40, 40)), kind=OSError)
     assert 'some.lmdb' in message
     assert 'the disk may be full' in message
 

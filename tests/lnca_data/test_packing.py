@@ -6,7 +6,6 @@ import hashlib
 import json
 import multiprocessing
 import os
-import resource
 from dataclasses import dataclass, replace
 
 import cv2
@@ -480,13 +479,9 @@ def test_worker_that_dies(pairs, tmp_path, workers):
 
 
 @pytest.mark.parametrize('room', [1000, 1 << 15])
-def test_full_disk(pairs, tmp_path, room):
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
-    try:
+def test_full_disk(pairs, tmp_path, little_room, room):
+    with little_room(room):
         message = refusal(pairs, tmp_path / 'packed', PAIRS)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert message.startswith(f'{tmp_path / "packed"}: cannot write')
     assert 'make room' in message
     assert not list(tmp_path.iterdir())
