@@ -19,7 +19,7 @@ setup(
         'torchvision>=0.21,<1',  # the partner of torch 2.6
         'basicsr>=1.4.2,<2',
         'lmdb>=2.1.1,<4',  # 2.1.1 closes five holes in reading somebody else's LMDB (CVE-2019-16224 to -16228)
-        'opencv-python>=5,<6',  # from 5 on, a truncated JPEG is an error rather than half an image
+        'opencv-python>=5,<6',  # 4.12 and 4.14 rotate some blur kernels otherwise than the reference's golden numbers
         'pyyaml>=6,<7',
         'scikit-image>=0.22,<1',  # the bundled photographs
         'numpy>=2,<3',
