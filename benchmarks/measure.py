@@ -1,5 +1,6 @@
 """What the benchmarks share: medians, the machine that gave them, and output as text and JSON."""
 
+import argparse
 import json
 import platform
 import statistics
@@ -8,9 +9,30 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from lnca_data.atomic import whole_file
+from lnca_data.lmdb_store import write_lmdb
+
+
+def argument_parser(description: str | None, repeats: int) -> argparse.ArgumentParser:
+    """A parser with what every benchmark takes: ``--repeats`` and ``--json``."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument('--repeats', type=int, default=repeats, help='runs, of which the median counts')
+    parser.add_argument('--json', type=Path, help='write the figures there, too')
+    return parser
+
+
+def random_pairs(folder: Path, tiles: int) -> dict[str, str]:
+    """Write LMDBs of 32×32 tiles of noise; what a dataset's options say of them."""
+    random = np.random.default_rng(0)
+    roots = {}
+    for side in ('gt', 'lq'):
+        images = ((f'{index:06d}', random.integers(0, 256, (32, 32, 3), dtype=np.uint8)) for index in range(tiles))
+        roots[f'dataroot_{side}'] = str(folder / f'{side}.lmdb')
+        write_lmdb(roots[f'dataroot_{side}'], images)
+    return roots
 
 
 def medians(calls: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:

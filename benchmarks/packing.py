@@ -11,10 +11,10 @@ Memory is the peak of the proportional set size of all processes, above that of 
 import argparse
 import os
 import shutil
-import statistics
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from typing import Any
 import cv2
 import numpy as np
 import psutil
-from measure import report
+from measure import medians, report
 
 from lnca_data.cutting import PackingOptions
 from lnca_data.packing import pack
@@ -63,23 +63,21 @@ def speed(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     pairs = SOURCES['gopro'].list(folder / 'gopro', blur='blur')
     images = [image for pair in pairs for image in (pair.gt, pair.lq)]
     memory = measured(pairs, folder / 'packed', arguments.workers)['memory, MB']
-    decoding: list[float] = []
-    packing: list[float] = []
-    for _ in range(arguments.repeats):
-        start = time.perf_counter()
-        for _ in ordered_map(_decode, images, arguments.workers):
-            pass
-        decoding.append(time.perf_counter() - start)
-        start = time.perf_counter()
-        pack('benchmark', pairs, folder / 'packed', PackingOptions(), workers=arguments.workers, overwrite=True)
-        packing.append(time.perf_counter() - start)
-    seconds = statistics.median(decoding), statistics.median(packing)
+    seconds = medians(
+        {
+            'decoding': lambda: deque(ordered_map(_decode, images, arguments.workers), maxlen=0),
+            'packing': lambda: pack(
+                'benchmark', pairs, folder / 'packed', PackingOptions(), workers=arguments.workers, overwrite=True
+            ),
+        },
+        arguments.repeats,
+    )
     return {
         'images': len(images),
         'MB an image': sum(Path(image.path).stat().st_size for image in images) / len(images) / 1e6,
-        'decoding, s': seconds[0],
-        'packing, s': seconds[1],
-        'times as long': seconds[1] / seconds[0],
+        'decoding, s': seconds['decoding'],
+        'packing, s': seconds['packing'],
+        'times as long': seconds['packing'] / seconds['decoding'],
         'memory, MB': memory,
     }
 

@@ -1,20 +1,15 @@
 """Inference of the automata, 64 steps: ``python benchmarks/rollout.py``."""
 
-import argparse
-from pathlib import Path
-
 import torch
-from measure import matmul_gflops, medians, report
+from measure import argument_parser, matmul_gflops, medians, report
 
 from lnca_arch import LatentNAFCA, LatentViTCA, PixelViTCA
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argument_parser(__doc__, repeats=10)
     parser.add_argument('--batch', type=int, default=8, help='images')
     parser.add_argument('--size', type=int, default=32, help='height and width of an image, in pixels')
-    parser.add_argument('--repeats', type=int, default=10, help='runs, of which the median counts')
-    parser.add_argument('--json', type=Path, help='write the figures there, too')
     arguments = parser.parse_args()
 
     image = torch.rand(arguments.batch, 3, arguments.size, arguments.size)

@@ -1,16 +1,13 @@
 """Validation in batches against BasicSR's one image at a time: ``python benchmarks/validation.py``."""
 
-import argparse
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from measure import medians, report
+from measure import argument_parser, medians, random_pairs, report
 
 import lnca_model  # noqa: F401  registers the plug-in
-from lnca_data.lmdb_store import write_lmdb
 
 from basicsr.data import build_dataloader, build_dataset
 from basicsr.models import build_model
@@ -20,22 +17,17 @@ COMPARED = (('one at a time', 'SRModel', ''), ('in batches', 'RestorationModel',
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argument_parser(__doc__, repeats=3)
     parser.add_argument('--network', default='LatentNAFCA', help='a network of the plug-in')
     parser.add_argument('--tiles', type=int, default=1000, help='pairs of 32×32 tiles')
     parser.add_argument('--batch', type=int, default=64, help='val.batch_size')
-    parser.add_argument('--repeats', type=int, default=3, help='runs, of which the median counts')
-    parser.add_argument('--json', type=Path, help='write the figures there, too')
     arguments = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as folder:
         loader = _loader(Path(folder), arguments.tiles)
         weights = Path(folder) / 'network.pth'
         networks = {}
-        for name, model_type, suffix in (
-            ('one at a time', 'SRModel', ''),
-            ('in batches', 'RestorationModel', '_batch'),
-        ):
+        for name, model_type, suffix in COMPARED:
             options = _options(model_type, arguments.network, folder, arguments.batch, suffix)
             if weights.exists():
                 options['path']['pretrain_network_g'] = str(weights)
@@ -54,12 +46,7 @@ def main() -> None:
 
 
 def _loader(folder: Path, tiles: int) -> Any:
-    random = np.random.default_rng(0)
-    for side in ('gt', 'lq'):
-        images = random.integers(0, 256, (tiles, 32, 32, 3), dtype=np.uint8)
-        write_lmdb(folder / f'{side}.lmdb', ((f'{index:06d}', image) for index, image in enumerate(images)))
-    roots = {f'dataroot_{side}': str(folder / f'{side}.lmdb') for side in ('gt', 'lq')}
-    options = {'name': 'tiles', 'type': 'TileDataset', 'phase': 'val', **roots}
+    options = {'name': 'tiles', 'type': 'TileDataset', 'phase': 'val', **random_pairs(folder, tiles)}
     return build_dataloader(build_dataset(options), options)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from lnca_arch.errors import InputError
-from lnca_data.corruption import build_corruption
+from lnca_data.corruption import Corruption, build_corruption
 from lnca_data.images import Image
 from lnca_data.lmdb_store import encode_png
 from lnca_data.source import Pair
@@ -97,6 +97,7 @@ def _cut_pair(pair: Pair, split: str | None, options: PackingOptions) -> CutPair
                 f'{pair.lq.path}: has {lq_shape[1]}×{lq_shape[0]} pixels, '
                 f'{pair.gt.path} has {shape[1]}×{shape[0]}: they must be of one size'
             )
+    corruption = build_corruption(options.corruption) if options.corruption else None
     tiles, flat = [], 0
     for index, patchwork in enumerate(clean):
         lq_tiles = [tile for _, tile in damaged[index].tiles()] if damaged else None
@@ -110,7 +111,7 @@ def _cut_pair(pair: Pair, split: str | None, options: PackingOptions) -> CutPair
             if lq_tiles:
                 images['lq'] = lq_tiles[number]
             elif its_split != 'train':
-                images['lq'] = _corrupt(tile, key, options)
+                images['lq'] = _corrupt(tile, corruption, draw(options.seed, f'corruption/{key}'))
             tiles.append(
                 PackedTile(
                     key,
@@ -122,7 +123,7 @@ def _cut_pair(pair: Pair, split: str | None, options: PackingOptions) -> CutPair
                 )
             )
     off = (0, 0)
-    if damaged and not options.tiling.whole:
+    if damaged and options.cleans:
         down, right = shift(clean[0].image, damaged[0].image)
         off = (round(down * clean[0].height / clean[0].size), round(right * clean[0].width / clean[0].size))
         off = off if max(abs(down), abs(right)) > 1 else (0, 0)
@@ -138,9 +139,9 @@ def _read_and_cut(image: Image, tiling: Tiling) -> tuple[tuple[int, ...], list[P
 _read_and_cut_again = lru_cache(maxsize=1)(_read_and_cut)
 
 
-def _corrupt(tile: np.ndarray, key: str, options: PackingOptions) -> np.ndarray:
-    generator = torch.Generator().manual_seed(draw(options.seed, f'corruption/{key}'))
-    return to_image(build_corruption(options.corruption)(to_tensor(tile)[None], generator=generator)[0])
+def _corrupt(tile: np.ndarray, corruption: Corruption, seed: int) -> np.ndarray:
+    generator = torch.Generator().manual_seed(seed)
+    return to_image(corruption(to_tensor(tile)[None], generator=generator)[0])
 
 
 def pixel_digest(image: np.ndarray) -> bytes:

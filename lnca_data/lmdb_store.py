@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import os
 import re
 from collections.abc import Iterable
@@ -158,6 +159,11 @@ class TileStore:
         """All keys, in order. ``key_array`` holds them as bytes in a fifth of the memory."""
         return [key.decode('ascii') for key in self.key_array]
 
+    @functools.cached_property
+    def sizes(self) -> set[tuple[int, int]]:
+        """The heights and widths that occur; see :func:`image_sizes`."""
+        return image_sizes(self.path)
+
     def __len__(self) -> int:
         return len(self.key_array)
 
@@ -189,13 +195,19 @@ class TileStore:
 os.register_at_fork(after_in_child=TileStore.close_all)
 
 
-def check_pair(gt: Path | str, lq: Path | str) -> None:
-    """Raise InputError unless both LMDBs are readable and hold the same keys."""
-    gt_keys, lq_keys = TileStore(gt).key_array, TileStore(lq).key_array
-    if not np.array_equal(gt_keys, lq_keys):
-        stray = np.setxor1d(gt_keys, lq_keys)
+def check_pair(gt: Path | str, lq: Path | str) -> tuple[TileStore, TileStore]:
+    """Open both LMDBs; raise InputError unless they are readable and hold the same keys."""
+    stores = TileStore(gt), TileStore(lq)
+    check_same_keys(*stores)
+    return stores
+
+
+def check_same_keys(gt: TileStore, lq: TileStore) -> None:
+    """Raise InputError unless two stores hold the same keys."""
+    if not np.array_equal(gt.key_array, lq.key_array):
+        stray = np.setxor1d(gt.key_array, lq.key_array)
         raise InputError(
-            f'{gt} and {lq} do not hold the same images: {len(stray)} keys are in one only, '
+            f'{gt.path} and {lq.path} do not hold the same images: {len(stray)} keys are in one only, '
             f'{stray[0].decode("ascii")} for example; pack the dataset again'
         )
 

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from lnca_arch.errors import InputError, check_known
-from lnca_data.lmdb_store import TileStore, check_pair, image_sizes
+from lnca_data.lmdb_store import TileStore, check_pair
 
 from basicsr.utils import get_root_logger
 from basicsr.utils.registry import DATASET_REGISTRY
@@ -42,8 +42,7 @@ class TileDataset(Dataset):
 
     def __init__(self, opt: Mapping[str, Any]) -> None:
         self.opt = opt
-        self.check_options(opt)
-        self.stores = {side: TileStore(opt[f'dataroot_{side}']) for side in ('gt', 'lq') if opt.get(f'dataroot_{side}')}
+        self.stores = self._open(opt)
         self.keys = self.stores['gt'].key_array
         self.flip = bool(opt['phase'] == 'train' and opt.get('use_hflip'))
         self.turn = bool(opt['phase'] == 'train' and opt.get('use_rot'))
@@ -53,7 +52,7 @@ class TileDataset(Dataset):
     def _read_all(self) -> dict[str, Tensor]:
         """Side → all tiles ``(N, H, W, 3)`` uint8; nothing if they do not fit."""
         name, logger = self.opt.get('name'), get_root_logger()
-        sizes = set().union(*(image_sizes(store.path) for store in self.stores.values()))
+        sizes = set().union(*(store.sizes for store in self.stores.values()))
         if len(sizes) > 1:
             logger.warning(f'Dataset {name}: tiles differ in size, so they are read from the LMDB, not kept in memory.')
             return {}
@@ -76,24 +75,30 @@ class TileDataset(Dataset):
     @staticmethod
     def check_options(opt: Mapping[str, Any]) -> None:
         """Raise InputError for what would fail when the dataset is made or read."""
+        TileDataset._open(opt)
+
+    @staticmethod
+    def _open(opt: Mapping[str, Any]) -> dict[str, TileStore]:
+        """Side → its LMDB, once all is checked."""
         gt, lq = opt.get('dataroot_gt'), opt.get('dataroot_lq')
         if opt.get('cache') is not None:
             check_known(opt['cache'], CACHES, f'dataset {opt.get("name")}: cache')
         if not gt:
             raise InputError(f'dataset {opt.get("name")}: dataroot_gt is missing; name an LMDB of clean tiles')
         if lq:
-            check_pair(gt, lq)
+            stores = dict(zip(('gt', 'lq'), check_pair(gt, lq), strict=True))
         elif opt['phase'] != 'train':
             raise InputError(f'dataset {opt.get("name")}: dataroot_lq is missing; validation and test need pairs')
         else:
-            TileStore(gt)
+            stores = {'gt': TileStore(gt)}
         if opt['phase'] == 'train':
-            sizes = image_sizes(gt) | (image_sizes(lq) if lq else set())
+            sizes = set().union(*(store.sizes for store in stores.values()))
             if len(sizes) > 1:
                 raise InputError(f'{gt}: a batch needs tiles of one size, found {", ".join(map(str, sorted(sizes)))}')
             height, width = sizes.pop()
             if opt.get('use_rot') and height != width:
                 raise InputError(f'{gt}: use_rot turns tiles, so they must be square, not {height}×{width}')
+        return stores
 
     def __len__(self) -> int:
         return len(self.keys)

@@ -80,16 +80,14 @@ class Tiling:
             return [Patchwork(np.asarray(resized), self.size, 0, 0)]
         image_height, image_width = image.shape[:2]
         if self.grid:
-            sides = [(image_height // self.grid[0], image_width // self.grid[1])]
+            rows, columns = self.grid
+            layouts = [(image_height // rows, image_width // columns, rows, columns)]
         else:
-            sides = [(side, side) for side in self.pixels]
+            layouts = [(side, side, image_height // side, image_width // side) for side in self.pixels]
         patchworks = []
-        for height, width in sides:
-            if min(height, width) < self.size or height > image_height or width > image_width:
+        for height, width, rows, columns in layouts:
+            if min(height, width) < self.size or not rows or not columns:
                 continue
-            rows, columns = image_height // height, image_width // width
-            if self.grid:
-                rows, columns = self.grid
             # All tiles at once: their borders are pixels' borders before and after, so none sees its neighbour.
             used = image[: rows * height, : columns * width]
             shrunk = cv2.resize(used, (columns * self.size, rows * self.size), interpolation=cv2.INTER_AREA)
@@ -141,14 +139,13 @@ def shift(gt: np.ndarray, lq: np.ndarray) -> tuple[int, int]:
     Args:
         gt, lq: ``(H, W, 3)`` uint8 RGB.
     """
-    reach = SHIFT_REACH
     if min(gt.shape[:2]) < SHIFT_MIN_SIDE:
         return 0, 0
-    inner = cv2.cvtColor(lq, cv2.COLOR_RGB2GRAY)[reach:-reach, reach:-reach]
+    inner = cv2.cvtColor(lq, cv2.COLOR_RGB2GRAY)[SHIFT_REACH:-SHIFT_REACH, SHIFT_REACH:-SHIFT_REACH]
     if inner.std() < 1:
         return 0, 0
     scores = cv2.matchTemplate(cv2.cvtColor(gt, cv2.COLOR_RGB2GRAY), inner, cv2.TM_CCOEFF_NORMED)
     top, left = np.unravel_index(scores.argmax(), scores.shape)
-    if scores[top, left] < scores[reach, reach] + SHIFT_GAIN:
+    if scores[top, left] < scores[SHIFT_REACH, SHIFT_REACH] + SHIFT_GAIN:
         return 0, 0
-    return reach - int(top), reach - int(left)
+    return SHIFT_REACH - int(top), SHIFT_REACH - int(left)

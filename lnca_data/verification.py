@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from lnca_arch.errors import InputError
 from lnca_data.cutting import pixel_digest
-from lnca_data.lmdb_store import META_INFO, TileStore, check_pair
+from lnca_data.lmdb_store import META_INFO, TileStore, check_same_keys
 from lnca_data.packing import SUMMARY, content_hash, entry_bytes
 from lnca_data.split import SPLITS
 
@@ -37,16 +37,18 @@ def verify(folder: Path) -> dict[str, int]:
     if found != hashes.keys():
         stray = sorted(found ^ hashes.keys())[0]
         raise InputError(f'{folder / stray}.lmdb: {"not in the summary" if stray in found else "missing"}')
+    stores = {}
     with tqdm(total=sum(counts.values()), desc='checking', unit='tile') as bar:
         for name, expected in hashes.items():
-            if _hash(folder / f'{name}.lmdb', counts[name], size, bar) != expected:
+            stores[name] = TileStore(folder / f'{name}.lmdb')
+            if _hash(stores[name], counts[name], size, bar) != expected:
                 raise InputError(
                     f'{folder / name}.lmdb: not the tiles that were packed: the hash differs; pack it again'
                 )
     for split in SPLITS:
         if f'{split}_lq' in hashes:
-            check_pair(folder / f'{split}_gt.lmdb', folder / f'{split}_lq.lmdb')
-    keys = np.concatenate([TileStore(folder / f'{split}_gt.lmdb').key_array for split in SPLITS])
+            check_same_keys(stores[f'{split}_gt'], stores[f'{split}_lq'])
+    keys = np.concatenate([stores[f'{split}_gt'].key_array for split in SPLITS])
     if len(np.unique(keys)) < len(keys):
         raise InputError(f'{folder}: a tile is in two splits; pack it again')
     if content_hash(hashes) != summary.get('content_hash'):
@@ -54,8 +56,8 @@ def verify(folder: Path) -> dict[str, int]:
     return {split: counts[f'{split}_gt'] for split in SPLITS}
 
 
-def _hash(path: Path, count: int, size: int, bar: tqdm) -> str:
-    store = TileStore(path)
+def _hash(store: TileStore, count: int, size: int, bar: tqdm) -> str:
+    path = Path(store.path)
     if len(store) != count:
         raise InputError(f'{path}: {len(store)} tiles, the summary says {count}; pack it again')
     digest = hashlib.sha256()
