@@ -27,10 +27,18 @@ setup(
         'imagehash>=4.3,<5',  # perceptual hashes, to find near-duplicate tiles
         'rawpy>=0.19,<1',  # LibRaw, for the raw photographs of SID
         'psutil>=5.9,<8',  # free memory, before tiles are kept in it
+        'spandrel>=0.4.1,<0.5',  # NAFNet
         'tqdm>=4.66,<5',
     ],
     extras_require={
-        # tifffile writes the raw photographs that the tests develop
-        'test': ['pytest>=8,<10', 'ruff>=0.9,<1', 'tifffile>=2023.1'],
+        'benchmarks': ['matplotlib>=3.8,<4'],  # the charts of benchmarks/compare.py and efficiency.py
+        # Restormer, whose licence forbids commercial use; who installs it shall have read so.
+        'restormer-noncommercial': ['spandrel_extra_arches>=0.2,<1'],
+        'test': [
+            'lnca[benchmarks,restormer-noncommercial]',
+            'pytest>=8,<10',
+            'ruff>=0.9,<1',
+            'tifffile>=2023.1',  # writes the raw photographs that the tests develop
+        ],
     },
 )

@@ -57,11 +57,21 @@ def matmul_gflops() -> tuple[str, Callable[[], Any], Callable[[float], float]]:
 def machine() -> dict[str, Any]:
     """What a figure depends on."""
     return {
-        'processor': platform.processor() or platform.machine(),
+        'device': torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU',
+        'processor': _processor(),
         'threads': torch.get_num_threads(),
+        'precision': 'float32',
         'python': platform.python_version(),
         'torch': torch.__version__,
     }
+
+
+def _processor() -> str:
+    try:
+        lines = Path('/proc/cpuinfo').read_text().splitlines()
+        return next(line.split(':', 1)[1].strip() for line in lines if line.startswith('model name'))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
 
 
 def report(figures: Mapping[str, Any], path: Path | None) -> None:

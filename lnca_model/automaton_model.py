@@ -1,6 +1,5 @@
 """Training of an automaton with a pool of states (paper section 2.1)."""
 
-from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -66,8 +65,7 @@ class AutomatonModel(RestorationModel):
     def module_of(self, phase: Phase) -> nn.Module:
         return self.network.automaton
 
-    def optimize_parameters(self, current_iter: int) -> None:
-        self.log_dict = OrderedDict()
+    def train_on_batch(self) -> None:
         state, skip = self.seed(self.lq)
         state = self.train_from(state, skip, self.gt)
         self.pool.add(self.gt, self.lq, state)
@@ -76,7 +74,6 @@ class AutomatonModel(RestorationModel):
         _, skip = self.seed(drawn.lq)
         state = self.train_from(drawn.state, skip, drawn.gt)
         self.pool.put_back(drawn.places, state)
-        self.update_ema()
 
     def seed(self, image: Tensor) -> tuple[Tensor, Tensor | None]:
         """The state before the first step, and the skip; both without gradients."""

@@ -1,6 +1,5 @@
 """The two phases of the latent automata (paper section 3.2)."""
 
-from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -76,15 +75,13 @@ class LNCAModel(AutomatonModel):
     def module_of(self, phase: Phase) -> nn.Module:
         return self.network.autoencoder if phase.name == 'autoencoder' else self.network.automaton
 
-    def optimize_parameters(self, current_iter: int) -> None:
+    def train_on_batch(self) -> None:
         if self.phase.name == 'automaton':
-            super().optimize_parameters(current_iter)
+            super().train_on_batch()
             return
-        self.log_dict = OrderedDict()
         for losses in (self.reconstruction_losses, self.equivalence_losses):
             if computed := losses(self.gt, self.lq):
                 self.descend(computed)
-        self.update_ema()
 
     def reconstruction_losses(self, anchor: Tensor, positive: Tensor) -> dict[str, Tensor]:
         """Those of the first optimisation step of a batch: clean images and the same corrupted, in one pass."""

@@ -17,6 +17,7 @@ from lnca_arch.errors import InputError, check_known, report_in_one_line
 from lnca_data.lmdb_store import check_pair
 from lnca_model import checkpoint
 from lnca_model.phases import phase_at, phases_of
+from lnca_model.resources import keep_freed_memory
 from lnca_model.restoration_model import RestorationModel
 
 from basicsr.utils import MessageLogger, check_resume
@@ -55,6 +56,8 @@ def parse_options(root_path: str, is_train: bool = True) -> tuple[Options, argpa
     opt, args = _basicsr_parse_options(root_path, is_train)
     find_paths(opt, Path(root_path))
     check_options(opt)
+    if opt['num_gpu'] == 0:
+        keep_freed_memory()
     # These are defined in the file that is run, so they can be replaced only once it runs.
     basicsr_compat.replace_in_pipeline('load_resume_state', load_resume_state)
     basicsr_compat.replace_in_pipeline('MessageLogger', PhaseLogger)

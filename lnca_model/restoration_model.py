@@ -1,5 +1,6 @@
 """What every compared network trains with."""
 
+import json
 import math
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from lnca_data.corruption import build_corruption
 from lnca_model import checkpoint
 from lnca_model.optimization import build_optimizer, build_scheduler, normalize_gradients
 from lnca_model.phases import Phase, phase_at, phases_of, whole_number
+from lnca_model.resources import Resources
 from lnca_model.validation import Batch, Validation, append_scores, equal_batches, to_bgr
 
 from basicsr.models.sr_model import SRModel
@@ -115,6 +117,7 @@ class RestorationModel(SRModel):
 
     def __init__(self, opt: dict[str, Any]) -> None:
         self.phase: Phase | None = None
+        self.resources = Resources(torch.device('cuda' if opt['num_gpu'] else 'cpu'))
         super().__init__(opt)
 
     def init_training_settings(self) -> None:
@@ -157,6 +160,7 @@ class RestorationModel(SRModel):
 
     def update_learning_rate(self, current_iter: int, warmup_iter: int = -1) -> None:
         """Called by BasicSR before every iteration: enter the phase that it belongs to and set the rate."""
+        self.resources.start()
         self.iteration = current_iter
         phase = phase_at(self.phases, current_iter)
         if phase is not self.phase:
@@ -193,9 +197,14 @@ class RestorationModel(SRModel):
 
     def optimize_parameters(self, current_iter: int) -> None:
         self.log_dict = OrderedDict()
+        self.train_on_batch()
+        self.update_ema()
+        self.resources.stop()
+
+    def train_on_batch(self) -> None:
+        """The steps of the optimiser on the batch that was fed last."""
         restored = self.net_g(self.lq)
         self.descend({name: loss(restored, self.gt) for name, loss in self.losses[self.phase.name].items()})
-        self.update_ema()
 
     def descend(self, losses: dict[str, Tensor]) -> None:
         """One step of the phase's optimiser down the sum of losses.
@@ -256,11 +265,36 @@ class RestorationModel(SRModel):
             'optimizers': [optimizer.state_dict() for optimizer in self.optimizers],
             'schedulers': [scheduler.state_dict() for scheduler in self.schedulers],
             'best': self.best,
+            'resources': self.resources.state_dict(),
         }
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
         super().resume_training(resume_state)
         self.best = resume_state['best']
+        self.resources.load_state_dict(resume_state['resources'])
+
+    def save(self, epoch: int, current_iter: int) -> None:
+        """Called by BasicSR every ``save_checkpoint_freq`` iterations, and after the last with −1: then what training
+        took is logged, and written to ``training.json``."""
+        super().save(epoch, current_iter)
+        if current_iter == -1:
+            self._report_resources()
+
+    @master_only
+    def _report_resources(self) -> None:
+        seconds, peak = self.resources.seconds, self.resources.peak_bytes
+        figures = {
+            'iterations': self.iteration,
+            'seconds': seconds,
+            'peak_memory_bytes': peak,
+            'parameters': sum(parameter.numel() for parameter in self.network.parameters()),
+        }
+        get_root_logger().info(
+            f'Trained {self.iteration:,} iterations in {seconds:,.1f} s, without waiting for data, validation and '
+            f'checkpoints; peak memory {peak / 1e9:.2f} GB.'
+        )
+        with whole_file(Path(self.opt['path']['log']) / 'training.json') as temporary:
+            temporary.write_text(json.dumps(figures, indent=2) + '\n')
 
     # --- validation
 

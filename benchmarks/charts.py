@@ -1,0 +1,95 @@
+"""Charts that are readable in black and white: hatches, markers and line styles beside shades of grey."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from lnca_arch.errors import InstallationError
+from lnca_data.atomic import whole_file
+
+try:
+    import matplotlib
+except ModuleNotFoundError:
+    raise InstallationError('the charts need matplotlib: pip install -e ".[benchmarks]"') from None
+
+matplotlib.use('Agg')  # files, no window
+
+from matplotlib import pyplot as plt
+
+HATCHES = ('', '///', 'xxx', '...', '\\\\\\', '+++', 'ooo')
+MARKERS = ('o', 's', '^', 'D', 'v', 'P', 'X')
+LINES = ('-', '--', '-.', ':', (0, (5, 1, 1, 1, 1, 1)))
+
+
+def write_bars(
+    path: Path,
+    title: str,
+    label: str,
+    bars: Mapping[str, tuple[float, float]],
+    baseline: tuple[str, float],
+    published: Mapping[str, float],
+) -> None:
+    """A bar a network.
+
+    Args:
+        path: of the PNG.
+        title, label: of the chart and of its axis.
+        bars: network → value and deviation (0 for none).
+        baseline: name and value of a line to compare with.
+        published: network → value in the paper, as far as there is one.
+    """
+    figure, axes = plt.subplots(figsize=(1.3 * len(bars) + 2, 4), constrained_layout=True)
+    for index, (value, deviation) in enumerate(bars.values()):
+        shade = str(0.9 - 0.5 * index / max(1, len(bars) - 1))
+        hatch = HATCHES[index % len(HATCHES)]
+        axes.bar(index, value, yerr=deviation or None, color=shade, edgecolor='black', hatch=hatch, capsize=4)
+        axes.annotate(f'{value:.3f}', (index, value), ha='center', va='bottom', backgroundcolor='white', fontsize=9)
+    axes.axhline(baseline[1], color='black', linestyle='--', label=f'{baseline[0]}, {baseline[1]:.3f}')
+    for index, name in enumerate(bars):
+        if name in published:
+            label_once = None if any(earlier in published for earlier in list(bars)[:index]) else 'paper'
+            axes.plot(index, published[name], 'D', color='white', markeredgecolor='black', label=label_once)
+    axes.set_xticks(range(len(bars)), list(bars))
+    axes.set(title=title, ylabel=label)
+    axes.margins(y=0.15)
+    axes.legend()
+    _save(figure, path)
+
+
+def write_lines(
+    path: Path,
+    title: str,
+    label: str,
+    positions: Sequence[str],
+    lines: Mapping[str, Sequence[float | None]],
+    axis: str = '',
+) -> None:
+    """A line a network, on a logarithmic axis.
+
+    Args:
+        path: of the PNG.
+        title, label: of the chart and of its vertical axis.
+        positions: what is measured from left to right.
+        lines: network → a value a position; None leaves a gap.
+        axis: label of the horizontal axis.
+    """
+    figure, axes = plt.subplots(figsize=(7.5, 4), constrained_layout=True)
+    for index, (name, values) in enumerate(lines.items()):
+        axes.plot(
+            range(len(positions)),
+            [float('nan') if value is None else value for value in values],
+            color=str(0.6 * index / max(1, len(lines) - 1)),
+            linestyle=LINES[index % len(LINES)],
+            marker=MARKERS[index % len(MARKERS)],
+            label=name,
+        )
+    axes.set_xticks(range(len(positions)), positions, fontsize=8)
+    axes.set(title=title, ylabel=label, xlabel=axis, yscale='log')
+    axes.grid(True, axis='y', linestyle=':', color='0.7')
+    axes.legend()
+    _save(figure, path)
+
+
+def _save(figure: plt.Figure, path: Path) -> None:
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=150)
+    plt.close(figure)

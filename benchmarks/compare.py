@@ -1,0 +1,233 @@
+"""Train networks on the same tiles, one after the other, and compare them:
+
+python benchmarks/compare.py -opt options/lnca_gopro.yml --models LatentNAFCA LatentViTCA ViTCA NAFNet Restormer
+"""
+
+import argparse
+import csv
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import paper
+import yaml
+from compare_plan import ESTIMATES, LEAST_ITERATIONS, Planner
+from compare_report import write_pictures, write_tables
+from measure import machine
+from networks import (
+    ROOT,
+    Options,
+    dataset_of,
+    fingerprint,
+    known_networks,
+    options_for,
+    phase_count,
+    read_network,
+    read_task,
+    shared_training,
+)
+from results_folder import ResultsFolder, duration, stored_settings
+from tqdm import tqdm
+
+from lnca_arch.errors import InputError, report_in_one_line
+
+from basicsr.utils.registry import MODEL_REGISTRY
+
+CHECKPOINTS_A_PHASE, LINES_A_PHASE = 4, 20
+
+
+def main() -> None:
+    report_in_one_line()
+    arguments = _arguments()
+    task = read_task(arguments.opt)
+    networks = {name: read_network(name) for name in dict.fromkeys(arguments.models)}
+    for network in networks.values():
+        check = options_for(task, network, LEAST_ITERATIONS) | {'is_train': True}
+        MODEL_REGISTRY.get(network['model_type']).check_options(check)
+    tiles = {kind: fingerprint(dataset_of(task, kind)) for kind in ('train', 'val', 'test')}
+
+    output = arguments.output or ROOT / 'results' / task['name']
+    stored = stored_settings(output) or {}
+    planner = Planner(task, networks, {kind: count for kind, (count, _) in tiles.items()}, output)
+    iters = stored.get('iterations a phase') or planner.iterations(arguments.seeds, arguments.budget)
+    settings = _settings(task, networks, tiles, iters, arguments.budget)
+    folder = ResultsFolder(output, settings, additions=('networks',))
+    folder.write_json(ESTIMATES, planner.estimates)
+    print(_what_differs(folder.settings, list(networks)))
+
+    runs = [(name, seed) for seed in range(arguments.seeds) for name in networks]
+    finished = {run: record for run in runs if (record := folder.finished(_record_of(*run)))}
+    failed: dict[str, str] = {}
+    for number, (name, seed) in enumerate(runs, 1):
+        title = f'{name}, seed {seed}'
+        print(f'[{number}/{len(runs)}] {title}: ', end='')
+        if (name, seed) in finished:
+            print('finished before')
+            continue
+        left = [planner.seconds(of_run[0], iters) for of_run in runs[number - 1 :] if of_run not in finished]
+        print(f'about {duration(left[0])}, with all that is left about {duration(sum(left))}')
+        try:
+            options = _options_of_run(task, networks[name], iters, f'{output.name}_{name}_seed{seed}', seed)
+            record = {'network': name, 'seed': seed, **_train(folder, options, _record_of(name, seed), title)}
+        except InputError as error:
+            failed[title] = str(error)
+            print(f'{title} failed: {error}', file=sys.stderr)
+        else:
+            finished[name, seed] = record
+            folder.write_json(_record_of(name, seed), record)
+        write_tables(folder, task, _by_network(networks, finished), failed)
+    records = _by_network(networks, finished)
+    write_pictures(folder, task, write_tables(folder, task, records, failed), records)
+    print((output / 'table.md').read_text(encoding='utf-8'))
+    print(f'{output}: table.md, table.csv, table.json, chart.png, sheet.png')
+    if failed:
+        raise InputError(f'{len(failed)} of {len(runs)} runs failed; the same command tries them again')
+
+
+def _record_of(name: str, seed: int) -> str:
+    """Where the results folder has the figures of a run that is finished."""
+    return f'runs/{name}_seed{seed}.json'
+
+
+def _by_network(networks: Iterable[str], finished: Mapping[tuple[str, int], Any]) -> dict[str, list[Any]]:
+    return {network: [record for (name, _), record in finished.items() if name == network] for network in networks}
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        '-opt', type=Path, required=True, help='option file of the task, such as options/lnca_gopro.yml'
+    )
+    parser.add_argument(
+        '--models', nargs='+', default=list(paper.NETWORKS), help=f'of {", ".join(known_networks())}; all of the paper'
+    )
+    parser.add_argument('--seeds', type=int, default=1, help='trainings of each network: mean and deviation are given')
+    parser.add_argument(
+        '--budget', type=float, metavar='MINUTES', help='train for fewer epochs, equally for all, to end within that'
+    )
+    parser.add_argument('--output', type=Path, metavar='FOLDER', help="default: results/ and the option file's name")
+    arguments = parser.parse_args()
+    if arguments.seeds < 1:
+        raise InputError('--seeds must be at least 1')
+    if arguments.budget is not None and arguments.budget <= 0:
+        raise InputError('--budget must be a positive number of minutes')
+    return arguments
+
+
+def _settings(
+    task: Options,
+    networks: Mapping[str, Options],
+    tiles: Mapping[str, tuple[int, str]],
+    iters: int,
+    budget: float | None,
+) -> Options:
+    """What all results of a comparison share, and each network's own part."""
+    shared, full = shared_training(task)
+    batch = task['datasets']['train']['batch_size_per_gpu']
+    count = tiles['train'][0]
+    training = dataset_of(task, 'train')
+    return {
+        'task': task['name'],
+        'tiles': {kind: {'count': number, 'sha256': digest} for kind, (number, digest) in tiles.items()},
+        'training data': {key: training.get(key) for key in ('corruption', 'use_hflip', 'use_rot')},
+        'batch': batch,
+        'iterations a phase': iters,
+        'epochs a phase': round(iters / max(1, count // batch), 2),
+        'epochs of the option file': round(full / max(1, count // batch), 2),
+        'budget, minutes': budget,
+        'train': shared,
+        'metrics': task['val']['metrics'],
+        'selection': task['val'].get('selection_metric', 'ssim'),
+        'first seed': task['manual_seed'],
+        'machine': machine(),
+        'networks': dict(networks),
+    }
+
+
+def _what_differs(settings: Mapping[str, Any], names: Sequence[str]) -> str:
+    tiles = settings['tiles']
+    common = {key: value for key, value in settings.items() if key not in ('tiles', 'networks')}
+    lines = ['The same for all:']
+    lines += [f'  {kind} tiles: {tiles[kind]["count"]:,}, SHA-256 {tiles[kind]["sha256"][:16]}…' for kind in tiles]
+    lines += [f'  {key}: {_plain(value)}' for key, value in common.items() if value is not None]
+    lines.append('What differs:')
+    for name in names:
+        network = settings['networks'][name]
+        lines.append(f'  {name}: {network["model_type"]}, {_plain(network["network_g"])}')
+        phases = network['train'] if phase_count(network) > 1 else {'training': network['train']}
+        lines += [f'    {phase}: {_plain(block)}' for phase, block in phases.items()]
+    return '\n'.join(lines)
+
+
+def _plain(value: Any) -> str:
+    return (
+        yaml.safe_dump(json.loads(json.dumps(value)), default_flow_style=True, sort_keys=False, width=10**6)
+        .split('\n...')[0]
+        .rstrip('\n')
+    )
+
+
+# --- training
+
+
+def _options_of_run(task: Options, network: Options, iters: int, name: str, seed: int) -> Options:
+    opt = options_for(task, network, iters)
+    opt.update(name=name, manual_seed=task['manual_seed'] + seed)
+    # A shorter training is still validated, saved and reported.
+    opt['val']['val_freq'] = min(opt['val']['val_freq'], iters)
+    logger = opt['logger']
+    logger['save_checkpoint_freq'] = min(logger['save_checkpoint_freq'], -(-iters // CHECKPOINTS_A_PHASE))
+    logger['print_freq'] = min(logger['print_freq'], -(-iters // LINES_A_PHASE))
+    return opt
+
+
+def _train(folder: ResultsFolder, opt: Options, record: str, title: str) -> dict[str, Any]:
+    """Train through basicsr/train.py, from the last checkpoint if there is one.
+
+    Returns:
+        What training.json says, and the test set's scores: metric → restored, corrupted, gain.
+
+    Raises:
+        InputError: it failed, with the reason.
+    """
+    file = Path(record).with_suffix('.yml')
+    command = [sys.executable, str(ROOT / 'basicsr' / 'train.py'), '-opt', str(folder.path / file)]
+    if (folder.path / file).exists():
+        command.append('--auto_resume')
+    folder.write_text(str(file), yaml.safe_dump(json.loads(json.dumps(opt)), sort_keys=False))
+    line = ''
+    with (
+        open(folder.path / file.with_suffix('.log'), 'a', encoding='utf-8') as log,
+        tqdm(total=opt['train']['total_iter'], desc=title, unit='iteration') as bar,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process,
+    ):
+        for line in process.stdout:
+            log.write(line)
+            iteration = re.search(r'epoch:.*, iter:\s*([\d,]+),', line)
+            if iteration:
+                bar.update(int(iteration[1].replace(',', '')) - bar.n)
+    if process.returncode:
+        raise InputError(f'{line.strip().removeprefix("error: ")} ({folder.path / file.with_suffix(".log")})')
+    experiment = ROOT / 'experiments' / opt['name']
+    figures = json.loads((experiment / 'training.json').read_text())
+    figures['scores'] = _scores(experiment / 'scores.csv', dataset_of(opt, 'test')['name'])
+    figures['network file'] = str(experiment / 'models' / 'net_g_best.pth')
+    shutil.rmtree(experiment / 'training_states')
+    for numbered in (experiment / 'models').glob('net_g_[0-9]*.pth'):
+        numbered.unlink()
+    return figures
+
+
+def _scores(path: Path, dataset: str) -> dict[str, dict[str, float]]:
+    with open(path, newline='') as file:
+        rows = [row for row in csv.DictReader(file) if row['dataset'] == dataset]
+    return {row['metric']: {side: float(row[side]) for side in ('restored', 'corrupted', 'gain')} for row in rows}
+
+
+if __name__ == '__main__':
+    main()

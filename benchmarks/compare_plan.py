@@ -1,0 +1,87 @@
+"""How long the runs of a comparison take, and how many iterations a budget allows."""
+
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import cell
+from networks import Options, dataset_of, phase_count, shared_training
+from results_folder import read_json
+from tqdm import tqdm
+
+from lnca_arch.errors import InputError
+from lnca_data.lmdb_store import image_sizes
+
+ESTIMATES = 'estimates.json'
+LEAST_ITERATIONS = 2
+# Of a budget, what is planned for: a busy machine is slower than while it was measured.
+PLANNED_SHARE = 0.8
+START_SECONDS = 20  # of a run, until it trains and after it has
+MEAN_STEPS = 20  # of an automaton in training: 8 to 32
+
+
+class Planner:
+    """Knows how fast each network is here: each is measured for some iterations.
+
+    Args:
+        task: the option file.
+        networks: name → its options.
+        tiles: numbers of validation and test tiles.
+        output: folder of the results, where the estimates of an earlier call are.
+    """
+
+    def __init__(self, task: Options, networks: Mapping[str, Options], tiles: Mapping[str, int], output: Path) -> None:
+        self._start = time.monotonic()
+        self._task, self._networks, self._tiles = task, networks, tiles
+        self.estimates: dict[str, dict[str, Any]] = read_json(output / ESTIMATES) or {}
+        missing = [name for name in networks if name not in self.estimates]
+        for name in tqdm(missing, desc='measuring how fast each network is', unit='network', leave=False):
+            self.estimates[name] = self._measure(name)
+
+    def _measure(self, name: str) -> dict[str, Any]:
+        batch = self._task['datasets']['train']['batch_size_per_gpu']
+        size = max(max(image_sizes(dataset_of(self._task, 'train')['dataroot_gt'])))
+        shape = {'size': size, 'batch': batch, 'train_images': batch, 'val_images': batch}
+        figures = cell.run(cell.Cell(self._task, self._networks[name], **shape, epochs=3, runs=1, steps=MEAN_STEPS))
+        if 'iteration_seconds' not in figures:
+            print(f'{name} cannot be measured: {" ".join(figures.values())}', file=sys.stderr)
+            return {'iteration_seconds': 0.0, 'validation_seconds': 0.0}
+        return figures
+
+    def seconds(self, name: str, iters: int) -> float:
+        """How long a run of a network will take, with ``iters`` iterations a phase."""
+        estimate = self.estimates[name]
+        validations = phase_count(self._networks[name]) * max(1, iters // self._task['val']['val_freq'])
+        images = validations * self._tiles['val'] + self._tiles['test']
+        return START_SECONDS + iters * estimate['iteration_seconds'] + images * estimate['validation_seconds']
+
+    def iterations(self, seeds: int, budget: float | None) -> int:
+        """Iterations a phase: those of the option file, or fewer, as many as a budget allows.
+
+        Args:
+            seeds: runs of each network.
+            budget: minutes for everything.
+
+        Raises:
+            InputError: the budget is too small for any training.
+        """
+        _, full = shared_training(self._task)
+        if budget is None:
+            return full
+        spent = time.monotonic() - self._start
+        available = PLANNED_SHARE * (60 * budget - spent)
+        if self._all(LEAST_ITERATIONS, seeds) > available:
+            least = (self._all(LEAST_ITERATIONS, seeds) / PLANNED_SHARE + spent) / 60
+            raise InputError(
+                f'--budget: these networks need at least {least:.1f} minutes here, and more to learn anything'
+            )
+        fewest, most = LEAST_ITERATIONS, full
+        while fewest < most:
+            middle = (fewest + most + 1) // 2
+            fewest, most = (middle, most) if self._all(middle, seeds) <= available else (fewest, middle - 1)
+        return fewest
+
+    def _all(self, iters: int, seeds: int) -> float:
+        return seeds * sum(self.seconds(name, iters) for name in self._networks)

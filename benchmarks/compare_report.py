@@ -1,0 +1,165 @@
+"""What a comparison writes: tables, a chart and a sheet of pictures."""
+
+import shlex
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paper
+import torch
+from charts import write_bars
+from networks import Options, dataset_of
+from results_folder import ResultsFolder, duration, markdown_table
+
+from lnca_arch.errors import InputError, construct
+from lnca_data.lmdb_store import TileStore
+from lnca_data.sheet import write_sheet
+from lnca_data.tile_dataset import to_image, to_tensor
+from lnca_model import checkpoint
+
+from basicsr.utils.registry import ARCH_REGISTRY
+
+SHEET_TILES = 20
+# How many digits a metric is given with, and its unit.
+DIGITS, UNITS = {'psnr': 2}, {'psnr': ', dB'}
+
+Record = Mapping[str, Any]
+
+
+def write_tables(
+    folder: ResultsFolder, task: Options, records: Mapping[str, Sequence[Record]], failed: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """Write ``table.md``, ``table.csv`` and ``table.json``.
+
+    Args:
+        folder: of the results.
+        task: the option file.
+        records: network → what its finished runs gave, one a seed.
+        failed: run → why it failed.
+
+    Returns:
+        A row for the corrupted input and one a network.
+
+    Raises:
+        InputError: networks were scored on different tiles.
+    """
+    finished = [record for of_network in records.values() for record in of_network]
+    corrupted = {metric: score['corrupted'] for metric, score in finished[0]['scores'].items()} if finished else {}
+    for record in finished:
+        if {metric: score['corrupted'] for metric, score in record['scores'].items()} != corrupted:
+            raise InputError(f'{folder.path}: {record["network"]} was scored on other tiles than the rest')
+    dataset = Path(dataset_of(task, 'test')['dataroot_gt']).parent.name
+    metrics = list(folder.settings['metrics'])
+    rows = [_row(name, of_network, dataset, metrics) for name, of_network in records.items()]
+    rows.insert(0, dict.fromkeys(rows[0]) | {'network': 'corrupted input', **corrupted})
+    command = f'python benchmarks/compare.py {shlex.join(sys.argv[1:])}'
+    content = {'command': command, 'rows': rows, 'failed': failed, 'settings': folder.settings, 'runs': finished}
+    folder.write_json('table.json', content)
+    folder.write_csv('table.csv', rows)
+    notes = _notes(command, folder.settings, max(map(len, records.values())), failed)
+    folder.write_text('table.md', f'# {task["name"]}\n\n{_table(rows, metrics)}\n\n{notes}\n')
+    return rows
+
+
+def _row(name: str, records: Sequence[Record], dataset: str, metrics: Sequence[str]) -> dict[str, Any]:
+    """The figures of a network: means over seeds and their deviations; None where there is nothing."""
+
+    def over_seeds(values: Sequence[float]) -> tuple[float | None, float | None]:
+        mean = statistics.fmean(values) if values else None
+        return mean, statistics.stdev(values) if len(values) > 1 else None
+
+    row: dict[str, Any] = {'network': name, 'seeds': len(records)}
+    row['parameters'] = records[0]['parameters'] if records else None
+    for metric in metrics:
+        scores = [record['scores'][metric] for record in records]
+        row[metric], row[f'{metric} deviation'] = over_seeds([score['restored'] for score in scores])
+        row[f'{metric} gain'], _ = over_seeds([score['gain'] for score in scores])
+    row["paper's ssim"] = paper.SSIM.get((dataset, name))
+    row['training seconds'], _ = over_seeds([record['seconds'] for record in records])
+    row['peak training memory bytes'], _ = over_seeds([record['peak_memory_bytes'] for record in records])
+    return row
+
+
+def _table(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> str:
+    with_paper = any(row["paper's ssim"] for row in rows)
+    columns = ['network', 'parameters']
+    for metric in metrics:
+        columns += [f'{metric.upper()}{UNITS.get(metric, "")}', 'gain']
+    columns += ["paper's SSIM"] * with_paper + ['training time', 'peak training memory']
+    lines = []
+    for row in rows:
+        line = [row['network'], '' if row['parameters'] is None else f'{row["parameters"]:,}']
+        for metric in metrics:
+            digits, deviation = DIGITS.get(metric, 3), row[f'{metric} deviation']
+            line.append(_number(row[metric], digits) + ('' if deviation is None else f' ± {deviation:.{digits}f}'))
+            line.append(_number(row[f'{metric} gain'], digits, '+'))
+        line += [_number(row["paper's ssim"], 3)] * with_paper
+        seconds, memory = row['training seconds'], row['peak training memory bytes']
+        line += ['', ''] if seconds is None else [duration(seconds), f'{memory / 1e9:.2f} GB']
+        lines.append(line)
+    return markdown_table(columns, lines)
+
+
+def _number(value: float | None, digits: int, sign: str = '') -> str:
+    return '' if value is None else f'{value:{sign}.{digits}f}'
+
+
+def _notes(command: str, settings: Mapping[str, Any], seeds: int, failed: Mapping[str, str]) -> str:
+    """What a reader must know of the figures."""
+    epochs, full = settings['epochs a phase'], settings['epochs of the option file']
+    count = {kind: f'{tiles["count"]:,}' for kind, tiles in settings['tiles'].items()}
+    notes = [
+        f'`{command}`',
+        f'{count["train"]} training, {count["val"]} validation and {count["test"]} test tiles, the same for all; '
+        f'batch {settings["batch"]}; {epochs:g} epochs a phase; '
+        f'{"one seed" if seeds <= 1 else f"{seeds} seeds, mean ± standard deviation"}. Latent networks train in two '
+        f'phases, the others in one. Scored is the best network by {settings["selection"].upper()} on validation. '
+        'Training time: iterations alone, of all phases; memory: above what the process had before the network was '
+        'made.',
+        '; '.join(f'{key}: {value}' for key, value in settings['machine'].items()) + '.',
+    ]
+    if settings['budget, minutes'] is not None:
+        budget = f'Budget of {settings["budget, minutes"]:g} minutes'
+        notes.insert(1, f'**{budget}: {epochs:g} instead of {full:g} epochs a phase, equally for all.**')
+    notes += [f'{run} failed: {reason}' for run, reason in failed.items()]
+    return '\n\n'.join(notes)
+
+
+def write_pictures(
+    folder: ResultsFolder, task: Options, rows: Sequence[Mapping[str, Any]], records: Mapping[str, Sequence[Record]]
+) -> None:
+    """Write ``chart.png`` and ``sheet.png``; arguments as for :func:`write_tables`, and its rows."""
+    metric = folder.settings['selection']
+    corrupted, *rows = rows
+    done = {row['network']: row for row in rows if row[metric] is not None}
+    if not done:
+        return
+    write_bars(
+        folder.path / 'chart.png',
+        task['name'],
+        f'{metric.upper()} on the test tiles',
+        {name: (row[metric], row[f'{metric} deviation'] or 0.0) for name, row in done.items()},
+        (corrupted['network'], corrupted[metric]),
+        {name: row["paper's ssim"] for name, row in done.items() if row["paper's ssim"] and metric == 'ssim'},
+    )
+    _write_sheet(folder, task, {name: records[name][0] for name in done})
+
+
+def _write_sheet(folder: ResultsFolder, task: Options, records: Mapping[str, Record]) -> None:
+    """The same test tiles: corrupted, restored by every network, and the truth."""
+    dataset = dataset_of(task, 'test')
+    inputs, truths = (TileStore(dataset[f'dataroot_{side}']) for side in ('lq', 'gt'))
+    keys = inputs.keys[:: -(-len(inputs) // SHEET_TILES)]
+    columns = {'input': [inputs[key] for key in keys]}
+    image = to_tensor(np.stack(columns['input']))
+    for name, record in records.items():
+        torch.manual_seed(task['manual_seed'])  # for cells that update at random
+        network = construct(folder.settings['networks'][name]['network_g'], ARCH_REGISTRY, f'{name}: network_g').eval()
+        network.load_state_dict(checkpoint.read_weights(network, record['network file'], True, 'params_ema'))
+        with torch.no_grad():
+            columns[name] = [to_image(restored) for restored in network(image)]
+    columns['truth'] = [truths[key] for key in keys]
+    write_sheet(folder.path / 'sheet.png', columns)

@@ -1,0 +1,113 @@
+"""A folder of results that grows: what is finished is not done again, results of other settings are not mixed in."""
+
+import csv
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lnca_arch.errors import InputError
+from lnca_data.atomic import whole_file
+
+SETTINGS = 'settings.json'
+MANY = 4  # differences that a message names
+
+
+class ResultsFolder:
+    """Where a command keeps its settings, what it has finished so far, and its tables.
+
+    Args:
+        path: the folder; made if need be.
+        settings: what all results in it share. Blocks named in ``additions`` may gain entries from call to call.
+        additions: top-level names in ``settings`` whose entries are compared only where both have them.
+
+    Raises:
+        InputError: it holds results of other settings; the message names what differs.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any], additions: Sequence[str] = ()) -> None:
+        self.path = path
+        settings = json.loads(json.dumps(settings))
+        known = stored_settings(path)
+        if known:
+            for name in additions:
+                settings[name] = {**known[name], **settings[name]}
+                known[name] = {**settings[name], **known[name]}
+            differences = list(_differences('', known, settings))
+            if differences:
+                more = f' and {len(differences) - MANY} more' if len(differences) > MANY else ''
+                raise InputError(
+                    f'{path} holds results of other settings: {"; ".join(differences[:MANY])}{more}; choose another '
+                    '--output, or remove that folder'
+                )
+        self.settings = settings
+        path.mkdir(parents=True, exist_ok=True)
+        self.write_json(SETTINGS, settings)
+
+    def finished(self, name: str) -> dict[str, Any] | None:
+        """What was written under a name, or None."""
+        return read_json(self.path / name)
+
+    def write_json(self, name: str, content: Any) -> None:
+        self.write_text(name, json.dumps(content, indent=2, ensure_ascii=False) + '\n')
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a file whole or not at all."""
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as temporary:
+            temporary.write_text(text, encoding='utf-8')
+
+    def write_csv(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write rows that have the same columns; None is left empty."""
+        with whole_file(self.path / name) as temporary, open(temporary, 'w', newline='', encoding='utf-8') as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def stored_settings(path: Path) -> dict[str, Any] | None:
+    """The settings of the results in a folder, or None if there are none.
+
+    Raises:
+        InputError: the folder holds something else.
+    """
+    settings = read_json(path / SETTINGS)
+    if settings is None and path.is_dir() and any(path.iterdir()):
+        raise InputError(f'{path} is not empty and holds no {SETTINGS}; choose another --output')
+    return settings
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table as Markdown, the first column to the left and the others to the right."""
+    lines = [columns, ['---'] + ['---:'] * (len(columns) - 1), *rows]
+    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: ``'41 s'``, ``'12 min'``, ``'3.4 h'``."""
+    if seconds < 120:
+        return f'{seconds:.0f} s'
+    return f'{seconds / 60:.0f} min' if seconds < 7200 else f'{seconds / 3600:.1f} h'
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """What a JSON file holds, or None if there is no such file.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding='utf-8'))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise InputError(f'{path} is damaged ({error}); remove it, then run again') from None
+
+
+def _differences(where: str, known: Any, new: Any) -> Iterator[str]:
+    if isinstance(known, dict) and isinstance(new, dict):
+        for key in {**known, **new}:
+            yield from _differences(f'{where}.{key}' if where else key, known.get(key), new.get(key))
+    elif known != new:
+        yield f'{where} was {known}, now {new}'
