@@ -30,6 +30,7 @@ from networks import (
     read_network,
     read_task,
     shared_training,
+    with_batch,
 )
 from results_folder import ResultsFolder, duration, stored_settings
 from tqdm import tqdm
@@ -45,6 +46,8 @@ def main() -> None:
     report_in_one_line()
     arguments = _arguments()
     task = read_task(arguments.opt)
+    if arguments.batch is not None:
+        task = with_batch(task, arguments.batch)
     networks = {name: read_network(name) for name in dict.fromkeys(arguments.models)}
     for network in networks.values():
         check = options_for(task, network, LEAST_ITERATIONS) | {'is_train': True}
@@ -110,10 +113,13 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         '--budget', type=float, metavar='MINUTES', help='train for fewer epochs, equally for all, to end within that'
     )
+    parser.add_argument('--batch', type=int, help="images a batch, in place of the option file's")
     parser.add_argument('--output', type=Path, metavar='FOLDER', help="default: results/ and the option file's name")
     arguments = parser.parse_args()
     if arguments.seeds < 1:
         raise InputError('--seeds must be at least 1')
+    if arguments.batch is not None and arguments.batch < 2:
+        raise InputError('--batch must be at least 2: the negatives of a latent network are other images of its batch')
     if arguments.budget is not None and arguments.budget <= 0:
         raise InputError('--budget must be a positive number of minutes')
     return arguments

@@ -59,6 +59,21 @@ def read_task(path: Path) -> Options:
     return opt
 
 
+def with_batch(task: Options, batch: int) -> Options:
+    """A task in batches of another size, for as many epochs as before."""
+    task = copy.deepcopy(task)
+    train_set = task['datasets']['train']
+    factor = train_set['batch_size_per_gpu'] / batch
+    train_set['batch_size_per_gpu'] = batch
+    for block in (task['train'], *(value for value in task['train'].values() if isinstance(value, Mapping))):
+        for key in ('total_iter', 'iters'):
+            if key in block:
+                block[key] = round(block[key] * factor)
+    task['val']['val_freq'] = round(task['val']['val_freq'] * factor)
+    task['logger']['save_checkpoint_freq'] = round(task['logger']['save_checkpoint_freq'] * factor)
+    return task
+
+
 def _prepare_line(path: Path) -> str:
     """The command that packs what an option file reads; it stands at the file's top."""
     lines = (line.lstrip('# ') for line in path.read_text(encoding='utf-8').splitlines())
