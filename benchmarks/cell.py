@@ -5,7 +5,9 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from lnca_model.resources import STATUS, PeakMemory, keep_freed_memory
 from basicsr.models import build_model
 
 SIGKILL = 9
-OUT_OF_MEMORY = 'out of memory'
+OUT_OF_MEMORY, TIME_OVER = 'out of memory', 'longer than the timeout'
 # What PyTorch says on a processor when there is no more.
 ALLOCATION_FAILURES = ("can't allocate memory", 'not enough memory', 'bad_alloc', 'Cannot allocate memory')
 
@@ -30,10 +32,10 @@ class Cell:
     Attributes:
         task, network: as in :func:`networks.options_for`.
         size, batch: height and width of the images, and images at once.
-        train_images, val_images: images of an epoch; without the first, only inference is measured.
+        train_images, val_images: images of an epoch, random, corrupted as the task says.
         epochs: epochs a phase, of which the first is not counted.
+        runs: inference runs, of which the first is not counted.
         steps: steps of an automaton in training; drawn anew each time, as its options say, if None.
-        runs: inference runs, after a first that is not counted.
         memory_limit: bytes above what the process has before the network is made; None for no limit.
     """
 
@@ -53,89 +55,115 @@ def run(cell: Cell, timeout: float | None = None) -> dict[str, Any]:
     """Measure in a new process.
 
     Returns:
-        The figures of :func:`measure`, or ``{'dash': why}`` when memory or time was not enough, or ``{'error': line}``.
+        The figures of :func:`measure` as far as they were reached. Then, under ``'dash'``, that memory was not enough,
+        or the ``timeout``, in seconds; or, under ``'error'``, the reason of another failure.
     """
     command = [sys.executable, str(Path(__file__).resolve())]
-    try:
-        result = subprocess.run(
-            command, input=json.dumps(asdict(cell)), capture_output=True, text=True, timeout=timeout, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return {'dash': f'longer than {timeout:g} s'}
-    if result.returncode == 0:
-        return json.loads(result.stdout.splitlines()[-1])
-    if result.returncode == -SIGKILL:
-        return {'dash': f'{OUT_OF_MEMORY} (killed by the system)'}
-    return {'error': (result.stderr.strip().splitlines() or [f'exit code {result.returncode}'])[-1]}
+    end: dict[str, Any] = {}
+    with tempfile.TemporaryFile('w+') as output:
+        try:
+            result = subprocess.run(
+                command,
+                input=json.dumps(asdict(cell)),
+                stdout=output,
+                stderr=subprocess.PIPE,
+                text=True,
+                timeout=timeout,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            end = {'dash': TIME_OVER, 'timeout': timeout}
+        else:
+            if result.returncode == -SIGKILL:
+                end = {'dash': f'{OUT_OF_MEMORY}, killed by the system'}
+            elif result.returncode:
+                lines = result.stderr.strip().splitlines()
+                end = {'error': lines[-1] if lines else f'exit code {result.returncode}'}
+        output.seek(0)
+        figures: dict[str, Any] = {}
+        for line in output:
+            if line.startswith('{') and line.endswith('}\n'):
+                figures |= json.loads(line)
+    return figures | end
 
 
-def measure(cell: Cell) -> dict[str, Any]:
-    """Train and restore random images with the models that basicsr/train.py trains.
+def measure(cell: Cell) -> Iterator[dict[str, Any]]:
+    """Restore images and train on them with the models that basicsr/train.py uses.
 
-    Returns:
-        training_bytes, inference_bytes: peaks above what the process had before the network was made.
-        epoch_seconds: training and validation, median of the epochs, summed over phases.
-        iteration_seconds: an iteration of training, the same.
-        validation_seconds: validation of an image, of the last phase.
-        inference_seconds: median of the runs.
+    Yields:
         parameters: of the network.
+        inference_seconds: of a batch, median of the runs; inference_bytes: peak above what the process had before the
+            network was made.
+        training_bytes: the same peak, after an iteration of each phase, an automaton's steps being the most there are.
+        iteration_seconds, epoch_seconds: an iteration of training; an epoch, validation included: medians of the
+            epochs, summed over phases. validation_seconds: of an image, in the last phase.
     """
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     if cell.memory_limit:
         _limit_memory(device, cell.memory_limit)
     iterations = -(-cell.train_images // cell.batch)
-    phase_iters = max(1, cell.epochs * iterations)
     if cell.steps:
         cell.network['train'].get('automaton', {})['steps'] = [cell.steps] * 2
-    opt = options_for(cell.task, cell.network, phase_iters)
+    # An epoch more, for the iteration whose memory is measured.
+    opt = options_for(cell.task, cell.network, (cell.epochs + 1) * iterations)
     opt.update(is_train=True, dist=False, num_gpu=int(device.type == 'cuda'))
+    opt['datasets']['train'].setdefault('corruption', {'type': 'noise'})  # a stand-in for pairs
 
+    torch.manual_seed(0)
     memory = PeakMemory(device)
     model = build_model(opt)
-    images = torch.rand(max(cell.train_images + cell.val_images, cell.batch), 3, cell.size, cell.size)
-    figures: dict[str, Any] = {'parameters': sum(parameter.numel() for parameter in model.network.parameters())}
+    training, validation = (torch.rand(n, 3, cell.size, cell.size) for n in (cell.train_images, cell.val_images))
+    yield {'parameters': sum(parameter.numel() for parameter in model.network.parameters())}
 
-    model.lq = images[: cell.batch].to(device)
-    seconds = [_timed(model.test, device) for _ in range(cell.runs + 1)][1:]
-    figures |= {'inference_seconds': statistics.median(seconds), 'inference_bytes': memory.read()}
-    if not cell.train_images:
-        return figures
+    model.lq = torch.rand(cell.batch, 3, cell.size, cell.size, device=device)
+    seconds = [_timed(model.test, device) for _ in range(cell.runs)][1:]
+    yield {'inference_seconds': statistics.median(seconds), 'inference_bytes': memory.read()}
 
-    training, validation = images[: cell.train_images], images[cell.train_images :]
+    for phase in model.phases:
+        _train_once(model, training[: cell.batch], phase.first, longest=True)
+    yield {'training_bytes': model.resources.peak_bytes}
+
     medians = []
     for phase in model.phases:
         epochs = []
-        for first in range(phase.first, phase.last + 1, iterations):
-            epochs.append(
-                (
-                    _timed(lambda first=first: _train(model, training, cell.batch, first), device),
-                    _timed(lambda: _validate(model, validation, cell.batch), device) if len(validation) else 0.0,
-                )
-            )
+        for epoch in range(1, cell.epochs + 1):
+            first = phase.first + epoch * iterations
+            trained = _timed(lambda first=first: _train(model, training, cell.batch, first), device)
+            validated = _timed(lambda: _validate(model, validation, cell.batch), device)
+            epochs.append((trained, validated))
         medians.append([statistics.median(column) for column in zip(*epochs[1:], strict=True)])
     trained, validated = (sum(column) for column in zip(*medians, strict=True))
-    return figures | {
-        'training_bytes': model.resources.peak_bytes,
-        'epoch_seconds': trained + validated,
+    yield {
         'iteration_seconds': trained / iterations,
+        'epoch_seconds': trained + validated,
         'validation_seconds': medians[-1][1] / max(1, cell.val_images),
     }
 
 
+def _train_once(model: Any, gt: torch.Tensor, iteration: int, longest: bool = False) -> None:
+    drawn = getattr(model, 'steps', None)
+    if longest and drawn:
+        model.steps = [max(drawn)] * 2
+    model.update_learning_rate(iteration)
+    model.feed_data({'gt': gt})
+    model.optimize_parameters(iteration)
+    if drawn:
+        model.steps = drawn
+
+
 def _train(model: Any, images: torch.Tensor, batch: int, first: int) -> None:
     for iteration, gt in enumerate(images.split(batch), first):
-        model.update_learning_rate(iteration)
-        model.feed_data({'gt': gt} if model.corruption else {'gt': gt, 'lq': gt.flip(-1)})
-        model.optimize_parameters(iteration)
+        _train_once(model, gt, iteration)
 
 
 def _validate(model: Any, images: torch.Tensor, batch: int) -> None:
-    for gt in images.split(batch):
-        model.feed_data({'gt': gt, 'lq': gt})
-        model.test()
+    if len(images):
+        for gt in images.split(batch):
+            model.feed_data({'gt': gt, 'lq': gt})
+            model.test()
 
 
-def _timed(call: Any, device: torch.device) -> float:
+def _timed(call: Callable[[], Any], device: torch.device) -> float:
     start = time.perf_counter()
     call()
     if device.type == 'cuda':
@@ -159,14 +187,14 @@ def main() -> None:
     cell = Cell(**json.load(sys.stdin))
     keep_freed_memory()
     try:
-        figures = measure(cell)
+        for figures in measure(cell):
+            print(json.dumps(figures), flush=True)
     except (MemoryError, torch.OutOfMemoryError):
-        figures = {'dash': OUT_OF_MEMORY}
+        print(json.dumps({'dash': OUT_OF_MEMORY}))
     except RuntimeError as error:
         if not any(words in str(error) for words in ALLOCATION_FAILURES):
             raise
-        figures = {'dash': OUT_OF_MEMORY}
-    print(json.dumps(figures))
+        print(json.dumps({'dash': OUT_OF_MEMORY}))
 
 
 if __name__ == '__main__':

@@ -64,7 +64,7 @@ def main() -> None:
     print(_what_differs(folder.settings, list(networks)))
 
     runs = [(name, seed) for seed in range(arguments.seeds) for name in networks]
-    finished = {run: record for run in runs if (record := folder.finished(_record_of(*run)))}
+    finished = {run: record for run in runs if (record := folder.read_json(_record_of(*run)))}
     failed: dict[str, str] = {}
     for number, (name, seed) in enumerate(runs, 1):
         title = f'{name}, seed {seed}'

@@ -44,7 +44,7 @@ class Planner:
         batch = self._task['datasets']['train']['batch_size_per_gpu']
         size = max(max(image_sizes(dataset_of(self._task, 'train')['dataroot_gt'])))
         shape = {'size': size, 'batch': batch, 'train_images': batch, 'val_images': batch}
-        figures = cell.run(cell.Cell(self._task, self._networks[name], **shape, epochs=3, runs=1, steps=MEAN_STEPS))
+        figures = cell.run(cell.Cell(self._task, self._networks[name], **shape, epochs=3, runs=2, steps=MEAN_STEPS))
         if 'iteration_seconds' not in figures:
             print(f'{name} cannot be measured: {" ".join(figures.values())}', file=sys.stderr)
             return {'iteration_seconds': 0.0, 'validation_seconds': 0.0}

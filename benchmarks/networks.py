@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import lnca_model  # noqa: F401  registers the plug-in
-from lnca_arch.errors import InputError, check_known
+from lnca_arch.errors import InputError, check_known, construct
 from lnca_data.lmdb_store import TileStore
 from lnca_model.pipeline import check_blocks, find_paths, read_options
 
-from basicsr.utils.registry import MODEL_REGISTRY
+from basicsr.utils.registry import ARCH_REGISTRY, MODEL_REGISTRY
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / 'options' / 'networks'
@@ -31,10 +33,14 @@ def read_network(name: str) -> Options:
     """The model type, network, losses and rates of a network.
 
     Raises:
-        InputError: there is no such file, or it is not one.
+        InputError: there is no such file, or what it says makes no network.
+        InstallationError: the network comes with an extra that is not installed.
     """
     check_known(name, known_networks(), '--models:')
-    return read_options(FOLDER / f'{name}.yml')
+    network = read_options(FOLDER / f'{name}.yml')
+    with torch.device('meta'):
+        construct(network['network_g'], ARCH_REGISTRY, f'{name}.yml: network_g')
+    return network
 
 
 def read_task(path: Path) -> Options:

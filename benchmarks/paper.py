@@ -54,7 +54,6 @@ _EFFICIENCY = {
         'LatentNAFCA': (0.59, 0.60, 0.60, 0.59, 0.60, 0.59, 0.59, 0.60, 0.59),
     },
 }
-QUANTITIES = tuple(_EFFICIENCY)
 #: (quantity, network, size, batch) → value or None.
 EFFICIENCY = {
     (quantity, network, size, batch): value

@@ -44,8 +44,8 @@ class ResultsFolder:
         path.mkdir(parents=True, exist_ok=True)
         self.write_json(SETTINGS, settings)
 
-    def finished(self, name: str) -> dict[str, Any] | None:
-        """What was written under a name, or None."""
+    def read_json(self, name: str) -> Any:
+        """What :meth:`write_json` wrote, or None."""
         return read_json(self.path / name)
 
     def write_json(self, name: str, content: Any) -> None:

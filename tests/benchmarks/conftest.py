@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
+PREPARE_LINE = '#   python datasets/prepare.py photos\n'
 TINY = {
     'LatentNAFCA': {'latent_channels': 4, 'hidden_channels': 4, 'embed_channels': 8},
     'LatentViTCA': {'latent_channels': 4, 'hidden_channels': 4, 'embed_channels': 8, 'mlp_channels': 8},
@@ -32,15 +33,23 @@ def project(project: Path, options: dict[str, Any]) -> Path:
         if 'automaton' in network['train']:
             network['train']['automaton'].update(pool_size=10, steps=[1, 3])
         (project / 'options' / 'networks' / f'{name}.yml').write_text(yaml.safe_dump(network))
-    write_task(project, options)
-    return project
-
-
-def write_task(project: Path, options: dict[str, Any]) -> None:
     options['train'].update(total_iter=8)
     options['train']['autoencoder'].update(iters=4)
     options['val']['val_freq'] = 2
-    (project / 'task.yml').write_text(f'#   python datasets/prepare.py photos\n{yaml.safe_dump(options)}')
+    (project / 'task.yml').write_text(f'{PREPARE_LINE}{yaml.safe_dump(options)}')
+    return project
+
+
+@pytest.fixture
+def edit(project: Path) -> Callable[[str, Callable[[dict[str, Any]], Any]], None]:
+    """Change what a YAML file of the copy says; its comments are lost, but for one line at the top."""
+
+    def change(name: str, how: Callable[[dict[str, Any]], Any]) -> None:
+        content = yaml.safe_load((project / name).read_text())
+        how(content)
+        (project / name).write_text(f'{PREPARE_LINE}{yaml.safe_dump(content)}')
+
+    return change
 
 
 @pytest.fixture

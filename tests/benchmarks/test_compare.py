@@ -1,7 +1,242 @@
-"""benchmarks/compare.py, all five networks."""
+"""benchmarks/compare.py, run as users run it, on tiny networks."""
+
+import csv
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import pytest
+import yaml
+from compare_plan import ESTIMATES, LEAST_ITERATIONS, Planner
+from networks import read_network, read_task, shared_training
+from outcomes import failed_in_one_line
+
+from lnca_arch.errors import InputError
+from lnca_model import checkpoint
+
+NETWORKS = ['LatentNAFCA', 'LatentViTCA', 'ViTCA', 'NAFNet', 'Restormer']
 
 
-def test_compares_all_five(project, benchmark):
-    result = benchmark('compare', '-opt', 'task.yml')
-    print(result.stdout, result.stderr)
+def test_all_five_and_again(project, benchmark, tiles, edit):
+    before = {file: hashlib.sha256(file.read_bytes()).digest() for file in sorted(tiles.glob('*/data.mdb'))}
+    command = ['-opt', 'task.yml', '--models', *NETWORKS]
+    result = benchmark('compare', *command)
     assert result.returncode == 0, result.stderr
+    differs = result.stdout.split('What differs:')[1]
+    assert 'SHA-256' in result.stdout.split('What differs:')[0]
+    for words in ('PSNRLoss', 'lr: 0.0003', 'update_rate: 0.5', 'swap_noise'):
+        assert words in differs
+
+    results = project / 'results' / 'lnca_photos'
+    table = json.loads((results / 'table.json').read_text())
+    rows = {row['network']: row for row in table['rows']}
+    assert list(rows) == ['corrupted input', *NETWORKS]
+    with open(results / 'table.csv', newline='') as file:
+        in_csv = list(csv.DictReader(file))
+    markdown = (results / 'table.md').read_text()
+    for line, row in zip(in_csv, rows.values(), strict=True):
+        assert float(line['ssim']) == row['ssim']
+        assert f'{row["psnr"]:.2f}' in markdown
+    for name in NETWORKS:
+        row = rows[name]
+        assert row['ssim gain'] == pytest.approx(row['ssim'] - rows['corrupted input']['ssim'])
+        assert row['training seconds'] > 0
+        assert row['peak training memory bytes'] > 1e6
+        assert f'| {name} | {row["parameters"]:,} |' in markdown
+        models = {file.name for file in (project / 'experiments' / f'lnca_photos_{name}_seed0' / 'models').iterdir()}
+        assert models == {'net_g_best.pth', 'net_g_latest.pth'}
+
+    # The same validation and test bytes for all, and the same score of what was corrupted.
+    options = {name: yaml.safe_load((results / 'runs' / f'{name}_seed0.yml').read_text()) for name in NETWORKS}
+    first = options['LatentNAFCA']
+    for name in NETWORKS:
+        assert options[name]['datasets'] == first['datasets']
+        assert options[name]['val'] == first['val']
+        assert options[name]['manual_seed'] == 0
+    scored = {row['scores']['ssim']['corrupted'] for row in table['runs']}
+    assert scored == {rows['corrupted input']['ssim']}
+    assert {file: hashlib.sha256(file.read_bytes()).digest() for file in before} == before
+    validated = [
+        [row['corrupted'] for row in csv.DictReader(file.read_text().splitlines()) if row['dataset'] == 'photos_val']
+        for file in sorted((project / 'experiments').glob('*/scores.csv'))
+    ]
+    assert len(validated) == 5
+    assert len({value for values in validated for value in values}) == 2  # PSNR and SSIM
+    # As many iterations a phase, and the same optimiser but for its rate.
+    assert [options[name]['train']['total_iter'] for name in NETWORKS] == [8, 8, 4, 4, 4]
+    assert options['ViTCA']['train']['automaton']['optim_g'] == {'type': 'Adam', 'lr': 0.001, 'eps': 1e-7}
+    assert options['NAFNet']['train']['optim_g'] == {'type': 'Adam', 'lr': 0.001, 'eps': 1e-7}
+    assert all(options[name]['train']['normalize_gradients'] for name in NETWORKS)
+
+    assert cv2.imread(str(results / 'chart.png')).std() > 10
+    sheet = cv2.imread(str(results / 'sheet.png'))
+    assert sheet.shape[1] == 7 * (128 + 6)  # input, five networks, truth
+
+    # Nothing is trained twice; a network may be left out.
+    start = time.time()
+    result = benchmark('compare', *command[:-1])
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count('finished before') == 4
+    assert all(file.stat().st_mtime < start for file in (project / 'experiments').glob('*/*.log'))
+    edit('task.yml', lambda task: task['train']['automaton']['optim_g'].update(eps=1e-8))
+    line = failed_in_one_line(benchmark('compare', *command))
+    assert 'results of other settings: train.optim_g.eps was 1e-07, now 1e-08;' in line
+
+
+def test_seeds_and_a_network_that_fails(project, benchmark, edit):
+    edit('options/networks/ViTCA.yml', lambda n: n['train']['automaton']['optim_g'].update(lr=1e30))
+    command = ['-opt', 'task.yml', '--models', 'ViTCA', 'NAFNet', '--seeds', '2', '--output', 'out', '--batch', '2']
+    result = benchmark('compare', *command)
+    assert '2 of 4 runs failed' in failed_in_one_line(result)
+    assert 'ViTCA, seed 1 failed: the loss ' in result.stderr
+    table = json.loads((project / 'out' / 'table.json').read_text())
+    assert set(table['failed']) == {'ViTCA, seed 0', 'ViTCA, seed 1'}
+    assert table['settings']['batch'] == 2
+    assert table['settings']['iterations a phase'] == 8  # as many epochs as 4 batches of 4
+    runs = [run['scores']['psnr']['restored'] for run in table['runs']]
+    assert len(runs) == 2
+    assert runs[0] != runs[1]
+    rows = {row['network']: row for row in table['rows']}
+    assert rows['NAFNet']['psnr'] == pytest.approx(sum(runs) / 2)
+    assert rows['NAFNet']['psnr deviation'] == pytest.approx(abs(runs[0] - runs[1]) / 2**0.5)
+    assert rows['ViTCA']['psnr'] is None
+    markdown = (project / 'out' / 'table.md').read_text()
+    assert '2 seeds, mean ± standard deviation' in markdown
+    assert 'ViTCA, seed 0 failed: the loss' in markdown
+
+
+def test_goes_on_after_it_was_killed(project, benchmark, edit):
+    def longer(task):
+        task['train'].update(total_iter=800)
+        task['train']['autoencoder'].update(iters=400)
+        task['train']['automaton'].update(iters=400)
+        task['val'].update(val_freq=400)
+        task['logger'].update(save_checkpoint_freq=50, print_freq=100)
+
+    edit('task.yml', longer)
+    command = ['compare', '-opt', 'task.yml', '--models', 'NAFNet']
+    process = subprocess.Popen(
+        [sys.executable, 'benchmarks/compare.py', *command[1:]],
+        cwd=project,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    states = project / 'experiments' / 'lnca_photos_NAFNet_seed0' / 'training_states'
+    end = time.monotonic() + 120
+    while not list(states.glob('[0-9]*.state')) and time.monotonic() < end:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    last = max(int(file.stem) for file in states.glob('[0-9]*.state'))
+    assert last < 400
+
+    spent = checkpoint.load(states / f'{last}.state')['resources']
+    result = benchmark(*command)
+    assert result.returncode == 0, result.stderr
+    results = project / 'results' / 'lnca_photos'
+    assert f'iter: {last}.' in (results / 'runs' / 'NAFNet_seed0.log').read_text().replace(',', '')
+    run = json.loads((results / 'runs' / 'NAFNet_seed0.json').read_text())
+    assert run['iterations'] == 400
+    assert run['seconds'] > spent['seconds'] > 0  # those before the interruption count
+
+
+def test_the_papers_scores_stand_beside_ours(project, benchmark, tiles, edit):
+    folder = project / 'datasets' / 'cifar10_denoise'
+    shutil.copytree(tiles, folder)
+
+    def cifar(task):
+        for dataset in task['datasets'].values():
+            for side in {'dataroot_gt', 'dataroot_lq'} & dataset.keys():
+                dataset[side] = f'datasets/cifar10_denoise/{Path(dataset[side]).name}'
+
+    edit('task.yml', cifar)
+    result = benchmark('compare', '-opt', 'task.yml', '--models', 'LatentNAFCA')
+    assert result.returncode == 0, result.stderr
+    assert "paper's SSIM" in result.stdout
+    assert '| 0.833 |' in result.stdout
+
+
+def planner(project, network, seconds, **tiles):
+    """One that needs not measure."""
+    output = project / 'planned'
+    output.mkdir()
+    estimate = {'iteration_seconds': seconds, 'validation_seconds': 0.1}
+    (output / ESTIMATES).write_text(json.dumps({network: estimate}))
+    return Planner(read_task(project / 'task.yml'), {network: read_network(network)}, tiles, output)
+
+
+def test_a_budget_shortens_the_training(project, edit):
+    edit('task.yml', lambda task: task['train']['automaton'].update(iters=1000))
+    plan = planner(project, 'NAFNet', 1.0, val=10, test=10)
+    _, full = shared_training(read_task(project / 'task.yml'))
+    assert plan.iterations(1, None) == full == 1000
+    ten, twenty = plan.iterations(1, 10), plan.iterations(1, 20)
+    for iters, minutes in ((ten, 10), (twenty, 20)):
+        assert plan.seconds('NAFNet', iters) < 0.85 * 60 * minutes
+    assert LEAST_ITERATIONS < ten < twenty < full
+    assert plan.iterations(2, 20) == pytest.approx(ten, abs=2)
+    assert plan.iterations(1, 1e6) == full
+    with pytest.raises(InputError, match='need at least'):
+        plan.iterations(1, 0.1)
+
+
+def test_a_budget_is_said_in_the_table(project, benchmark, edit):
+    edit('task.yml', lambda task: task['train']['automaton'].update(iters=10**6))
+    edit('task.yml', lambda task: task['train'].update(total_iter=10**6 + 4))
+    result = benchmark('compare', '-opt', 'task.yml', '--models', 'NAFNet', '--budget', '0.6')
+    assert result.returncode == 0, result.stderr
+    settings = json.loads((project / 'results/lnca_photos/table.json').read_text())['settings']
+    assert settings['epochs a phase'] < settings['epochs of the option file'] == 200_000
+    assert f'Budget of 0.6 minutes: {settings["epochs a phase"]:g} instead of 200000 epochs' in result.stdout
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'words'),
+    [
+        (['--models', 'NAFNett'], ['NAFNett', 'Did you mean NAFNet?']),
+        (['--seeds', '0'], ['--seeds']),
+        (['--budget', '-1'], ['--budget']),
+        (['--batch', '1'], ['--batch']),
+    ],
+)
+def test_bad_arguments(benchmark, arguments, words):
+    line = failed_in_one_line(benchmark('compare', '-opt', 'task.yml', *arguments))
+    for word in words:
+        assert word in line
+
+
+def test_no_tiles(project, benchmark, edit):
+    edit('task.yml', lambda task: task['datasets']['val'].update(dataroot_lq='datasets/missing.lmdb'))
+    line = failed_in_one_line(benchmark('compare', '-opt', 'task.yml'))
+    assert 'datasets.val: datasets/missing.lmdb has no tiles yet' in line
+    assert line.endswith('python datasets/prepare.py photos')
+
+
+def test_no_test_set(project, benchmark, edit):
+    edit('task.yml', lambda task: task['datasets'].pop('val_test'))
+    assert 'at_end: true' in failed_in_one_line(benchmark('compare', '-opt', 'task.yml'))
+
+
+def test_a_folder_of_something_else(project, benchmark):
+    (project / 'mine').mkdir()
+    (project / 'mine' / 'letter.txt').write_text('Dear')
+    line = failed_in_one_line(benchmark('compare', '-opt', 'task.yml', '--models', 'NAFNet', '--output', 'mine'))
+    assert 'mine is not empty' in line
+    assert [file.name for file in (project / 'mine').iterdir()] == ['letter.txt']
+
+
+@pytest.mark.parametrize('command', [['compare', '-opt', 'task.yml'], ['efficiency', '--quick']])
+def test_an_extra_that_is_not_installed(project, benchmark, command):
+    hidden = project / 'hidden' / 'spandrel_extra_arches'
+    hidden.mkdir(parents=True)
+    (hidden / '__init__.py').write_text('')
+    result = benchmark(*command, env={**os.environ, 'PYTHONPATH': str(hidden.parent)})
+    assert 'pip install -e ".[restormer-noncommercial]"' in failed_in_one_line(result)

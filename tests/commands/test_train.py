@@ -11,6 +11,7 @@ import lmdb
 import pytest
 import torch
 import yaml
+from outcomes import failed_in_one_line
 
 from lnca_data.lmdb_store import TileStore, write_lmdb
 from lnca_model import checkpoint
@@ -19,18 +20,6 @@ from lnca_model import checkpoint
 def scores(path):
     with open(path, newline='') as file:
         return list(csv.DictReader(file))
-
-
-def failed_in_one_line(result, *words):
-    """The error line, after checking that it is alone, that it holds the words, and that the exit code is not 0."""
-    assert result.returncode != 0
-    assert 'Traceback' not in result.stderr
-    lines = [line for line in result.stderr.splitlines() if line.startswith('error: ')]
-    assert len(lines) == 1
-    assert result.stderr.rstrip().endswith(lines[0])
-    for word in words:
-        assert word in lines[0]
-    return lines[0]
 
 
 @pytest.fixture
