@@ -21,8 +21,15 @@ from basicsr.models import build_model
 
 SIGKILL = 9
 OUT_OF_MEMORY, TIME_OVER = 'out of memory', 'longer than the timeout'
-# What PyTorch says on a processor when there is no more.
-ALLOCATION_FAILURES = ("can't allocate memory", 'not enough memory', 'bad_alloc', 'Cannot allocate memory')
+# What PyTorch, oneDNN and cuDNN say when there is no more, where it is no error of its own kind.
+ALLOCATION_FAILURES = (
+    "can't allocate memory",
+    'not enough memory',
+    'bad_alloc',
+    'Cannot allocate memory',
+    'could not create a memory',
+    'ALLOC_FAILED',
+)
 
 
 @dataclass
@@ -74,8 +81,8 @@ def run(cell: Cell, timeout: float | None = None) -> dict[str, Any]:
         except subprocess.TimeoutExpired:
             end = {'dash': TIME_OVER, 'timeout': timeout}
         else:
-            if result.returncode == -SIGKILL:
-                end = {'dash': f'{OUT_OF_MEMORY}, killed by the system'}
+            if result.returncode == -SIGKILL or 'std::bad_alloc' in result.stderr:
+                end = {'dash': OUT_OF_MEMORY}
             elif result.returncode:
                 lines = result.stderr.strip().splitlines()
                 end = {'error': lines[-1] if lines else f'exit code {result.returncode}'}

@@ -55,16 +55,17 @@ def main() -> None:
     tiles = {kind: fingerprint(dataset_of(task, kind)) for kind in ('train', 'val', 'test')}
 
     output = arguments.output or ROOT / 'results' / task['name']
-    stored = stored_settings(output) or {}
+    stored = stored_settings(output)
     planner = Planner(task, networks, {kind: count for kind, (count, _) in tiles.items()}, output)
-    iters = stored.get('iterations a phase') or planner.iterations(arguments.seeds, arguments.budget)
+    iters = stored['iterations a phase'] if stored else planner.iterations(arguments.seeds, arguments.budget)
     settings = _settings(task, networks, tiles, iters, arguments.budget)
     folder = ResultsFolder(output, settings, additions=('networks',))
-    folder.write_json(ESTIMATES, planner.estimates)
     print(_what_differs(folder.settings, list(networks)))
 
     runs = [(name, seed) for seed in range(arguments.seeds) for name in networks]
     finished = {run: record for run in runs if (record := folder.read_json(_record_of(*run)))}
+    planner.measure(dict.fromkeys(name for name, seed in runs if (name, seed) not in finished))
+    folder.write_json(ESTIMATES, planner.estimates)
     failed: dict[str, str] = {}
     for number, (name, seed) in enumerate(runs, 1):
         title = f'{name}, seed {seed}'

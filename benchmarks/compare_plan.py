@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +33,16 @@ class Planner:
     """
 
     def __init__(self, task: Options, networks: Mapping[str, Options], tiles: Mapping[str, int], output: Path) -> None:
-        self._start = time.monotonic()
         self._task, self._networks, self._tiles = task, networks, tiles
         self.estimates: dict[str, dict[str, Any]] = read_json(output / ESTIMATES) or {}
-        missing = [name for name in networks if name not in self.estimates]
-        for name in tqdm(missing, desc='measuring how fast each network is', unit='network', leave=False):
-            self.estimates[name] = self._measure(name)
 
-    def _measure(self, name: str) -> dict[str, Any]:
+    def measure(self, names: Iterable[str]) -> None:
+        """Measure the networks that were not measured before."""
+        missing = [name for name in names if name not in self.estimates]
+        for name in tqdm(missing, desc='measuring how fast each network is', unit='network', leave=False):
+            self.estimates[name] = self._measured(name)
+
+    def _measured(self, name: str) -> dict[str, Any]:
         batch = self._task['datasets']['train']['batch_size_per_gpu']
         size = max(max(image_sizes(dataset_of(self._task, 'train')['dataroot_gt'])))
         shape = {'size': size, 'batch': batch, 'train_images': batch, 'val_images': batch}
@@ -51,7 +53,7 @@ class Planner:
         return figures
 
     def seconds(self, name: str, iters: int) -> float:
-        """How long a run of a network will take, with ``iters`` iterations a phase."""
+        """How long a run of a network that was measured will take, with ``iters`` iterations a phase."""
         estimate = self.estimates[name]
         validations = phase_count(self._networks[name]) * max(1, iters // self._task['val']['val_freq'])
         images = validations * self._tiles['val'] + self._tiles['test']
@@ -70,7 +72,9 @@ class Planner:
         _, full = shared_training(self._task)
         if budget is None:
             return full
-        spent = time.monotonic() - self._start
+        start = time.monotonic()
+        self.measure(self._networks)
+        spent = time.monotonic() - start
         available = PLANNED_SHARE * (60 * budget - spent)
         if self._all(LEAST_ITERATIONS, seeds) > available:
             least = (self._all(LEAST_ITERATIONS, seeds) / PLANNED_SHARE + spent) / 60

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 import lnca_model  # noqa: F401  registers the plug-in
 from lnca_arch.errors import InputError, check_known, construct
@@ -137,7 +138,7 @@ def fingerprint(dataset: Mapping[str, Any]) -> tuple[int, str]:
         if root:
             store = TileStore(root)
             count = len(store.keys)
-            for key in store.keys:
+            for key in tqdm(store.keys, desc=f'reading {root}', unit='tile', leave=False):
                 digest.update(f'{side}/{key}'.encode())
                 digest.update(store[key].tobytes())
     return count, digest.hexdigest()

@@ -5,6 +5,7 @@ from pathlib import Path
 import miniatures
 import pytest
 import yaml
+from networks import options_for, read_network, shared_training
 
 from lnca_data.packing import PackingOptions, pack
 from lnca_data.sources import SOURCES
@@ -93,3 +94,11 @@ def test_curriculum_for_synthetic_data_only(task):
     assert train.get('corruption', {}).get('type') == corruption
     if corruption:
         assert train['corruption']['curriculum'] == {'noise': [0.25, 0.75], 'blur': [4, 10]}[corruption]
+
+
+@pytest.mark.parametrize('task', [*TASKS, 'photos'])
+def test_a_comparison_trains_as_the_option_file_does(task):
+    """options/networks/LatentNAFCA.yml and the tasks' own option files say the same."""
+    options = read(task)
+    compared = options_for(options, read_network('LatentNAFCA'), shared_training(options)[1])
+    assert compared == options
