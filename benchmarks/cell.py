@@ -7,19 +7,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from networks import options_for
+from networks import options_for, uses_gpu
 
-from lnca_model.resources import STATUS, PeakMemory, keep_freed_memory
+from lnca_model.resources import PeakMemory, keep_freed_memory, status_bytes
 
 from basicsr.models import build_model
 
 SIGKILL = 9
+MEAN_STEPS = 20  # of an automaton in training: 8 to 32
 OUT_OF_MEMORY, TIME_OVER = 'out of memory', 'longer than the timeout'
 # What PyTorch, oneDNN and cuDNN say when there is no more, where it is no error of its own kind.
 ALLOCATION_FAILURES = (
@@ -28,6 +29,7 @@ ALLOCATION_FAILURES = (
     'bad_alloc',
     'Cannot allocate memory',
     'could not create a memory',
+    'out of memory',
     'ALLOC_FAILED',
 )
 
@@ -42,7 +44,7 @@ class Cell:
         train_images, val_images: images of an epoch, random, corrupted as the task says.
         epochs: epochs a phase, of which the first is not counted.
         runs: inference runs, of which the first is not counted.
-        steps: steps of an automaton in training; drawn anew each time, as its options say, if None.
+        steps: of an automaton, while training is timed; drawn anew each time, as its options say, if None.
         memory_limit: bytes above what the process has before the network is made; None for no limit.
     """
 
@@ -94,6 +96,11 @@ def run(cell: Cell, timeout: float | None = None) -> dict[str, Any]:
     return figures | end
 
 
+def reason(figures: Mapping[str, Any]) -> str | None:
+    """Why :func:`run` gave not all figures, if so."""
+    return figures.get('dash') or figures.get('error')
+
+
 def measure(cell: Cell) -> Iterator[dict[str, Any]]:
     """Restore images and train on them with the models that basicsr/train.py uses.
 
@@ -101,35 +108,41 @@ def measure(cell: Cell) -> Iterator[dict[str, Any]]:
         parameters: of the network.
         inference_seconds: of a batch, median of the runs; inference_bytes: peak above what the process had before the
             network was made.
-        training_bytes: the same peak, after an iteration of each phase, an automaton's steps being the most there are.
+        training_bytes: the same peak in training, an automaton's steps being the most there are.
         iteration_seconds, epoch_seconds: an iteration of training; an epoch, validation included: medians of the
             epochs, summed over phases. validation_seconds: of an image, in the last phase.
     """
-    device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    device = torch.device('cuda' if uses_gpu(cell.task) else 'cpu')
+    torch.backends.cudnn.benchmark = True  # as basicsr/train.py does
     if cell.memory_limit:
         _limit_memory(device, cell.memory_limit)
     iterations = -(-cell.train_images // cell.batch)
-    if cell.steps:
-        cell.network['train'].get('automaton', {})['steps'] = [cell.steps] * 2
     # An epoch more, for the iteration whose memory is measured.
     opt = options_for(cell.task, cell.network, (cell.epochs + 1) * iterations)
-    opt.update(is_train=True, dist=False, num_gpu=int(device.type == 'cuda'))
+    opt.update(is_train=True, dist=False)
     opt['datasets']['train'].setdefault('corruption', {'type': 'noise'})  # a stand-in for pairs
 
     torch.manual_seed(0)
+    # Before the memory that is there already is noted.
+    training, validation = (torch.rand(n, 3, cell.size, cell.size) for n in (cell.train_images, cell.val_images))
     memory = PeakMemory(device)
     model = build_model(opt)
-    training, validation = (torch.rand(n, 3, cell.size, cell.size) for n in (cell.train_images, cell.val_images))
     yield {'parameters': sum(parameter.numel() for parameter in model.network.parameters())}
 
     model.lq = torch.rand(cell.batch, 3, cell.size, cell.size, device=device)
     seconds = [_timed(model.test, device) for _ in range(cell.runs)][1:]
     yield {'inference_seconds': statistics.median(seconds), 'inference_bytes': memory.read()}
 
+    drawn = getattr(model, 'steps', None)
+    _use_steps(model, max)
     for phase in model.phases:
-        _train_once(model, training[: cell.batch], phase.first, longest=True)
+        for _ in range(2):  # the optimiser's own memory is there from the first step on
+            _train_once(model, training[: cell.batch], phase.first)
     yield {'training_bytes': model.resources.peak_bytes}
 
+    model.steps = drawn
+    if cell.steps:
+        _use_steps(model, lambda _: cell.steps)
     medians = []
     for phase in model.phases:
         epochs = []
@@ -144,18 +157,20 @@ def measure(cell: Cell) -> Iterator[dict[str, Any]]:
         'iteration_seconds': trained / iterations,
         'epoch_seconds': trained + validated,
         'validation_seconds': medians[-1][1] / max(1, cell.val_images),
+        'training_bytes': model.resources.peak_bytes,  # by now with more of the pool
     }
 
 
-def _train_once(model: Any, gt: torch.Tensor, iteration: int, longest: bool = False) -> None:
-    drawn = getattr(model, 'steps', None)
-    if longest and drawn:
-        model.steps = [max(drawn)] * 2
+def _train_once(model: Any, gt: torch.Tensor, iteration: int) -> None:
     model.update_learning_rate(iteration)
     model.feed_data({'gt': gt})
     model.optimize_parameters(iteration)
-    if drawn:
-        model.steps = drawn
+
+
+def _use_steps(model: Any, choose: Callable[[Sequence[int]], int]) -> None:
+    """Have an automaton take as many steps in training, given the bounds in its options; others take none."""
+    if hasattr(model, 'steps'):
+        model.steps = [choose(model.opt['train']['automaton']['steps'])] * 2
 
 
 def _train(model: Any, images: torch.Tensor, batch: int, first: int) -> None:
@@ -182,12 +197,10 @@ def _limit_memory(device: torch.device, limit: int) -> None:
     if device.type == 'cuda':
         total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total), device)
-    elif STATUS.exists():
-        import resource
+    elif data := status_bytes('VmData'):
+        import resource  # not on Windows
 
-        data = next(line for line in STATUS.read_text().splitlines() if line.startswith('VmData:'))
-        size = int(data.split()[1]) * 1024 + limit
-        resource.setrlimit(resource.RLIMIT_DATA, (size, size))
+        resource.setrlimit(resource.RLIMIT_DATA, (data + limit, data + limit))
 
 
 def main() -> None:
@@ -198,10 +211,9 @@ def main() -> None:
             print(json.dumps(figures), flush=True)
     except (MemoryError, torch.OutOfMemoryError):
         print(json.dumps({'dash': OUT_OF_MEMORY}))
-    except RuntimeError as error:
-        if not any(words in str(error) for words in ALLOCATION_FAILURES):
-            raise
-        print(json.dumps({'dash': OUT_OF_MEMORY}))
+    except Exception as error:
+        is_memory = any(words in str(error) for words in ALLOCATION_FAILURES)
+        print(json.dumps({'dash': OUT_OF_MEMORY} if is_memory else {'error': str(error).splitlines()[0]}))
 
 
 if __name__ == '__main__':

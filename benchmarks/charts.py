@@ -3,12 +3,13 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lnca_arch.errors import InstallationError
+from lnca_arch.errors import InstallationError, report_in_one_line
 from lnca_data.atomic import whole_file
 
 try:
     import matplotlib
 except ModuleNotFoundError:
+    report_in_one_line()  # the command that imports this has not begun yet
     raise InstallationError('the charts need matplotlib: pip install -e ".[benchmarks]"') from None
 
 matplotlib.use('Agg')  # files, no window

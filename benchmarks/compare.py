@@ -5,21 +5,23 @@ python benchmarks/compare.py -opt options/lnca_gopro.yml --models LatentNAFCA La
 
 import argparse
 import csv
+import hashlib
 import json
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import paper
 import yaml
-from compare_plan import ESTIMATES, LEAST_ITERATIONS, Planner
+from compare_plan import ESTIMATES, LEAST_ITERATIONS, Planner, validations_of
 from compare_report import write_pictures, write_tables
 from measure import machine
 from networks import (
+    MODELS,
     ROOT,
     Options,
     dataset_of,
@@ -36,10 +38,12 @@ from results_folder import ResultsFolder, duration, stored_settings
 from tqdm import tqdm
 
 from lnca_arch.errors import InputError, report_in_one_line
+from lnca_model.restoration_model import SELECTION_METRIC
 
-from basicsr.utils.registry import MODEL_REGISTRY
-
+RESULTS = ROOT / 'results'
 CHECKPOINTS_A_PHASE, LINES_A_PHASE = 4, 20
+# Of datasets.train, what may change from call to call: the tiles themselves are told by their bytes.
+WITHOUT_EFFECT = ('name', 'dataroot_gt', 'dataroot_lq', 'cache', 'num_worker_per_gpu', 'persistent_workers')
 
 
 def main() -> None:
@@ -49,21 +53,21 @@ def main() -> None:
     if arguments.batch is not None:
         task = with_batch(task, arguments.batch)
     networks = {name: read_network(name) for name in dict.fromkeys(arguments.models)}
+    print(_what_differs(networks))
     for network in networks.values():
         check = options_for(task, network, LEAST_ITERATIONS) | {'is_train': True}
-        MODEL_REGISTRY.get(network['model_type']).check_options(check)
+        MODELS[network['model_type']].check_options(check)
     tiles = {kind: fingerprint(dataset_of(task, kind)) for kind in ('train', 'val', 'test')}
 
-    output = arguments.output or ROOT / 'results' / task['name']
+    output = arguments.output or RESULTS / task['name']
     stored = stored_settings(output)
     planner = Planner(task, networks, {kind: count for kind, (count, _) in tiles.items()}, output)
     iters = stored['iterations a phase'] if stored else planner.iterations(arguments.seeds, arguments.budget)
-    settings = _settings(task, networks, tiles, iters, arguments.budget)
-    folder = ResultsFolder(output, settings, additions=('networks',))
-    print(_what_differs(folder.settings, list(networks)))
+    folder = ResultsFolder(output, _settings(task, tiles, iters, arguments.budget), networks)
+    print(_what_is_the_same(folder.settings))
 
     runs = [(name, seed) for seed in range(arguments.seeds) for name in networks]
-    finished = {run: record for run in runs if (record := folder.read_json(_record_of(*run)))}
+    finished = {run for run in runs if folder.read_json(_record_of(*run))}
     planner.measure(dict.fromkeys(name for name, seed in runs if (name, seed) not in finished))
     folder.write_json(ESTIMATES, planner.estimates)
     failed: dict[str, str] = {}
@@ -75,19 +79,21 @@ def main() -> None:
             continue
         left = [planner.seconds(of_run[0], iters) for of_run in runs[number - 1 :] if of_run not in finished]
         print(f'about {duration(left[0])}, with all that is left about {duration(sum(left))}')
+        options = _options_of_run(task, networks[name], iters, _experiment(output, name, seed), seed)
         try:
-            options = _options_of_run(task, networks[name], iters, f'{output.name}_{name}_seed{seed}', seed)
-            record = {'network': name, 'seed': seed, **_train(folder, options, _record_of(name, seed), title)}
+            figures = _train(folder, options, _record_of(name, seed), title)
         except InputError as error:
             failed[title] = str(error)
             print(f'{title} failed: {error}', file=sys.stderr)
         else:
-            finished[name, seed] = record
-            folder.write_json(_record_of(name, seed), record)
-        write_tables(folder, task, _by_network(networks, finished), failed)
-    records = _by_network(networks, finished)
-    write_pictures(folder, task, write_tables(folder, task, records, failed), records)
+            folder.has_results_of(name)
+            folder.write_json(_record_of(name, seed), {'network': name, 'seed': seed, **figures})
+            _tidy_up(options)
+        write_tables(folder, task, _records(folder, networks), failed)
+    records = _records(folder, networks)
+    rows = write_tables(folder, task, records, failed)
     print((output / 'table.md').read_text(encoding='utf-8'))
+    write_pictures(folder, task, rows, records)
     print(f'{output}: table.md, table.csv, table.json, chart.png, sheet.png')
     if failed:
         raise InputError(f'{len(failed)} of {len(runs)} runs failed; the same command tries them again')
@@ -98,8 +104,20 @@ def _record_of(name: str, seed: int) -> str:
     return f'runs/{name}_seed{seed}.json'
 
 
-def _by_network(networks: Iterable[str], finished: Mapping[tuple[str, int], Any]) -> dict[str, list[Any]]:
-    return {network: [record for (name, _), record in finished.items() if name == network] for network in networks}
+def _records(folder: ResultsFolder, names: Iterable[str]) -> dict[str, list[Any]]:
+    """Network → what its finished runs gave: of those named, and of others that an earlier call compared."""
+    records: dict[str, list[Any]] = {name: [] for name in (*names, *folder.settings['networks'])}
+    for file in sorted((folder.path / 'runs').glob('*.json')):
+        record = folder.read_json(f'runs/{file.name}')
+        records[record['network']].append(record)
+    return records
+
+
+def _experiment(output: Path, name: str, seed: int) -> str:
+    """The folder under experiments/ of a run. Results that lie elsewhere may have the same name."""
+    elsewhere = output.resolve().parent != RESULTS
+    place = f'_{hashlib.sha256(str(output.resolve()).encode()).hexdigest()[:6]}' if elsewhere else ''
+    return f'{output.name}{place}_{name}_seed{seed}'
 
 
 def _arguments() -> argparse.Namespace:
@@ -126,48 +144,46 @@ def _arguments() -> argparse.Namespace:
     return arguments
 
 
-def _settings(
-    task: Options,
-    networks: Mapping[str, Options],
-    tiles: Mapping[str, tuple[int, str]],
-    iters: int,
-    budget: float | None,
-) -> Options:
-    """What all results of a comparison share, and each network's own part."""
+def _settings(task: Options, tiles: Mapping[str, tuple[int, str]], iters: int, budget: float | None) -> Options:
+    """What all results of a comparison share."""
     shared, full = shared_training(task)
-    batch = task['datasets']['train']['batch_size_per_gpu']
-    count = tiles['train'][0]
     training = dataset_of(task, 'train')
+    batch = training['batch_size_per_gpu']
+    an_epoch = max(1, tiles['train'][0] * training.get('dataset_enlarge_ratio', 1) // batch)
     return {
         'task': task['name'],
         'tiles': {kind: {'count': number, 'sha256': digest} for kind, (number, digest) in tiles.items()},
-        'training data': {key: training.get(key) for key in ('corruption', 'use_hflip', 'use_rot')},
+        'training data': {key: value for key, value in training.items() if key not in WITHOUT_EFFECT},
         'batch': batch,
         'iterations a phase': iters,
-        'epochs a phase': round(iters / max(1, count // batch), 2),
-        'epochs of the option file': round(full / max(1, count // batch), 2),
+        'epochs a phase': round(iters / an_epoch, 2),
+        'epochs of the option file': round(full / an_epoch, 2),
         'budget, minutes': budget,
         'train': shared,
+        'validations a phase': validations_of(task, iters),
         'metrics': task['val']['metrics'],
-        'selection': task['val'].get('selection_metric', 'ssim'),
+        'selection': task['val'].get('selection_metric', SELECTION_METRIC),
         'first seed': task['manual_seed'],
         'machine': machine(),
-        'networks': dict(networks),
     }
 
 
-def _what_differs(settings: Mapping[str, Any], names: Sequence[str]) -> str:
-    tiles = settings['tiles']
-    common = {key: value for key, value in settings.items() if key not in ('tiles', 'networks')}
-    lines = ['The same for all:']
-    lines += [f'  {kind} tiles: {tiles[kind]["count"]:,}, SHA-256 {tiles[kind]["sha256"][:16]}…' for kind in tiles]
-    lines += [f'  {key}: {_plain(value)}' for key, value in common.items() if value is not None]
-    lines.append('What differs:')
-    for name in names:
-        network = settings['networks'][name]
+def _what_differs(networks: Mapping[str, Options]) -> str:
+    lines = ['What differs:']
+    for name, network in networks.items():
         lines.append(f'  {name}: {network["model_type"]}, {_plain(network["network_g"])}')
         phases = network['train'] if phase_count(network) > 1 else {'training': network['train']}
         lines += [f'    {phase}: {_plain(block)}' for phase, block in phases.items()]
+    return '\n'.join(lines)
+
+
+def _what_is_the_same(settings: Mapping[str, Any]) -> str:
+    lines = ['The same for all:']
+    for key, value in settings.items():
+        if key not in ('networks', 'tiles') and value is not None:
+            lines.append(f'  {key}: {_plain(value)}')
+    for kind, tiles in settings['tiles'].items():
+        lines.append(f'  {kind} tiles: {tiles["count"]:,}, SHA-256 {tiles["sha256"][:16]}…')
     return '\n'.join(lines)
 
 
@@ -185,8 +201,8 @@ def _plain(value: Any) -> str:
 def _options_of_run(task: Options, network: Options, iters: int, name: str, seed: int) -> Options:
     opt = options_for(task, network, iters)
     opt.update(name=name, manual_seed=task['manual_seed'] + seed)
-    # A shorter training is still validated, saved and reported.
-    opt['val']['val_freq'] = min(opt['val']['val_freq'], iters)
+    # Validations divide each phase alike; a short training, too, is saved and reported.
+    opt['val']['val_freq'] = iters // validations_of(task, iters)
     logger = opt['logger']
     logger['save_checkpoint_freq'] = min(logger['save_checkpoint_freq'], -(-iters // CHECKPOINTS_A_PHASE))
     logger['print_freq'] = min(logger['print_freq'], -(-iters // LINES_A_PHASE))
@@ -204,9 +220,10 @@ def _train(folder: ResultsFolder, opt: Options, record: str, title: str) -> dict
     """
     file = Path(record).with_suffix('.yml')
     command = [sys.executable, str(ROOT / 'basicsr' / 'train.py'), '-opt', str(folder.path / file)]
-    if (folder.path / file).exists():
-        command.append('--auto_resume')
-    folder.write_text(str(file), yaml.safe_dump(json.loads(json.dumps(opt)), sort_keys=False))
+    options = yaml.safe_dump(json.loads(json.dumps(opt)), sort_keys=False)
+    if (folder.path / file).exists() and (folder.path / file).read_text(encoding='utf-8') == options:
+        command.append('--auto_resume')  # else it starts, or starts again since its options changed
+    folder.write_text(str(file), options)
     line = ''
     with (
         open(folder.path / file.with_suffix('.log'), 'a', encoding='utf-8') as log,
@@ -219,15 +236,23 @@ def _train(folder: ResultsFolder, opt: Options, record: str, title: str) -> dict
             if iteration:
                 bar.update(int(iteration[1].replace(',', '')) - bar.n)
     if process.returncode:
-        raise InputError(f'{line.strip().removeprefix("error: ")} ({folder.path / file.with_suffix(".log")})')
+        reason = line.strip().removeprefix('error: ')
+        if process.returncode < 0:
+            reason = f'ended by signal {-process.returncode}, perhaps for want of memory'
+        raise InputError(f'{reason} ({folder.path / file.with_suffix(".log")})')
     experiment = ROOT / 'experiments' / opt['name']
     figures = json.loads((experiment / 'training.json').read_text())
     figures['scores'] = _scores(experiment / 'scores.csv', dataset_of(opt, 'test')['name'])
     figures['network file'] = str(experiment / 'models' / 'net_g_best.pth')
+    return figures
+
+
+def _tidy_up(opt: Options) -> None:
+    """Remove what only a run that is not finished needs."""
+    experiment = ROOT / 'experiments' / opt['name']
     shutil.rmtree(experiment / 'training_states')
     for numbered in (experiment / 'models').glob('net_g_[0-9]*.pth'):
         numbered.unlink()
-    return figures
 
 
 def _scores(path: Path, dataset: str) -> dict[str, dict[str, float]]:

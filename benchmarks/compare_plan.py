@@ -19,7 +19,6 @@ LEAST_ITERATIONS = 2
 # Of a budget, what is planned for: a busy machine is slower than while it was measured.
 PLANNED_SHARE = 0.8
 START_SECONDS = 20  # of a run, until it trains and after it has
-MEAN_STEPS = 20  # of an automaton in training: 8 to 32
 
 
 class Planner:
@@ -40,22 +39,22 @@ class Planner:
         """Measure the networks that were not measured before."""
         missing = [name for name in names if name not in self.estimates]
         for name in tqdm(missing, desc='measuring how fast each network is', unit='network', leave=False):
-            self.estimates[name] = self._measured(name)
-
-    def _measured(self, name: str) -> dict[str, Any]:
-        batch = self._task['datasets']['train']['batch_size_per_gpu']
-        size = max(max(image_sizes(dataset_of(self._task, 'train')['dataroot_gt'])))
-        shape = {'size': size, 'batch': batch, 'train_images': batch, 'val_images': batch}
-        figures = cell.run(cell.Cell(self._task, self._networks[name], **shape, epochs=3, runs=2, steps=MEAN_STEPS))
-        if 'iteration_seconds' not in figures:
-            print(f'{name} cannot be measured: {" ".join(figures.values())}', file=sys.stderr)
-            return {'iteration_seconds': 0.0, 'validation_seconds': 0.0}
-        return figures
+            batch = self._task['datasets']['train']['batch_size_per_gpu']
+            size = max(max(image_sizes(dataset_of(self._task, 'train')['dataroot_gt'])))
+            shape = {'size': size, 'batch': batch, 'train_images': batch, 'val_images': batch}
+            one = cell.Cell(self._task, self._networks[name], **shape, epochs=3, runs=2, steps=cell.MEAN_STEPS)
+            figures = cell.run(one)
+            if 'iteration_seconds' in figures:
+                self.estimates[name] = figures
+            else:
+                tqdm.write(f'{name} cannot be measured: {cell.reason(figures)}', file=sys.stderr)
 
     def seconds(self, name: str, iters: int) -> float:
         """How long a run of a network that was measured will take, with ``iters`` iterations a phase."""
-        estimate = self.estimates[name]
-        validations = phase_count(self._networks[name]) * max(1, iters // self._task['val']['val_freq'])
+        estimate = self.estimates.get(name)
+        if estimate is None:  # it will fail at once
+            return START_SECONDS
+        validations = phase_count(self._networks[name]) * validations_of(self._task, iters)
         images = validations * self._tiles['val'] + self._tiles['test']
         return START_SECONDS + iters * estimate['iteration_seconds'] + images * estimate['validation_seconds']
 
@@ -71,7 +70,7 @@ class Planner:
         """
         _, full = shared_training(self._task)
         if budget is None:
-            return full
+            return self._in_equal_parts(full)
         start = time.monotonic()
         self.measure(self._networks)
         spent = time.monotonic() - start
@@ -85,7 +84,16 @@ class Planner:
         while fewest < most:
             middle = (fewest + most + 1) // 2
             fewest, most = (middle, most) if self._all(middle, seeds) <= available else (fewest, middle - 1)
-        return fewest
+        return self._in_equal_parts(fewest)
+
+    def _in_equal_parts(self, iters: int) -> int:
+        """As many, or a few less, so that validations divide each phase alike and choose from as many networks."""
+        return iters - iters % validations_of(self._task, iters)
 
     def _all(self, iters: int, seeds: int) -> float:
         return seeds * sum(self.seconds(name, iters) for name in self._networks)
+
+
+def validations_of(task: Options, iters: int) -> int:
+    """Validations in a phase of so many iterations: about every ``val_freq``, and one at its end."""
+    return max(1, round(iters / task['val']['val_freq']))

@@ -1,5 +1,6 @@
 """What a comparison writes: tables, a chart and a sheet of pictures."""
 
+import math
 import shlex
 import statistics
 import sys
@@ -49,7 +50,7 @@ def write_tables(
     finished = [record for of_network in records.values() for record in of_network]
     corrupted = {metric: score['corrupted'] for metric, score in finished[0]['scores'].items()} if finished else {}
     for record in finished:
-        if {metric: score['corrupted'] for metric, score in record['scores'].items()} != corrupted:
+        if not all(math.isclose(score['corrupted'], corrupted[name]) for name, score in record['scores'].items()):
             raise InputError(f'{folder.path}: {record["network"]} was scored on other tiles than the rest')
     dataset = Path(dataset_of(task, 'test')['dataroot_gt']).parent.name
     metrics = list(folder.settings['metrics'])
@@ -59,7 +60,7 @@ def write_tables(
     content = {'command': command, 'rows': rows, 'failed': failed, 'settings': folder.settings, 'runs': finished}
     folder.write_json('table.json', content)
     folder.write_csv('table.csv', rows)
-    notes = _notes(command, folder.settings, max(map(len, records.values())), failed)
+    notes = _notes(command, folder.settings, {len(of_network) for of_network in records.values()}, failed)
     folder.write_text('table.md', f'# {task["name"]}\n\n{_table(rows, metrics)}\n\n{notes}\n')
     return rows
 
@@ -107,7 +108,7 @@ def _number(value: float | None, digits: int, sign: str = '') -> str:
     return '' if value is None else f'{value:{sign}.{digits}f}'
 
 
-def _notes(command: str, settings: Mapping[str, Any], seeds: int, failed: Mapping[str, str]) -> str:
+def _notes(command: str, settings: Mapping[str, Any], seeds: set[int], failed: Mapping[str, str]) -> str:
     """What a reader must know of the figures."""
     epochs, full = settings['epochs a phase'], settings['epochs of the option file']
     count = {kind: f'{tiles["count"]:,}' for kind, tiles in settings['tiles'].items()}
@@ -115,17 +116,24 @@ def _notes(command: str, settings: Mapping[str, Any], seeds: int, failed: Mappin
         f'`{command}`',
         f'{count["train"]} training, {count["val"]} validation and {count["test"]} test tiles, the same for all; '
         f'batch {settings["batch"]}; {epochs:g} epochs a phase; '
-        f'{"one seed" if seeds <= 1 else f"{seeds} seeds, mean ± standard deviation"}. Latent networks train in two '
+        f'{_of_seeds(seeds)}. Latent networks train in two '
         f'phases, the others in one. Scored is the best network by {settings["selection"].upper()} on validation. '
-        'Training time: iterations alone, of all phases; memory: above what the process had before the network was '
-        'made.',
+        'Training time: iterations alone, of all phases; memory: on a GPU the '
+        'tensors, else above what the process had before the network was made.',
         '; '.join(f'{key}: {value}' for key, value in settings['machine'].items()) + '.',
     ]
-    if settings['budget, minutes'] is not None:
+    if settings['budget, minutes'] is not None and epochs < full:
         budget = f'Budget of {settings["budget, minutes"]:g} minutes'
         notes.insert(1, f'**{budget}: {epochs:g} instead of {full:g} epochs a phase, equally for all.**')
     notes += [f'{run} failed: {reason}' for run, reason in failed.items()]
     return '\n\n'.join(notes)
+
+
+def _of_seeds(counts: set[int]) -> str:
+    if max(counts) <= 1:
+        return 'one seed'
+    number = ' or '.join(str(count) for count in sorted(counts) if count)
+    return f'{number} seeds, mean ± standard deviation'
 
 
 def write_pictures(
@@ -153,9 +161,14 @@ def _write_sheet(folder: ResultsFolder, task: Options, records: Mapping[str, Rec
     dataset = dataset_of(task, 'test')
     inputs, truths = (TileStore(dataset[f'dataroot_{side}']) for side in ('lq', 'gt'))
     keys = inputs.keys[:: -(-len(inputs) // SHEET_TILES)]
+    shape = inputs[keys[0]].shape
+    keys = [key for key in keys if inputs[key].shape == shape]  # a sheet is a grid
     columns = {'input': [inputs[key] for key in keys]}
     image = to_tensor(np.stack(columns['input']))
     for name, record in records.items():
+        if not Path(record['network file']).exists():
+            print(f'sheet.png: without {name}, whose {record["network file"]} is gone')
+            continue
         torch.manual_seed(task['manual_seed'])  # for cells that update at random
         network = construct(folder.settings['networks'][name]['network_g'], ARCH_REGISTRY, f'{name}: network_g').eval()
         network.load_state_dict(checkpoint.read_weights(network, record['network file'], True, 'params_ema'))

@@ -37,7 +37,9 @@ MEMORY_SHARE = 0.9
 
 
 FULL = Protocol()
-QUICK = Protocol(sizes=(32,), batches=(8,), growth=(32, 64, 128, 256), images=40, epochs=3, runs=4)
+QUICK = Protocol(
+    sizes=(32,), batches=(8,), growth=(32, 64, 128, 256), images=40, epochs=3, runs=4, steps=cell.MEAN_STEPS
+)
 
 
 def main() -> None:
@@ -52,26 +54,26 @@ def main() -> None:
         'corruption': task['datasets']['train']['corruption'],
         'memory limit, GB': arguments.memory_limit,
         'machine': machine(),
-        'networks': networks,
     }
     default = ROOT / 'results' / ('efficiency_quick' if arguments.quick else 'efficiency')
-    folder = ResultsFolder(arguments.output or default, settings, additions=('networks',))
+    folder = ResultsFolder(arguments.output or default, settings, networks)
     if arguments.quick:
         print(f'quick: {protocol}')
 
-    cells = dict(_cells(task, networks, protocol))
+    cells = {name: (network, one) for name, network, one in _cells(task, networks, protocol)}
     measured, errors = {}, {}
     with tqdm(cells.items(), unit='cell') as bar:
-        for name, one in bar:
+        for name, (network, one) in bar:
             bar.set_postfix_str(name)
             figures = folder.read_json(_record_of(name))
             if figures is None or figures.get('timeout', arguments.cell_timeout) < arguments.cell_timeout:
                 one.memory_limit = _memory_limit(arguments.memory_limit)
-                figures = cell.run(one, arguments.cell_timeout)
+                figures = cell.run(one, arguments.cell_timeout) | {'memory_limit_bytes': one.memory_limit}
                 if 'error' in figures:
                     errors[name] = figures['error']
                     bar.write(f'{name} failed: {figures["error"]}', file=sys.stderr)
                 else:
+                    folder.has_results_of(network)
                     folder.write_json(_record_of(name), figures)
             measured[name] = figures
     write_report(folder, protocol, list(networks), measured)
@@ -105,19 +107,20 @@ def _memory_limit(limit: float | None) -> int | None:
     return None if torch.cuda.is_available() else int(MEMORY_SHARE * psutil.virtual_memory().available)
 
 
-def _cells(task: Options, networks: Mapping[str, Options], protocol: Protocol) -> Iterable[tuple[str, cell.Cell]]:
-    """Name → what to measure, the small before the large."""
+def _cells(task: Options, networks: Mapping[str, Options], protocol: Protocol) -> Iterable[tuple[str, str, cell.Cell]]:
+    """Name, network and what to measure, the small before the large."""
     train = round(TRAINING_SHARE * protocol.images)
     for size in protocol.sizes:
         for batch in protocol.batches:
             for name, network in networks.items():
                 shape = (size, batch, train, protocol.images - train)
-                yield cell_name(name, size, batch), cell.Cell(task, network, *shape, protocol.epochs, protocol.runs)
+                one = cell.Cell(task, network, *shape, protocol.epochs, protocol.runs, protocol.steps)
+                yield cell_name(name, size, batch), name, one
     if GROWTH_NETWORK in networks:
         for size in protocol.growth:
             shape = (size, GROWTH_BATCH, GROWTH_BATCH, 0)
-            figures = cell.Cell(task, networks[GROWTH_NETWORK], *shape, GROWTH_EPOCHS, GROWTH_EPOCHS)
-            yield growth_name(size), figures
+            one = cell.Cell(task, networks[GROWTH_NETWORK], *shape, GROWTH_EPOCHS, GROWTH_EPOCHS, cell.MEAN_STEPS)
+            yield growth_name(size), GROWTH_NETWORK, one
 
 
 def _record_of(name: str) -> str:

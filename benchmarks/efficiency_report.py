@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import paper
+from cell import reason
 from charts import write_lines
 from results_folder import ResultsFolder, markdown_table
 
@@ -21,7 +22,7 @@ GROWTH_NETWORK, GROWTH_BATCH = 'LatentNAFCA', 2
 GROWTH_FIGURES = {
     'inference, ns': ('inference_seconds', 1e9),
     'inference, bytes': ('inference_bytes', 1),
-    'training iteration, ns': ('iteration_seconds', 1e9),
+    'training iteration of both phases, ns': ('iteration_seconds', 1e9),
     'training, bytes': ('training_bytes', 1),
 }
 
@@ -35,6 +36,7 @@ class Protocol:
         growth: sizes at which LatentNAFCA is measured, in batches of two.
         images: of an epoch, four fifths of them for training.
         epochs, runs: of which the first is not counted.
+        steps: of an automaton in training; drawn anew each time if None.
     """
 
     sizes: tuple[int, ...] = paper.SIZES
@@ -43,6 +45,7 @@ class Protocol:
     images: int = IMAGES
     epochs: int = 10
     runs: int = 10
+    steps: int | None = None
 
 
 def cell_name(network: str, size: int, batch: int) -> str:
@@ -91,7 +94,7 @@ def write_report(
         lines = {name: [row[name] for row in growth] for name in GROWTH_FIGURES}
         sizes = [f'{row["size"]}²' for row in growth]
         title = f'{GROWTH_NETWORK}: time and memory per pixel'
-        write_lines(folder.path / 'growth.png', title, 'per pixel', sizes, lines, 'pixels')
+        write_lines(folder.path / 'growth.png', title, 'ns or bytes a pixel', sizes, lines, 'pixels')
         files += ['growth.csv', 'growth.png']
     print(text)
     print(f'{folder.path}: {", ".join(files)}')
@@ -114,7 +117,7 @@ def _row(
         'ours': ours,
         'paper': published,
         'ratio': ours / published if ours is not None and published else None,
-        'dash': (figures.get('dash') or figures.get('error')) if ours is None else None,
+        'dash': reason(figures) if ours is None else None,
     }
 
 
@@ -123,7 +126,7 @@ def _growth_row(size: int, figures: Mapping[str, Any]) -> dict[str, Any]:
     per_pixel = {
         name: figures[key] * unit / pixels if key in figures else None for name, (key, unit) in GROWTH_FIGURES.items()
     }
-    return {'size': size, **per_pixel, 'dash': figures.get('dash') or figures.get('error')}
+    return {'size': size, **per_pixel, 'dash': reason(figures)}
 
 
 def _markdown(
@@ -142,11 +145,11 @@ def _markdown(
         parts.append(f'## {quantity[0].upper()}{quantity[1:]}\n\n{markdown_table(columns, lines)}')
     scaled = '' if protocol.images == IMAGES else f', measured with {protocol.images} and scaled'
     parts.append(
-        "Ours (the paper's on an A100, ours ÷ the paper's). – : out of memory or of time. An epoch is of "
+        "Ours (the paper's on an A100, ours ÷ the paper's). – : out of memory or of time; in the paper, out of 80 GB. An epoch is of "
         f'{IMAGES} images{scaled}: {TRAINING_SHARE:.0%} for training, the rest for validation; median of '
         f'{protocol.epochs - 1} after the first; the two phases of latent networks are summed. Inference: 64 steps of '
-        f'the automata, median of {protocol.runs - 1} runs after the first. Memory: peak above what the process had '
-        'before the network was made, an automaton taking its most steps.'
+        f'the automata, median of {protocol.runs - 1} runs after the first. Memory: on a GPU the peak of the tensors, '
+        'else that of the process above what it had before the network was made; an automaton taking its most steps.'
     )
     if growth:
         lines = [[f'{row["size"]}²', *(_significant(row[name]) for name in GROWTH_FIGURES)] for row in growth]

@@ -56,8 +56,16 @@ def matmul_gflops() -> tuple[str, Callable[[], Any], Callable[[float], float]]:
 
 def machine() -> dict[str, Any]:
     """What a figure depends on."""
+    gpu = {}
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        convolutions = 'TF32' if torch.backends.cudnn.allow_tf32 else 'float32'
+        gpu = {
+            'GPU': f'{properties.name}, {properties.total_memory / 1e9:.0f} GB',
+            'CUDA': f'{torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}, {convolutions} convolutions',
+        }
     return {
-        'device': torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU',
+        **gpu,
         'processor': _processor(),
         'threads': torch.get_num_threads(),
         'precision': 'float32',

@@ -2,7 +2,7 @@
 
 import copy
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ from tqdm import tqdm
 import lnca_model  # noqa: F401  registers the plug-in
 from lnca_arch.errors import InputError, check_known, construct
 from lnca_data.lmdb_store import TileStore
-from lnca_model.pipeline import check_blocks, find_paths, read_options
+from lnca_model.pipeline import check_blocks, check_options, find_paths, read_options
+from lnca_model.restoration_model import SELECTION_METRIC, RestorationModel
 
 from basicsr.utils.registry import ARCH_REGISTRY, MODEL_REGISTRY
 
@@ -20,7 +21,10 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / 'options' / 'networks'
 PREPARE = 'python datasets/prepare.py'
 # What an option file says of its own network, and the comparison of none.
+OWN = ('model_type', 'network_g', 'train')
 OF_ONE_NETWORK = ('optim_g', 'scheduler', 'total_iter', 'iters')
+
+MODELS = {name: model for name, model in MODEL_REGISTRY if issubclass(model, RestorationModel)}
 
 Options = dict[str, Any]
 
@@ -38,10 +42,28 @@ def read_network(name: str) -> Options:
         InstallationError: the network comes with an extra that is not installed.
     """
     check_known(name, known_networks(), '--models:')
-    network = read_options(FOLDER / f'{name}.yml')
+    file = FOLDER / f'{name}.yml'
+    network = read_options(file)
+    if network.keys() != set(OWN):
+        raise InputError(f'{file}: expected {", ".join(OWN)} and nothing else, got {", ".join(network)}')
+    check_known(network['model_type'], MODELS, f'{file}: model_type')
+    phases = MODELS[network['model_type']].phase_names
+    blocks = [network['train'].get(phase) for phase in phases] if phases else [network['train']]
+    for block in blocks:
+        if not isinstance(block, dict) or set(block.get('optim_g') or ()) != {'lr'}:
+            raise InputError(f'{file}: train: expected optim_g: {{lr: NUMBER}} and losses{_in_each(phases)}')
+    stray = [key for key in network['train'] if key not in (phases or ('optim_g',)) and not key.endswith('_opt')]
+    if stray:
+        raise InputError(f'{file}: train.{stray[0]} does not belong there: it holds for all networks, or for none')
     with torch.device('meta'):
-        construct(network['network_g'], ARCH_REGISTRY, f'{name}.yml: network_g')
+        made = construct(network['network_g'], ARCH_REGISTRY, f'{file}: network_g')
+    if hasattr(made, 'licence_notice'):
+        print(made.licence_notice)
     return network
+
+
+def _in_each(phases: Sequence[str]) -> str:
+    return f' in each of {", ".join(phases)}' if phases else ''
 
 
 def read_task(path: Path) -> Options:
@@ -53,8 +75,8 @@ def read_task(path: Path) -> Options:
     opt = read_options(path)
     check_blocks(opt, path, is_train=True)
     find_paths(opt, ROOT)
-    kinds = [name.split('_')[0] for name in opt['datasets']]
-    if kinds.count('val') < 2 or not any(dataset.get('at_end') for dataset in opt['datasets'].values()):
+    at_end = {bool(d.get('at_end')) for name, d in opt['datasets'].items() if name.startswith('val')}
+    if at_end != {True, False} or not isinstance(opt.get('val'), dict):
         raise InputError(
             f'{path}: a comparison needs datasets.val, to choose the best network by, and datasets.val_test with '
             'at_end: true, to score it on'
@@ -63,7 +85,22 @@ def read_task(path: Path) -> Options:
         for key, root in dataset.items():
             if key.startswith('dataroot') and not Path(str(root)).exists():
                 raise InputError(f'{path}: datasets.{name}: {root} has no tiles yet; pack them: {_prepare_line(path)}')
+        dataset['phase'] = name.split('_')[0]
+    opt.setdefault('manual_seed', 0)
+    check_options({**opt, 'is_train': True})
+    selection = opt['val'].get('selection_metric', SELECTION_METRIC)
+    check_known(selection, opt['val'].get('metrics') or {}, f'{path}: val.selection_metric')
+    scheduler = shared_training(opt)[0].get('scheduler') or {}
+    if scheduler.keys() & {'periods', 'milestones'}:
+        raise InputError(f'{path}: a comparison needs a schedule that falls over the whole phase, without periods')
+    for dataset in opt['datasets'].values():
+        del dataset['phase']
     return opt
+
+
+def uses_gpu(opt: Options) -> bool:
+    """Whether a network trains on a GPU: one, also where there are more, so that a batch is as large as it says."""
+    return opt.get('num_gpu') != 0 and torch.cuda.is_available()
 
 
 def with_batch(task: Options, batch: int) -> Options:
@@ -76,8 +113,8 @@ def with_batch(task: Options, batch: int) -> Options:
         for key in ('total_iter', 'iters'):
             if key in block:
                 block[key] = round(block[key] * factor)
-    task['val']['val_freq'] = round(task['val']['val_freq'] * factor)
-    task['logger']['save_checkpoint_freq'] = round(task['logger']['save_checkpoint_freq'] * factor)
+    for block, key in ((task['val'], 'val_freq'), (task['logger'], 'save_checkpoint_freq')):
+        block[key] = max(1, round(block[key] * factor))
     return task
 
 
@@ -90,7 +127,7 @@ def _prepare_line(path: Path) -> str:
 def shared_training(task: Options) -> tuple[Options, int]:
     """What holds for every network of an option file's ``train:`` block, its optimiser without the rate, and the
     iterations of a phase, of the last one if there are several."""
-    phases = getattr(MODEL_REGISTRY.get(task['model_type']), 'phase_names', ())
+    phases = MODELS[task['model_type']].phase_names
     block = task['train'][phases[-1]] if phases else task['train']
     shared = {key: value for key, value in task['train'].items() if key not in (*phases, *OF_ONE_NETWORK)}
     shared = {key: value for key, value in shared.items() if not key.endswith('_opt')}
@@ -105,7 +142,7 @@ def options_for(task: Options, network: Options, iters: int) -> Options:
     opt, network = copy.deepcopy(task), copy.deepcopy(network)
     shared, _ = shared_training(opt)
     common = {key: shared.pop(key) for key in ('optim_g', 'scheduler') if key in shared}
-    phases = MODEL_REGISTRY.get(network['model_type']).phase_names
+    phases = MODELS[network['model_type']].phase_names
     for name in phases or (None,):
         block = network['train'][name] if name else network['train']
         block.update({**common, 'optim_g': {**common['optim_g'], **block['optim_g']}})
@@ -113,13 +150,14 @@ def options_for(task: Options, network: Options, iters: int) -> Options:
     if phases:
         network['train']['total_iter'] = iters * len(phases)
     opt.update({**network, 'train': {**shared, **network['train']}})
+    opt['num_gpu'] = int(uses_gpu(opt))
     opt['path'] = {'pretrain_network_g': None, 'strict_load_g': True, 'resume_state': None}
     return opt
 
 
 def phase_count(network: Options) -> int:
     """Phases in which a network trains."""
-    return len(MODEL_REGISTRY.get(network['model_type']).phase_names) or 1
+    return len(MODELS[network['model_type']].phase_names) or 1
 
 
 def dataset_of(task: Options, kind: str) -> Options:

@@ -18,31 +18,37 @@ class ResultsFolder:
 
     Args:
         path: the folder; made if need be.
-        settings: what all results in it share. Blocks named in ``additions`` may gain entries from call to call.
-        additions: top-level names in ``settings`` whose entries are compared only where both have them.
+        settings: what all results in it share.
+        networks: network → its options, which must agree with those of earlier results of the same network.
 
     Raises:
         InputError: it holds results of other settings; the message names what differs.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, Any], additions: Sequence[str] = ()) -> None:
+    def __init__(self, path: Path, settings: Mapping[str, Any], networks: Mapping[str, Any]) -> None:
         self.path = path
-        settings = json.loads(json.dumps(settings))
-        known = stored_settings(path)
-        if known:
-            for name in additions:
-                settings[name] = {**known[name], **settings[name]}
-                known[name] = {**settings[name], **known[name]}
-            differences = list(_differences('', known, settings))
-            if differences:
-                more = f' and {len(differences) - MANY} more' if len(differences) > MANY else ''
-                raise InputError(
-                    f'{path} holds results of other settings: {"; ".join(differences[:MANY])}{more}; choose another '
-                    '--output, or remove that folder'
-                )
-        self.settings = settings
-        path.mkdir(parents=True, exist_ok=True)
-        self.write_json(SETTINGS, settings)
+        settings, self._networks = (json.loads(json.dumps(value)) for value in (settings, networks))
+        known = stored_settings(path) or {**settings, 'networks': {}}
+        of_known = known.pop('networks')
+        both = of_known.keys() & self._networks.keys()
+        differences = [
+            *_differences('', known, settings),
+            *_differences('networks', *({name: side[name] for name in both} for side in (of_known, self._networks))),
+        ]
+        if differences:
+            more = f' and {len(differences) - MANY} more' if len(differences) > MANY else ''
+            raise InputError(
+                f'{path} holds results of other settings: {"; ".join(differences[:MANY])}{more}; choose another '
+                '--output, or remove that folder'
+            )
+        #: The settings; under ``'networks'``, those of which there are results.
+        self.settings = {**settings, 'networks': of_known}
+        self.write_json(SETTINGS, self.settings)
+
+    def has_results_of(self, network: str) -> None:
+        """From now on, the options of a network may not change."""
+        self.settings['networks'][network] = self._networks[network]
+        self.write_json(SETTINGS, self.settings)
 
     def read_json(self, name: str) -> Any:
         """What :meth:`write_json` wrote, or None."""

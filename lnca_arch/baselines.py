@@ -40,6 +40,7 @@ class Restormer(_Restormer or nn.Module):
     """
 
     STRIDE = 8
+    licence_notice = "Restormer's licence allows non-commercial use only: https://github.com/swz30/Restormer"
 
     def __init__(self, **options: Any) -> None:
         if _Restormer is None:
@@ -50,9 +51,7 @@ class Restormer(_Restormer or nn.Module):
         super().__init__(**options)
         # Options are checked with a network on the meta device: nothing is used yet.
         if self.output.weight.device.type != 'meta':
-            logging.getLogger('basicsr').warning(
-                "Restormer's licence allows non-commercial use only: https://github.com/swz30/Restormer"
-            )
+            logging.getLogger('basicsr').warning(self.licence_notice)
 
     def forward(self, image: Tensor) -> Tensor:
         height, width = image.shape[-2:]

@@ -1,5 +1,6 @@
 """What training takes: time, and memory above what the process had before it."""
 
+import contextlib
 import ctypes
 import time
 from pathlib import Path
@@ -18,12 +19,25 @@ KEEP_FREED_MEMORY = {'M_TRIM_THRESHOLD': (-1, -1), 'M_TOP_PAD': (-2, 1 << 26), '
 def keep_freed_memory() -> None:
     """Have glibc keep the memory of freed tensors for the next ones. By itself it hands that of large ones back to the
     system, which takes, to give it again and zeroed, up to half of the time of training on a processor."""
-    try:
+    with contextlib.suppress(OSError, AttributeError):  # another system, another allocator
         mallopt = ctypes.CDLL('libc.so.6').mallopt
-    except (OSError, AttributeError):
-        return  # another system, another allocator
-    for parameter, value in KEEP_FREED_MEMORY.values():
-        mallopt(parameter, value)
+        for parameter, value in KEEP_FREED_MEMORY.values():
+            mallopt(parameter, value)
+
+
+def status_bytes(field: str) -> int | None:
+    """A field of Linux's status of this process, in bytes; None where there is none."""
+    with contextlib.suppress(OSError):
+        for line in STATUS.read_text().splitlines():
+            if line.startswith(f'{field}:'):
+                return int(line.split()[1]) * 1024
+    return None
+
+
+def give_back_freed_memory() -> None:
+    """The opposite of :func:`keep_freed_memory`, for once."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL('libc.so.6').malloc_trim(0)
 
 
 class PeakMemory:
@@ -42,17 +56,15 @@ class PeakMemory:
     def reset(self) -> None:
         if self.device.type == 'cuda':
             torch.cuda.reset_peak_memory_stats(self.device)
-        elif CLEAR_REFS.exists():
-            CLEAR_REFS.write_text(RESET_PEAK)
+        else:
+            with contextlib.suppress(OSError):
+                CLEAR_REFS.write_text(RESET_PEAK)
 
     def read(self) -> int:
         if self.device.type == 'cuda':
             peak = torch.cuda.max_memory_allocated(self.device)
-        elif STATUS.exists():
-            line = next(line for line in STATUS.read_text().splitlines() if line.startswith('VmHWM:'))
-            peak = int(line.split()[1]) * 1024
         else:
-            peak = psutil.Process().memory_info().rss
+            peak = status_bytes('VmHWM') or psutil.Process().memory_info().rss
         return max(0, peak - self._baseline)
 
 
@@ -67,6 +79,7 @@ class Resources:
     def __init__(self, device: torch.device) -> None:
         self.seconds = 0.0
         self.peak_bytes = 0
+        self._device = device
         self._memory = PeakMemory(device)
         self._start: float | None = None
 
@@ -79,9 +92,16 @@ class Resources:
         """An iteration is over."""
         if self._start is None:
             return
+        if self._device.type == 'cuda':
+            torch.cuda.synchronize(self._device)
         self.seconds += time.perf_counter() - self._start
         self.peak_bytes = max(self.peak_bytes, self._memory.read())
         self._start = None
+
+    def interlude(self) -> None:
+        """Something else is over, such as a validation, whose memory shall not count for the next iteration."""
+        if self._device.type != 'cuda':
+            give_back_freed_memory()
 
     def state_dict(self) -> dict[str, Any]:
         return {'seconds': self.seconds, 'peak_bytes': self.peak_bytes}

@@ -143,6 +143,7 @@ class RestorationModel(SRModel):
             )
         self.iteration = 0
         self.best: dict[str, float] = {}
+        self.validated: dict[str, int] = {}  # dataset → the iteration of its last validation
 
     def module_of(self, phase: Phase) -> nn.Module:
         """The part of the network that a phase trains; the rest is frozen, batch norms included."""
@@ -271,12 +272,17 @@ class RestorationModel(SRModel):
     def resume_training(self, resume_state: dict[str, Any]) -> None:
         super().resume_training(resume_state)
         self.best = resume_state['best']
-        self.resources.load_state_dict(resume_state['resources'])
+        if 'resources' in resume_state:  # older states have none
+            self.resources.load_state_dict(resume_state['resources'])
+        # A run that was cut off after its last iteration has only to be scored.
+        self.iteration = resume_state['iter']
+        self.enter(phase_at(self.phases, self.iteration))
 
     def save(self, epoch: int, current_iter: int) -> None:
         """Called by BasicSR every ``save_checkpoint_freq`` iterations, and after the last with −1: then what training
         took is logged, and written to ``training.json``."""
         super().save(epoch, current_iter)
+        self.resources.interlude()
         if current_iter == -1:
             self._report_resources()
 
@@ -324,12 +330,15 @@ class RestorationModel(SRModel):
             at_end = dataloader.dataset.opt.get('at_end', False)
             if at_end and current_iter <= total:
                 return
-            if not at_end and current_iter > total and total % self.opt['val']['val_freq'] == 0:
-                return
+            name = dataloader.dataset.opt['name']
             current_iter = min(current_iter, total)
+            if self.validated.get(name) == current_iter:
+                return
+            self.validated[name] = current_iter
             if at_end:
                 self._use_best_network()
         super().validation(dataloader, current_iter, tb_logger, save_img)
+        self.resources.interlude()
 
     def _use_best_network(self) -> None:
         path = Path(self.opt['path']['models']) / 'net_g_best.pth'
