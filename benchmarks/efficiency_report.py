@@ -145,7 +145,7 @@ def _markdown(
         parts.append(f'## {quantity[0].upper()}{quantity[1:]}\n\n{markdown_table(columns, lines)}')
     scaled = '' if protocol.images == IMAGES else f', measured with {protocol.images} and scaled'
     parts.append(
-        "Ours (the paper's on an A100, ours ÷ the paper's). – : out of memory or of time; in the paper, out of 80 GB. An epoch is of "
+        "Ours (the paper's on an A100 of 80 GB, ours ÷ the paper's). – : out of memory or of time. An epoch is of "
         f'{IMAGES} images{scaled}: {TRAINING_SHARE:.0%} for training, the rest for validation; median of '
         f'{protocol.epochs - 1} after the first; the two phases of latent networks are summed. Inference: 64 steps of '
         f'the automata, median of {protocol.runs - 1} runs after the first. Memory: on a GPU the peak of the tensors, '

@@ -1,10 +1,12 @@
 """A copy of the project in which every network is tiny."""
 
+import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -56,7 +58,9 @@ def edit(project: Path) -> Callable[[str, Callable[[dict[str, Any]], Any]], None
 def benchmark(project: Path) -> Callable[..., subprocess.CompletedProcess]:
     """Run ``python benchmarks/NAME.py ARGUMENTS`` in the copy."""
 
-    def command(name: str, *arguments: str, **more: Any) -> subprocess.CompletedProcess:
+    def command(
+        name: str, *arguments: str, env: Mapping[str, str] = MappingProxyType({})
+    ) -> subprocess.CompletedProcess:
         return subprocess.run(
             [sys.executable, 'benchmarks/' + name + '.py', *arguments],
             cwd=project,
@@ -64,7 +68,7 @@ def benchmark(project: Path) -> Callable[..., subprocess.CompletedProcess]:
             text=True,
             timeout=600,
             check=False,
-            **more,
+            env={**os.environ, 'OMP_NUM_THREADS': '2', **env},
         )
 
     return command

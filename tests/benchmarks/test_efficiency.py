@@ -48,8 +48,8 @@ def test_quick_a_dash_and_again(project, benchmark, edit):
     with open(results / 'growth.csv', newline='') as file:
         growth = list(csv.DictReader(file))
     assert [line['size'] for line in growth] == ['32', '64', '128', '256']
-    # A rollout of a local rule: the time a pixel does not grow with the picture.
-    assert float(growth[-1]['inference, bytes']) < 3 * float(growth[1]['inference, bytes'])
+    # A local rule: what a pixel needs does not grow with the picture, as it does where each looks at all others.
+    assert 0 < float(growth[-1]['training, bytes']) < 2 * float(growth[1]['training, bytes'])
     for name in ('memory.png', 'training.png', 'inference.png', 'growth.png'):
         assert cv2.imread(str(results / name)).std() > 10
 

@@ -3,6 +3,7 @@
 import copy
 import csv
 import functools
+import json
 import resource
 import subprocess
 import sys
@@ -92,6 +93,26 @@ def test_auto_resume_from_another_directory(run, project, options, tmp_path_fact
     if stopped_at == 6:
         assert torch.equal(end['pool']['tensors']['state'], state['pool']['tensors']['state'])
     assert (experiment / 'models' / 'net_g_latest.pth').is_file()
+
+
+def test_a_run_that_was_cut_off_after_its_last_iteration_is_scored(run, project, options):
+    options['logger']['save_checkpoint_freq'] = 7
+    assert run('train', options).returncode == 0
+    experiment = project / 'experiments' / 'lnca_photos'
+    expected = scores(experiment / 'scores.csv')
+    for file in ('models/net_g_best.pth', 'models/net_g_latest.pth', 'scores.csv', 'training.json'):
+        (experiment / file).unlink()
+    state = checkpoint.load(experiment / 'training_states' / '7.state')
+    del state['resources']  # one that was saved before there was such an entry
+    state['best'] = {}
+    checkpoint.save(state, experiment / 'training_states' / '7.state')
+    result = run('train', options, '--auto_resume')
+    assert result.returncode == 0, result.stderr
+    assert (experiment / 'models' / 'net_g_best.pth').is_file()
+    assert json.loads((experiment / 'training.json').read_text())['iterations'] == 7
+    for row, before in zip(scores(experiment / 'scores.csv'), expected, strict=True):
+        assert (row['dataset'], row['metric']) == (before['dataset'], before['metric'])
+        assert float(row['restored']) == pytest.approx(float(before['restored']), abs=1e-4)
 
 
 def test_phase_2_alone_on_a_trained_autoencoder(run, project, options, trained):

@@ -17,6 +17,7 @@ from lnca_model import pipeline
 def parse(tmp_path, monkeypatch):
     """parse_options of an option file made of ``options``, as train.py calls it."""
     monkeypatch.setattr(errors.sys, 'excepthook', sys.excepthook)  # put back afterwards
+    monkeypatch.setattr(pipeline, 'keep_freed_memory', lambda: None)  # it lasts as long as the process
 
     def call(options):
         file = tmp_path / 'options.yml'
