@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -133,16 +133,16 @@ def measure(cell: Cell) -> Iterator[dict[str, Any]]:
     seconds = [_timed(model.test, device) for _ in range(cell.runs)][1:]
     yield {'inference_seconds': statistics.median(seconds), 'inference_bytes': memory.read()}
 
-    drawn = getattr(model, 'steps', None)
-    _use_steps(model, max)
+    drawn = getattr(model, 'steps', None)  # an automaton's
+    if drawn:
+        model.steps = [max(drawn)] * 2
     for phase in model.phases:
         for _ in range(2):  # the optimiser's own memory is there from the first step on
             _train_once(model, training[: cell.batch], phase.first)
     yield {'training_bytes': model.resources.peak_bytes}
 
-    model.steps = drawn
-    if cell.steps:
-        _use_steps(model, lambda _: cell.steps)
+    if drawn:
+        model.steps = [cell.steps] * 2 if cell.steps else drawn
     medians = []
     for phase in model.phases:
         epochs = []
@@ -165,12 +165,6 @@ def _train_once(model: Any, gt: torch.Tensor, iteration: int) -> None:
     model.update_learning_rate(iteration)
     model.feed_data({'gt': gt})
     model.optimize_parameters(iteration)
-
-
-def _use_steps(model: Any, choose: Callable[[Sequence[int]], int]) -> None:
-    """Have an automaton take as many steps in training, given the bounds in its options; others take none."""
-    if hasattr(model, 'steps'):
-        model.steps = [choose(model.opt['train']['automaton']['steps'])] * 2
 
 
 def _train(model: Any, images: torch.Tensor, batch: int, first: int) -> None:

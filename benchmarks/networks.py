@@ -75,6 +75,7 @@ def read_task(path: Path) -> Options:
     opt = read_options(path)
     check_blocks(opt, path, is_train=True)
     find_paths(opt, ROOT)
+    check_known(opt['model_type'], MODELS, f'{path}: model_type')
     at_end = {bool(d.get('at_end')) for name, d in opt['datasets'].items() if name.startswith('val')}
     if at_end != {True, False} or not isinstance(opt.get('val'), dict):
         raise InputError(

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
+NOTHING: Mapping[str, str] = MappingProxyType({})
 PREPARE_LINE = '#   python datasets/prepare.py photos\n'
 TINY = {
     'LatentNAFCA': {'latent_channels': 4, 'hidden_channels': 4, 'embed_channels': 8},
@@ -58,9 +59,7 @@ def edit(project: Path) -> Callable[[str, Callable[[dict[str, Any]], Any]], None
 def benchmark(project: Path) -> Callable[..., subprocess.CompletedProcess]:
     """Run ``python benchmarks/NAME.py ARGUMENTS`` in the copy."""
 
-    def command(
-        name: str, *arguments: str, env: Mapping[str, str] = MappingProxyType({})
-    ) -> subprocess.CompletedProcess:
+    def command(name: str, *arguments: str, env: Mapping[str, str] = NOTHING) -> subprocess.CompletedProcess:
         return subprocess.run(
             [sys.executable, 'benchmarks/' + name + '.py', *arguments],
             cwd=project,
