@@ -43,7 +43,7 @@ def write_bars(
         shade = str(0.9 - 0.5 * index / max(1, len(bars) - 1))
         hatch = HATCHES[index % len(HATCHES)]
         axes.bar(index, value, yerr=deviation or None, color=shade, edgecolor='black', hatch=hatch, capsize=4)
-        axes.annotate(f'{value:.3f}', (index, value), ha='center', va='bottom', backgroundcolor='white', fontsize=9)
+        axes.annotate(f'{value:.3f}', (index, value), (0, 4), textcoords='offset points', ha='center')
     axes.axhline(baseline[1], color='black', linestyle='--', label=f'{baseline[0]}, {baseline[1]:.3f}')
     for index, name in enumerate(bars):
         if name in published:
@@ -84,7 +84,9 @@ def write_lines(
             label=name,
         )
     axes.set_xticks(range(len(positions)), positions, fontsize=8)
-    axes.set(title=title, ylabel=label, xlabel=axis, yscale='log')
+    axes.set(title=title, ylabel=label, xlabel=axis)
+    if any(value is not None for values in lines.values() for value in values):
+        axes.set_yscale('log')
     axes.grid(True, axis='y', linestyle=':', color='0.7')
     axes.legend()
     _save(figure, path)

@@ -39,9 +39,9 @@ def _report(kind: type[BaseException], error: BaseException, trace: TracebackTyp
 
 def nearest(name: Any, known: Iterable[str]) -> str:
     """``'Did you mean X?'`` for a misspelt name, else the known ones."""
-    known = sorted(known)
-    close = difflib.get_close_matches(str(name), known, n=1)
-    return f'Did you mean {close[0]}?' if close else f'Known: {", ".join(known)}.'
+    known = {entry.lower(): entry for entry in sorted(known)}
+    close = difflib.get_close_matches(str(name).lower(), known, n=1)
+    return f'Did you mean {known[close[0]]}?' if close else f'Known: {", ".join(known.values())}.'
 
 
 def check_known(name: Any, known: Iterable[str], what: str) -> None:

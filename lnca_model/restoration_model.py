@@ -331,9 +331,9 @@ class RestorationModel(SRModel):
             if at_end and current_iter <= total:
                 return
             name = dataloader.dataset.opt['name']
-            current_iter = min(current_iter, total)
-            if self.validated.get(name) == current_iter:
+            if not at_end and current_iter > total and self.validated.get(name) == total:
                 return
+            current_iter = min(current_iter, total)
             self.validated[name] = current_iter
             if at_end:
                 self._use_best_network()

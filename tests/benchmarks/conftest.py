@@ -39,6 +39,7 @@ def project(project: Path, options: dict[str, Any]) -> Path:
     options['train'].update(total_iter=8)
     options['train']['autoencoder'].update(iters=4)
     options['val']['val_freq'] = 2
+    (project / 'options' / 'lnca_photos.yml').write_text(yaml.safe_dump(options))  # whose optimiser efficiency.py uses
     (project / 'task.yml').write_text(f'{PREPARE_LINE}{yaml.safe_dump(options)}')
     return project
 

@@ -6,17 +6,9 @@ import json
 import cv2
 import paper
 import pytest
-import yaml
 from outcomes import failed_in_one_line
 
 NETWORKS = ['LatentNAFCA', 'LatentViTCA', 'ViTCA', 'NAFNet', 'Restormer']
-
-
-@pytest.fixture
-def project(project, options):
-    """With the option file whose optimiser is used."""
-    (project / 'options' / 'lnca_photos.yml').write_text(yaml.safe_dump(options))
-    return project
 
 
 def test_quick_a_dash_and_again(project, benchmark, edit):

@@ -10,13 +10,13 @@ import torch
 from lnca_model.resources import CLEAR_REFS, PeakMemory, Resources
 
 MEGABYTE = 2**20
-# Pages that the system had to give in the second of two equal uses of 200 MB.
+# Pages that the system had to give in the last of three equal uses of 200 MB.
 USE_TWICE = """
 import resource, sys, torch
 from lnca_model.resources import keep_freed_memory
 if sys.argv[1] == 'keep':
     keep_freed_memory()
-for _ in range(2):
+for _ in range(3):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     [torch.ones(50 * 2**20, dtype=torch.uint8) for _ in range(4)]
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
@@ -25,7 +25,7 @@ CPU = torch.device('cpu')
 
 
 def use(megabytes):
-    torch.ones(megabytes * MEGABYTE, dtype=torch.uint8).sum()
+    torch.ones(megabytes * MEGABYTE, dtype=torch.uint8)
 
 
 @pytest.mark.skipif(not CLEAR_REFS.exists(), reason='the peak is known on Linux alone')
@@ -68,4 +68,4 @@ def test_freed_memory_is_kept():
         command = [sys.executable, '-c', USE_TWICE, how]
         return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
 
-    assert pages('keep') < pages('as it is') / 10
+    assert pages('keep') < pages('as it is') / 2
