@@ -15,7 +15,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import paper
 import yaml
 from compare_plan import ESTIMATES, LEAST_ITERATIONS, Planner, validations_of
 from compare_report import write_pictures, write_tables
@@ -24,12 +23,12 @@ from networks import (
     MODELS,
     ROOT,
     Options,
+    add_models_option,
     dataset_of,
     fingerprint,
-    known_networks,
     options_for,
     phase_count,
-    read_network,
+    read_networks,
     read_task,
     shared_training,
     with_batch,
@@ -38,7 +37,6 @@ from results_folder import ResultsFolder, duration, stored_settings
 from tqdm import tqdm
 
 from lnca_arch.errors import InputError, report_in_one_line
-from lnca_model.restoration_model import SELECTION_METRIC
 
 RESULTS = ROOT / 'results'
 CHECKPOINTS_A_PHASE, LINES_A_PHASE = 4, 20
@@ -52,7 +50,7 @@ def main() -> None:
     task = read_task(arguments.opt)
     if arguments.batch is not None:
         task = with_batch(task, arguments.batch)
-    networks = {name: read_network(name) for name in dict.fromkeys(arguments.models)}
+    networks = read_networks(arguments.models)
     print(_what_differs(networks))
     for network in networks.values():
         check = options_for(task, network, LEAST_ITERATIONS) | {'is_train': True}
@@ -125,9 +123,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         '-opt', type=Path, required=True, help='option file of the task, such as options/lnca_gopro.yml'
     )
-    parser.add_argument(
-        '--models', nargs='+', default=list(paper.NETWORKS), help=f'of {", ".join(known_networks())}; all of the paper'
-    )
+    add_models_option(parser)
     parser.add_argument('--seeds', type=int, default=1, help='trainings of each network: mean and deviation are given')
     parser.add_argument(
         '--budget', type=float, metavar='MINUTES', help='train for fewer epochs, equally for all, to end within that'
@@ -162,7 +158,7 @@ def _settings(task: Options, tiles: Mapping[str, tuple[int, str]], iters: int, b
         'train': shared,
         'validations a phase': validations_of(task, iters),
         'metrics': task['val']['metrics'],
-        'selection': task['val'].get('selection_metric', SELECTION_METRIC),
+        'selection': task['val']['selection_metric'],
         'first seed': task['manual_seed'],
         'machine': machine(),
     }
@@ -188,11 +184,14 @@ def _what_is_the_same(settings: Mapping[str, Any]) -> str:
 
 
 def _plain(value: Any) -> str:
-    return (
-        yaml.safe_dump(json.loads(json.dumps(value)), default_flow_style=True, sort_keys=False, width=10**6)
-        .split('\n...')[0]
-        .rstrip('\n')
-    )
+    """Options in one line."""
+    # YAML ends what is no block with a line of dots.
+    return _as_yaml(value, default_flow_style=True, width=10**6).removesuffix('...\n').rstrip('\n')
+
+
+def _as_yaml(value: Any, **style: Any) -> str:
+    """Options as YAML. What was read from YAML are ordered mappings, which it writes as Python's own."""
+    return yaml.safe_dump(json.loads(json.dumps(value)), sort_keys=False, **style)
 
 
 # --- training
@@ -220,7 +219,7 @@ def _train(folder: ResultsFolder, opt: Options, record: str, title: str) -> dict
     """
     file = Path(record).with_suffix('.yml')
     command = [sys.executable, str(ROOT / 'basicsr' / 'train.py'), '-opt', str(folder.path / file)]
-    options = yaml.safe_dump(json.loads(json.dumps(opt)), sort_keys=False)
+    options = _as_yaml(opt)
     if (folder.path / file).exists() and (folder.path / file).read_text(encoding='utf-8') == options:
         command.append('--auto_resume')  # else it starts, or starts again since its options changed
     folder.write_text(str(file), options)

@@ -12,6 +12,7 @@ import numpy as np
 import paper
 import torch
 from charts import write_bars
+from measure import in_one_line
 from networks import Options, dataset_of
 from results_folder import ResultsFolder, duration, markdown_table
 
@@ -120,7 +121,7 @@ def _notes(command: str, settings: Mapping[str, Any], seeds: set[int], failed: M
         f'phases, the others in one. Scored is the best network by {settings["selection"].upper()} on validation. '
         'Training time: iterations alone, of all phases; memory: on a GPU the '
         'tensors, else above what the process had before the network was made.',
-        '; '.join(f'{key}: {value}' for key, value in settings['machine'].items()) + '.',
+        in_one_line(settings['machine']),
     ]
     if settings['budget, minutes'] is not None and epochs < full:
         budget = f'Budget of {settings["budget, minutes"]:g} minutes'

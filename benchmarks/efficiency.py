@@ -10,9 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import cell
-import paper
 import psutil
-import torch
 from efficiency_report import (
     GROWTH_BATCH,
     GROWTH_NETWORK,
@@ -23,7 +21,7 @@ from efficiency_report import (
     write_report,
 )
 from measure import machine
-from networks import ROOT, Options, known_networks, read_network, shared_training
+from networks import ROOT, Options, add_models_option, read_networks, shared_training, uses_gpu
 from results_folder import ResultsFolder
 from tqdm import tqdm
 
@@ -47,7 +45,7 @@ def main() -> None:
     arguments = _arguments()
     protocol = QUICK if arguments.quick else FULL
     task = read_options(TASK)
-    networks = {name: read_network(name) for name in dict.fromkeys(arguments.models)}
+    networks = read_networks(arguments.models)
     settings = {
         'protocol': vars(protocol),
         'train': shared_training(task)[0],
@@ -67,7 +65,7 @@ def main() -> None:
             bar.set_postfix_str(name)
             figures = folder.read_json(_record_of(name))
             if figures is None or figures.get('timeout', arguments.cell_timeout) < arguments.cell_timeout:
-                one.memory_limit = _memory_limit(arguments.memory_limit)
+                one.memory_limit = _memory_limit(arguments.memory_limit, task)
                 figures = cell.run(one, arguments.cell_timeout) | {'memory_limit_bytes': one.memory_limit}
                 if 'error' in figures:
                     errors[name] = figures['error']
@@ -83,9 +81,7 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        '--models', nargs='+', default=list(paper.NETWORKS), help=f'of {", ".join(known_networks())}; all of the paper'
-    )
+    add_models_option(parser)
     parser.add_argument('--quick', action='store_true', help=f'32×32 pixels, batch 8, {QUICK.images} images an epoch')
     parser.add_argument(
         '--cell-timeout', type=float, default=3600, metavar='SECONDS', help='a dash for what takes longer'
@@ -100,11 +96,11 @@ def _arguments() -> argparse.Namespace:
     return arguments
 
 
-def _memory_limit(limit: float | None) -> int | None:
+def _memory_limit(limit: float | None, task: Options) -> int | None:
     """In bytes; without one that was asked for, what is free, unless the GPU's own limit holds."""
     if limit is not None:
         return int(limit * 1e9)
-    return None if torch.cuda.is_available() else int(MEMORY_SHARE * psutil.virtual_memory().available)
+    return None if uses_gpu(task) else int(MEMORY_SHARE * psutil.virtual_memory().available)
 
 
 def _cells(task: Options, networks: Mapping[str, Options], protocol: Protocol) -> Iterable[tuple[str, str, cell.Cell]]:

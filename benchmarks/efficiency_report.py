@@ -7,6 +7,7 @@ from typing import Any
 import paper
 from cell import reason
 from charts import write_lines
+from measure import in_one_line
 from results_folder import ResultsFolder, markdown_table
 
 TRAINING_SHARE = 0.8
@@ -155,7 +156,7 @@ def _markdown(
         lines = [[f'{row["size"]}²', *(_significant(row[name]) for name in GROWTH_FIGURES)] for row in growth]
         table = markdown_table(['', *GROWTH_FIGURES], lines)
         parts.append(f'## {GROWTH_NETWORK}, per pixel, batch {GROWTH_BATCH}\n\n{table}')
-    parts.append('; '.join(f'{key}: {value}' for key, value in where.items()) + '.')
+    parts.append(in_one_line(where))
     return '\n\n'.join(parts) + '\n'
 
 

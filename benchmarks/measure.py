@@ -1,7 +1,6 @@
 """What the benchmarks share: medians, the machine that gave them, and output as text and JSON."""
 
 import argparse
-import json
 import platform
 import statistics
 import time
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lnca_data.atomic import whole_file
+from lnca_data.atomic import write_json
 from lnca_data.lmdb_store import write_lmdb
 
 
@@ -74,6 +73,11 @@ def machine() -> dict[str, Any]:
     }
 
 
+def in_one_line(where: Mapping[str, Any]) -> str:
+    """What :func:`machine` says, for a note under a table."""
+    return '; '.join(f'{key}: {value}' for key, value in where.items()) + '.'
+
+
 def _processor() -> str:
     try:
         lines = Path('/proc/cpuinfo').read_text().splitlines()
@@ -88,5 +92,4 @@ def report(figures: Mapping[str, Any], path: Path | None) -> None:
     for name, value in figures.items():
         print(f'{name}: {value:.4g}' if isinstance(value, float) else f'{name}: {value}')
     if path:
-        with whole_file(path) as temporary:
-            temporary.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + '\n')
+        write_json(path, figures)

@@ -1,11 +1,13 @@
 """The networks that are compared: a file each under options/networks, joined with an option file that holds for all."""
 
+import argparse
 import copy
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import paper
 import torch
 from tqdm import tqdm
 
@@ -32,6 +34,18 @@ Options = dict[str, Any]
 def known_networks() -> list[str]:
     """Names that ``--models`` takes."""
     return sorted(file.stem for file in FOLDER.glob('*.yml'))
+
+
+def add_models_option(parser: argparse.ArgumentParser) -> None:
+    """Have a command take ``--models``, for :func:`read_networks`."""
+    parser.add_argument(
+        '--models', nargs='+', default=list(paper.NETWORKS), help=f'of {", ".join(known_networks())}; all of the paper'
+    )
+
+
+def read_networks(names: Iterable[str]) -> dict[str, Options]:
+    """Name → what :func:`read_network` says of it, each once."""
+    return {name: read_network(name) for name in dict.fromkeys(names)}
 
 
 def read_network(name: str) -> Options:
@@ -89,7 +103,7 @@ def read_task(path: Path) -> Options:
         dataset['phase'] = name.split('_')[0]
     opt.setdefault('manual_seed', 0)
     check_options({**opt, 'is_train': True})
-    selection = opt['val'].get('selection_metric', SELECTION_METRIC)
+    selection = opt['val'].setdefault('selection_metric', SELECTION_METRIC)
     check_known(selection, opt['val'].get('metrics') or {}, f'{path}: val.selection_metric')
     scheduler = shared_training(opt)[0].get('scheduler') or {}
     if scheduler.keys() & {'periods', 'milestones'}:
@@ -176,7 +190,7 @@ def fingerprint(dataset: Mapping[str, Any]) -> tuple[int, str]:
         root = dataset.get(f'dataroot_{side}')
         if root:
             store = TileStore(root)
-            count = len(store.keys)
+            count = len(store)
             for key in tqdm(store.keys, desc=f'reading {root}', unit='tile', leave=False):
                 digest.update(f'{side}/{key}'.encode())
                 digest.update(store[key].tobytes())

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lnca_arch.errors import InputError
-from lnca_data.atomic import whole_file
+from lnca_data.atomic import whole_file, write_json
 
 SETTINGS = 'settings.json'
 MANY = 4  # differences that a message names
@@ -55,14 +55,17 @@ class ResultsFolder:
         return read_json(self.path / name)
 
     def write_json(self, name: str, content: Any) -> None:
-        self.write_text(name, json.dumps(content, indent=2, ensure_ascii=False) + '\n')
+        write_json(self._place(name), content)
 
     def write_text(self, name: str, text: str) -> None:
         """Write a file whole or not at all."""
+        with whole_file(self._place(name)) as temporary:
+            temporary.write_text(text, encoding='utf-8')
+
+    def _place(self, name: str) -> Path:
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as temporary:
-            temporary.write_text(text, encoding='utf-8')
+        return path
 
     def write_csv(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write rows that have the same columns; None is left empty."""

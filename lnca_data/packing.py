@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from lnca_arch.errors import InputError
-from lnca_data.atomic import whole_folder
+from lnca_data.atomic import whole_folder, write_json
 from lnca_data.corruption import build_corruption
 from lnca_data.cutting import CutPair, PackedTile, PackingOptions, Task, cut_task
 from lnca_data.images import Image
@@ -292,7 +292,7 @@ def _finish(folder: Path, summary: Summary) -> None:
         'total_iter': 2 * iterations,
     }
     summary.content_hash = content_hash(summary.hashes)
-    (folder / SUMMARY).write_text(json.dumps(asdict(summary), indent=2, ensure_ascii=False) + '\n', encoding='utf-8')
+    write_json(folder / SUMMARY, asdict(summary))
     gt, lq = (TileStore(folder / f'test_{side}.lmdb') for side in ('gt', 'lq'))
     keys = gt.keys
     chosen = [keys[index] for index in np.linspace(0, len(gt) - 1, min(SHEET_PAIRS, len(gt))).astype(int)]

@@ -1,6 +1,5 @@
 """What every compared network trains with."""
 
-import json
 import math
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from lnca_arch.errors import InputError, check_known, construct, nearest
-from lnca_data.atomic import whole_file
+from lnca_data.atomic import whole_file, write_json
 from lnca_data.corruption import build_corruption
 from lnca_model import checkpoint
 from lnca_model.optimization import build_optimizer, build_scheduler, normalize_gradients
@@ -299,8 +298,7 @@ class RestorationModel(SRModel):
             f'Trained {self.iteration:,} iterations in {seconds:,.1f} s, without waiting for data, validation and '
             f'checkpoints; peak memory {peak / 1e9:.2f} GB.'
         )
-        with whole_file(Path(self.opt['path']['log']) / 'training.json') as temporary:
-            temporary.write_text(json.dumps(figures, indent=2) + '\n')
+        write_json(Path(self.opt['path']['log']) / 'training.json', figures)
 
     # --- validation
 
