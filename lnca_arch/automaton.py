@@ -1,17 +1,12 @@
 """What every cellular automaton shares: the state's layout, its seed, one step and the rollout."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-# Without gradients a processor takes this many cells through all steps before the next: what a step computes then stays
-# in its cache.
-CELLS_AT_ONCE = 4096
-
-# The C library gives freed memory back to the system above twice the largest block that it has seen freed, and every
-# step would fault it in again, for a third of its time. A block that is never touched costs nothing.
-torch.empty(31 << 20, dtype=torch.uint8)
+from lnca_arch.rollout import fast_rollout, update_masks
 
 
 class CellularAutomaton(nn.Module):
@@ -19,13 +14,28 @@ class CellularAutomaton(nn.Module):
 
     The state of a grid is a tensor ``(N, C, H, W)`` with channels ``[in | out | hidden]``. ``in`` is what the automaton
     is given and never changes, ``out`` is its answer, ``hidden`` its memory. One step adds an update to ``out`` and
-    ``hidden`` that each cell computes from its 3×3 neighbourhood. A subclass provides :meth:`_update`.
+    ``hidden`` that each cell computes from its 3×3 neighbourhood.
+
+    A subclass says with :meth:`_update` what its rule is, and with :meth:`fold` and :attr:`fast_update` how to compute
+    it fast.
 
     Args:
         in_channels: channels of the input that every cell keeps seeing.
         out_channels: channels of the answer.
         hidden_channels: channels of memory.
+
+    Attributes:
+        memory: what a rollout with gradients keeps for them, a key of :data:`lnca_arch.rollout.RECOMPUTED`; None
+            chooses by what there is to keep.
     """
+
+    # The rule once more, as a function ``(cells, folded, *per_cell)``: like :meth:`_update`, but with what :meth:`fold`
+    # returned.
+    fast_update: ClassVar[Callable[..., Tensor]]
+    # Numbers that a step keeps of each cell for its gradients, about.
+    kept_channels: ClassVar[int]
+
+    memory: str | None = None
 
     def __init__(self, in_channels: int, out_channels: int, hidden_channels: int) -> None:
         super().__init__()
@@ -86,47 +96,53 @@ class CellularAutomaton(nn.Module):
         if steps < 0:
             raise ValueError(f'steps must be at least 0, got {steps}')
         check_update_rate(update_rate)
-        # A rule works on the channels of single cells: with those side by side in memory, a step takes half the time.
-        state = state.contiguous(memory_format=torch.channels_last)
-        constants = self._constants(state)
-        if torch.is_grad_enabled() or state.device.type != 'cpu':
-            return self._rollout(state, steps, update_rate, constants)
-        height, width = state.shape[-2:]
-        images = max(1, CELLS_AT_ONCE // (height * width))
-        return torch.cat([self._rollout(part, steps, update_rate, constants) for part in state.split(images)])
+        return fast_rollout(self, state, steps, update_rate)
 
     def step(self, state: Tensor, update_rate: float = 1.0) -> Tensor:
         """One step; arguments and result as in :meth:`forward`."""
         return self(state, 1, update_rate)
 
-    def _rollout(self, state: Tensor, steps: int, update_rate: float, constants: Any) -> Tensor:
-        for _ in range(steps):
-            state = self._step(state, update_rate, constants)
-        return state
+    def plain_rollout(self, state: Tensor, steps: int, update_rate: float = 1.0) -> Tensor:
+        """The definition of what :meth:`forward` computes; arguments and result are the same."""
+        cells = state.permute(0, 2, 3, 1)
+        given, changing = cells[..., : self.in_channels], cells[..., self.in_channels :]
+        constants = self.constants_per_cell(cells)
+        for takes_part in update_masks(cells.shape[:3], steps, update_rate, cells.device):
+            cells = torch.cat([given, changing], dim=-1)
+            update = self._update(cells, *constants, *self.random_per_cell(cells))
+            changing = changing + (update if takes_part is None else update * takes_part)
+        return torch.cat([given, changing], dim=-1).permute(0, 3, 1, 2)
 
-    def _step(self, state: Tensor, update_rate: float, constants: Any) -> Tensor:
-        update = self._update(state.permute(0, 2, 3, 1), constants).permute(0, 3, 1, 2)
-        if update_rate < 1.0:
-            n, _, h, w = state.shape
-            takes_part = torch.rand(n, 1, h, w, device=state.device) < update_rate
-            update = update * takes_part
-        return torch.cat([state[:, : self.in_channels], state[:, self.in_channels :] + update], dim=1)
-
-    def _constants(self, state: Tensor) -> Any:
-        """What :meth:`_update` needs besides the state and is the same in every step of a rollout."""
-        return None
-
-    def _update(self, cells: Tensor, constants: Any) -> Tensor:
+    def _update(self, cells: Tensor, *per_cell: Tensor) -> Tensor:
         """The rule: what a step adds to ``out`` and ``hidden`` of each cell.
 
         Args:
             cells: the state with the channels last: ``(N, H, W, state_channels)``.
-            constants: from :meth:`_constants`.
+            per_cell: from :meth:`constants_per_cell` and :meth:`random_per_cell`.
 
         Returns:
             ``(N, H, W, changing_channels)``.
         """
         raise NotImplementedError
+
+    def fold(self) -> Any:
+        """The rule's parameters for :attr:`fast_update`, linear maps that follow one another merged."""
+        raise NotImplementedError
+
+    def constants_per_cell(self, cells: Tensor) -> tuple[Tensor, ...]:
+        """What :attr:`fast_update` needs of each of the cells ``(N, H, W, C)``, the same in all steps: tensors
+        ``(1, H, W, …)``."""
+        return ()
+
+    def random_per_cell(self, cells: Tensor) -> tuple[Tensor, ...]:
+        """What :attr:`fast_update` needs of each of the cells ``(N, H, W, C)``, drawn anew in every step: tensors
+        ``(N, H, W, …)``."""
+        return ()
+
+    @property
+    def draws_random_numbers(self) -> bool:
+        """Whether :meth:`random_per_cell` does."""
+        return False
 
 
 def check_update_rate(update_rate: float) -> None:

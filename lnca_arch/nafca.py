@@ -8,18 +8,38 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lnca_arch.automaton import CellularAutomaton
+from lnca_arch.folding import Linear, fold_norm, normalize
 
 from basicsr.utils.registry import ARCH_REGISTRY
 
+LAYER_NORM_EPS = 1e-6
+
 
 class Folded(NamedTuple):
-    """Linear maps of :class:`NAFCA` merged with their neighbours; see :meth:`NAFCA._fold`."""
+    """Linear maps of :class:`NAFCA`, weights and biases; see :meth:`NAFCA.fold`."""
 
-    perceive_weight: Tensor
-    perceive_bias: Tensor
+    embed: Linear
+    perceive: Linear
+    attention_bias: Tensor
     project_bias: Tensor
-    ffn_project_weight: Tensor
-    ffn_project_bias: Tensor
+    ffn_expand: Linear
+    ffn_project: Linear
+    head: Linear
+
+
+def fast_update(cells: Tensor, folded: Folded, *dropout: Tensor) -> Tensor:
+    """:meth:`NAFCA._update` with the linear maps of :meth:`NAFCA.fold`."""
+    drop_perceived, drop_transition = dropout or (1.0, 1.0)
+    channels = cells.shape[-1]
+    normalized = normalize(cells, LAYER_NORM_EPS)
+    gated = _simple_gate(F.linear(normalized, *folded.embed))
+    read = F.linear(torch.cat([gated, normalized], dim=-1), *folded.perceive)
+    projected, taps = read[..., :channels], read[..., channels : channels + 9]
+    perceived = projected * (folded.attention_bias + _sum_of_neighbours(taps)) + folded.project_bias
+    x = cells + perceived * drop_perceived
+    transition = F.linear(_simple_gate(F.linear(normalize(x, LAYER_NORM_EPS), *folded.ffn_expand)), *folded.ffn_project)
+    x = x + transition * drop_transition
+    return F.linear(normalize(x, LAYER_NORM_EPS), *folded.head)
 
 
 @ARCH_REGISTRY.register()
@@ -53,69 +73,86 @@ class NAFCA(CellularAutomaton):
                 'the simple gate halves its channels: embed_channels and ffn_expand × state channels must be even, '
                 f'got {embed_channels} and {ffn_channels}'
             )
-        self.perception_norm = nn.LayerNorm(channels, eps=1e-6)
+        self.perception_norm = nn.LayerNorm(channels, eps=LAYER_NORM_EPS)
         self.embed = nn.Conv2d(channels, embed_channels, 1)
         self.expand = nn.Conv2d(embed_channels, 2 * embed_channels, 1, groups=embed_channels)
         self.attention = nn.Conv2d(embed_channels, 1, 3, padding=1)
         self.project = nn.Conv2d(embed_channels, channels, 1)
         self.beta = nn.Parameter(torch.zeros(channels))
 
-        self.update_norm = nn.LayerNorm(channels, eps=1e-6)
+        self.update_norm = nn.LayerNorm(channels, eps=LAYER_NORM_EPS)
         self.ffn_expand = nn.Conv2d(channels, ffn_channels, 1)
         self.ffn_project = nn.Conv2d(ffn_channels // 2, channels, 1)
         self.gamma = nn.Parameter(torch.zeros(channels))
 
-        self.head_norm = nn.LayerNorm(channels, eps=1e-6)
+        self.head_norm = nn.LayerNorm(channels, eps=LAYER_NORM_EPS)
         self.head = nn.Conv2d(channels, self.changing_channels, 1)
         self.dropout = nn.Dropout(dropout)
 
-    def _constants(self, state: Tensor) -> Folded:
-        with torch.autocast(state.device.type, enabled=False):
-            return self._fold()
+    def _update(self, cells: Tensor, *dropout: Tensor) -> Tensor:
+        drop_perceived, drop_transition = dropout or (1.0, 1.0)
+        x = cells
+        x = x + self.beta * drop_perceived * self._perceive(self.perception_norm(x))
+        x = x + self.gamma * drop_transition * self._transition(self.update_norm(x))
+        return _convolve(self.head, self.head_norm(x))
 
-    def _fold(self) -> Folded:
-        """Merge the linear maps that follow one another, once a rollout.
+    def _perceive(self, x: Tensor) -> Tensor:
+        x = _simple_gate(_convolve(self.expand, _convolve(self.embed, x)))
+        return _convolve(self.project, x * _convolve(self.attention, x))
 
-        With a, b the two halves of ``embed``'s output, ``expand`` and the simple gate make two channels of each pair:
+    def _transition(self, x: Tensor) -> Tensor:
+        return _convolve(self.ffn_project, _simple_gate(_convolve(self.ffn_expand, x)))
+
+    def random_per_cell(self, cells: Tensor) -> tuple[Tensor, ...]:
+        """What dropout at the end of both blocks multiplies with, 0 or 1 / (1 − p); nothing where it does nothing."""
+        if not self.draws_random_numbers:
+            return ()
+        ones = cells.new_ones((*cells.shape[:-1], self.state_channels))
+        return self.dropout(ones), self.dropout(ones)
+
+    @property
+    def draws_random_numbers(self) -> bool:
+        return self.training and self.dropout.p > 0
+
+    fast_update = staticmethod(fast_update)
+    kept_channels = 1200
+
+    def fold(self) -> Folded:
+        """Merge the linear maps that follow one another.
+
+        A layer norm ends with one, and so do both blocks, with beta and gamma. With a, b the two halves of ``embed``'s
+        output, ``expand`` and the simple gate make two channels of each pair:
         (w1·a + v1)·(w2·b + v2) = w1·w2·ab + w1·v2·a + v1·w2·b + v1·v2. What reads them is linear, too (``project`` and
         the nine taps of ``attention``), and so are a and b in ``embed``'s input x. So the block needs ab and x only.
         """
-        embed, half = self.embed.weight.flatten(1), self.embed.out_channels // 2
+        half = self.embed.out_channels // 2
+        embed, embed_bias = fold_norm(self.perception_norm, self.embed.weight.flatten(1), self.embed.bias)
         w1, w2 = self.expand.weight.view(2, half, 2)
         v1, v2 = self.expand.bias.view(2, half, 2)
         project = self.beta.unsqueeze(1) * self.project.weight.flatten(1)
         taps = self.attention.weight[0].flatten(1).t()
-        read = torch.cat([project, taps]).view(-1, half, 2)
+        # Matrix products are faster with a multiple of 16 columns.
+        padding = project.new_zeros(-(len(project) + len(taps)) % 16, project.shape[1])
+        read = torch.cat([project, taps, padding]).view(-1, half, 2)
         of_ab, of_1 = (read * (w1 * w2)).sum(-1), (read * (v1 * v2)).sum((-2, -1))
         of_halves = torch.cat([(read * (w1 * v2)).sum(-1), (read * (v1 * w2)).sum(-1)], dim=1)
         return Folded(
-            perceive_weight=torch.cat([of_ab, of_halves @ embed], dim=1),
-            perceive_bias=of_1 + of_halves @ self.embed.bias,
+            embed=(embed, embed_bias),
+            perceive=(torch.cat([of_ab, of_halves @ embed], dim=1), of_1 + of_halves @ embed_bias),
+            attention_bias=self.attention.bias,
             project_bias=self.beta * self.project.bias,
-            ffn_project_weight=self.gamma.unsqueeze(1) * self.ffn_project.weight.flatten(1),
-            ffn_project_bias=self.gamma * self.ffn_project.bias,
+            ffn_expand=fold_norm(self.update_norm, self.ffn_expand.weight.flatten(1), self.ffn_expand.bias),
+            ffn_project=(
+                self.gamma.unsqueeze(1) * self.ffn_project.weight.flatten(1),
+                self.gamma * self.ffn_project.bias,
+            ),
+            head=fold_norm(self.head_norm, self.head.weight.flatten(1), self.head.bias),
         )
 
-    def _update(self, cells: Tensor, constants: Folded) -> Tensor:
-        x = cells
-        x = x + self.dropout(self._perceive(self.perception_norm(x), constants))
-        x = x + self.dropout(self._transition(self.update_norm(x), constants))
-        return _pointwise(self.head, self.head_norm(x))
 
-    def _perceive(self, x: Tensor, folded: Folded) -> Tensor:
-        gated = _simple_gate(_pointwise(self.embed, x))
-        read = F.linear(torch.cat([gated, x], dim=-1), folded.perceive_weight, folded.perceive_bias)
-        projected, taps = read.split([self.state_channels, 9], dim=-1)
-        return torch.addcmul(folded.project_bias, projected, self.attention.bias + _sum_of_neighbours(taps))
-
-    def _transition(self, x: Tensor, folded: Folded) -> Tensor:
-        gated = _simple_gate(_pointwise(self.ffn_expand, x))
-        return F.linear(gated, folded.ffn_project_weight, folded.ffn_project_bias)
-
-
-def _pointwise(convolution: nn.Conv2d, x: Tensor) -> Tensor:
-    """A 1×1 convolution of ``(N, H, W, C)``: a matrix product, and faster as one."""
-    return F.linear(x, convolution.weight.flatten(1), convolution.bias)
+def _convolve(convolution: nn.Conv2d, x: Tensor) -> Tensor:
+    """A convolution of cells ``(N, H, W, C)``."""
+    return convolution(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 def _simple_gate(x: Tensor) -> Tensor:

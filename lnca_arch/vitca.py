@@ -1,16 +1,45 @@
 """ViTCA: the rule with attention over each cell's 3×3 neighbourhood (paper section 2.2; Tesfaldet et al., 2022)."""
 
+import functools
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lnca_arch.automaton import CellularAutomaton
+from lnca_arch.folding import Linear, fold_norm, normalize
 
 from basicsr.utils.registry import ARCH_REGISTRY
 
 # Attention looks from a block of cells at the block and the ring around it. The larger the block, the fewer cells are
 # read twice and the more pairs of cells are computed only to be masked out; 4 was the fastest of 2, 4 and 8 on a CPU.
 BLOCK = 4
+
+LAYER_NORM_EPS = 1e-5
+
+
+class Folded(NamedTuple):
+    """Linear maps of :class:`ViTCA`, weights and biases; see :meth:`ViTCA.fold`."""
+
+    heads: int
+    embed: Linear
+    qkv: Linear
+    attention_out: Linear
+    mlp_in: Linear
+    mlp_out: Linear
+    head: Linear
+
+
+def fast_update(cells: Tensor, folded: Folded, positions: Tensor) -> Tensor:
+    """:meth:`ViTCA._update` with the linear maps of :meth:`ViTCA.fold`."""
+    attention = neighbourhood_attention if torch.compiler.is_compiling() else blockwise_attention
+    x = F.linear(cells, *folded.embed) + positions
+    x = x + F.linear(
+        attention(F.linear(normalize(x, LAYER_NORM_EPS), *folded.qkv), folded.heads), *folded.attention_out
+    )
+    x = x + F.linear(F.gelu(F.linear(normalize(x, LAYER_NORM_EPS), *folded.mlp_in)), *folded.mlp_out)
+    return F.linear(normalize(x, LAYER_NORM_EPS), *folded.head)
 
 
 @ARCH_REGISTRY.register()
@@ -40,27 +69,43 @@ class ViTCA(CellularAutomaton):
             raise ValueError(f'heads must divide embed_channels, got {heads} and {embed_channels}')
         self.heads = heads
         self.embed = nn.Linear(self.state_channels, embed_channels)
-        self.attention_norm = nn.LayerNorm(embed_channels)
+        self.attention_norm = nn.LayerNorm(embed_channels, eps=LAYER_NORM_EPS)
         self.qkv = nn.Linear(embed_channels, 3 * embed_channels, bias=False)
         self.attention_out = nn.Linear(embed_channels, embed_channels)
-        self.mlp_norm = nn.LayerNorm(embed_channels)
+        self.mlp_norm = nn.LayerNorm(embed_channels, eps=LAYER_NORM_EPS)
         self.mlp_in = nn.Linear(embed_channels, mlp_channels)
         self.mlp_out = nn.Linear(mlp_channels, embed_channels)
-        self.head_norm = nn.LayerNorm(embed_channels)
+        self.head_norm = nn.LayerNorm(embed_channels, eps=LAYER_NORM_EPS)
         self.head = nn.Linear(embed_channels, self.changing_channels)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
-    def _constants(self, state: Tensor) -> Tensor:
-        height, width = state.shape[-2:]
-        positions = sinusoidal_positions(height * width, self.embed.out_features, state.device)
-        return positions.to(state.dtype).view(height, width, -1)
-
-    def _update(self, cells: Tensor, constants: Tensor) -> Tensor:
-        x = self.embed(cells) + constants
+    def _update(self, cells: Tensor, *per_cell: Tensor) -> Tensor:
+        (positions,) = per_cell
+        x = self.embed(cells) + positions
         x = x + self.attention_out(neighbourhood_attention(self.qkv(self.attention_norm(x)), self.heads))
         x = x + self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(x))))
         return self.head(self.head_norm(x))
+
+    def constants_per_cell(self, cells: Tensor) -> tuple[Tensor, ...]:
+        height, width = cells.shape[1:3]
+        positions = sinusoidal_positions(height * width, self.embed.out_features, cells.device)
+        return (positions.to(cells.dtype).view(1, height, width, -1),)
+
+    fast_update = staticmethod(fast_update)
+    kept_channels = 1800
+
+    def fold(self) -> Folded:
+        """Merge each layer norm's weight and bias with the linear map that follows."""
+        return Folded(
+            heads=self.heads,
+            embed=(self.embed.weight, self.embed.bias),
+            qkv=fold_norm(self.attention_norm, self.qkv.weight, None),
+            attention_out=(self.attention_out.weight, self.attention_out.bias),
+            mlp_in=fold_norm(self.mlp_norm, self.mlp_in.weight, self.mlp_in.bias),
+            mlp_out=(self.mlp_out.weight, self.mlp_out.bias),
+            head=fold_norm(self.head_norm, self.head.weight, self.head.bias),
+        )
 
 
 def sinusoidal_positions(count: int, channels: int, device: torch.device) -> Tensor:
@@ -73,20 +118,42 @@ def sinusoidal_positions(count: int, channels: int, device: torch.device) -> Ten
     return torch.where(channel % 2 == 0, angle.sin(), angle.cos()).float()
 
 
-def neighbourhood_attention(qkv: Tensor, heads: int, block: int = BLOCK) -> Tensor:
+def neighbourhood_attention(qkv: Tensor, heads: int) -> Tensor:
     """Multi-head attention in which each cell attends to the 3×3 cells around it, itself included.
 
-    Neighbours outside the grid take part with score 0 and value 0 (as zero padding makes them). The keys and values
-    of a block of cells are read together with the ring around it, so that the nine neighbours of every cell never
-    exist as copies.
+    Neighbours outside the grid take part with score 0 and value 0 (as zero padding makes them).
 
     Args:
         qkv: ``(N, H, W, 3C)``: queries, keys and values.
         heads: number of heads, a divisor of C.
-        block: side of a block, in cells.
 
     Returns:
         ``(N, H, W, C)``.
+    """
+    query, key, value = (part.unflatten(-1, (heads, -1)) for part in qkv.chunk(3, dim=-1))
+    query = query * query.shape[-1] ** -0.5
+    scores = torch.stack([(query * neighbour).sum(-1) for neighbour in _neighbours(key)], dim=-1)
+    weights = scores.softmax(dim=-1).unbind(-1)
+    weighted = (weight.unsqueeze(-1) * neighbour for weight, neighbour in zip(weights, _neighbours(value), strict=True))
+    return functools.reduce(torch.add, weighted).flatten(-2)
+
+
+def _neighbours(cells: Tensor) -> list[Tensor]:
+    """Of all cells ``(N, H, W, ...)`` the neighbour at the top left, …, bottom right: nine views of the same shape."""
+    height, width = cells.shape[1:3]
+    padded = F.pad(cells, (*(0, 0) * (cells.dim() - 3), 1, 1, 1, 1))
+    return [padded[:, y : y + height, x : x + width] for y in range(3) for x in range(3)]
+
+
+def blockwise_attention(qkv: Tensor, heads: int, block: int = BLOCK) -> Tensor:
+    """:func:`neighbourhood_attention` for when it is not compiled: faster then, and in less memory.
+
+    The keys and values of a block of cells are read together with the ring around it, so that the nine neighbours of
+    every cell never exist as copies.
+
+    Args:
+        qkv, heads: as there.
+        block: side of a block, in cells.
     """
     n, height, width, channels = qkv.shape
     channels //= 3
@@ -103,12 +170,12 @@ def neighbourhood_attention(qkv: Tensor, heads: int, block: int = BLOCK) -> Tens
     key_value = key_value.unfold(1, block + 2, block).unfold(2, block + 2, block).permute(0, 1, 2, 4, 5, 3)
     key, value = key_value.reshape(blocks, (block + 2) ** 2, 2, heads, -1).permute(2, 0, 3, 1, 4)
 
-    out = F.scaled_dot_product_attention(query, key, value, attn_mask=_neighbours(block, qkv.device))
+    out = F.scaled_dot_product_attention(query, key, value, attn_mask=_near(block, qkv.device))
     out = out.transpose(1, 2).reshape(n, rows, columns, block, block, channels).transpose(2, 3)
     return out.reshape(n, rows * block, columns * block, channels)[:, :height, :width]
 
 
-def _neighbours(block: int, device: torch.device) -> Tensor:
+def _near(block: int, device: torch.device) -> Tensor:
     """Which cells of a block and its ring are neighbours of which cell of the block: a boolean mask
     ``(block², (block + 2)²)``."""
     cell = torch.arange(block, device=device)

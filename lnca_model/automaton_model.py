@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lnca_arch.errors import InputError
 from lnca_arch.network import AutomatonNetwork
+from lnca_arch.rollout import RECOMPUTED
 from lnca_model.phases import Phase, whole_number
 from lnca_model.pool import Pool
 from lnca_model.restoration_model import RestorationModel
@@ -29,6 +30,8 @@ class AutomatonModel(RestorationModel):
         iters, optim_g, scheduler: of the phase.
         pool_size: states in the pool.
         steps: ``[least, most]``: bounds of the number of steps, both included, drawn for every optimisation step.
+        memory: ``low``, ``balanced`` or ``fast``: how much the rollout keeps for its gradients, and does not have to
+            compute again; chosen by the size of the batch if left out.
         reconstruction_opt: ``loss(restored image, gt)``.
         output_overflow_opt, hidden_overflow_opt: ``loss(channels of the final state)``.
     """
@@ -47,6 +50,9 @@ class AutomatonModel(RestorationModel):
         steps = phase.options.get('steps', TRAINING_STEPS)
         if not isinstance(steps, list | tuple) or len(steps) != 2:
             raise InputError(f'{phase.where}.steps must be [least, most], such as [8, 32], got {steps!r}')
+        memory = phase.options.get('memory')
+        if memory is not None and memory not in RECOMPUTED:
+            raise InputError(f'{phase.where}.memory must be one of {", ".join(RECOMPUTED)}, got {memory!r}')
         least = whole_number(steps[0], f'{phase.where}.steps[0]', least=1)
         whole_number(steps[1], f'{phase.where}.steps[1]', least=least)
 
@@ -61,6 +67,7 @@ class AutomatonModel(RestorationModel):
         options = self.opt['train']['automaton']
         self.pool = Pool(options.get('pool_size', POOL_SIZE))
         self.steps = options.get('steps', TRAINING_STEPS)
+        self.network.automaton.memory = options.get('memory')
 
     def module_of(self, phase: Phase) -> nn.Module:
         return self.network.automaton

@@ -2,6 +2,7 @@
 
 import ast
 import copy
+import os
 import random
 import resource
 import subprocess
@@ -10,6 +11,10 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
+
+# Compiling takes longer than what the tests run. Those that are about it turn it on; the commands that they start
+# inherit this.
+os.environ['TORCHDYNAMO_DISABLE'] = '1'
 
 import numpy as np
 import pytest
