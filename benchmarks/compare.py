@@ -242,7 +242,7 @@ def _train(folder: ResultsFolder, opt: Options, record: str, title: str) -> dict
     experiment = ROOT / 'experiments' / opt['name']
     figures = json.loads((experiment / 'training.json').read_text())
     figures['scores'] = _scores(experiment / 'scores.csv', dataset_of(opt, 'test')['name'])
-    figures['network file'] = str(experiment / 'models' / 'net_g_best.pth')
+    figures['network file'] = (experiment / 'models' / 'net_g_best.pth').relative_to(ROOT).as_posix()
     return figures
 
 

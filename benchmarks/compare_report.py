@@ -13,7 +13,7 @@ import paper
 import torch
 from charts import write_bars
 from measure import in_one_line
-from networks import Options, dataset_of
+from networks import ROOT, Options, dataset_of
 from results_folder import ResultsFolder, duration, markdown_table
 
 from lnca_arch.errors import InputError, construct
@@ -167,12 +167,13 @@ def _write_sheet(folder: ResultsFolder, task: Options, records: Mapping[str, Rec
     columns = {'input': [inputs[key] for key in keys]}
     image = to_tensor(np.stack(columns['input']))
     for name, record in records.items():
-        if not Path(record['network file']).exists():
-            print(f'sheet.png: without {name}, whose {record["network file"]} is gone')
+        file = ROOT / record['network file']
+        if not file.exists():
+            print(f'sheet.png: without {name}, whose {file} is gone')
             continue
         torch.manual_seed(task['manual_seed'])  # for cells that update at random
         network = construct(folder.settings['networks'][name]['network_g'], ARCH_REGISTRY, f'{name}: network_g').eval()
-        network.load_state_dict(checkpoint.read_weights(network, record['network file'], True, 'params_ema'))
+        network.load_state_dict(checkpoint.read_weights(network, file, True, 'params_ema'))
         with torch.no_grad():
             columns[name] = [to_image(restored) for restored in network(image)]
     columns['truth'] = [truths[key] for key in keys]

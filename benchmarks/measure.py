@@ -47,9 +47,9 @@ def medians(calls: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, f
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def matmul_gflops() -> tuple[str, Callable[[], Any], Callable[[float], float]]:
+def matmul_gflops(device: torch.device) -> tuple[str, Callable[[], Any], Callable[[float], float]]:
     """A yardstick for the machine: the name of a 2048² torch.mm in float32, the call, and seconds → GFLOP/s."""
-    matrix = torch.rand(2048, 2048)
+    matrix = torch.rand(2048, 2048, device=device)
     return 'torch.mm 2048²', lambda: torch.mm(matrix, matrix), lambda seconds: 2 * 2048**3 / seconds / 1e9
 
 

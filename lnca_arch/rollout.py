@@ -10,6 +10,8 @@ from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
 from torch.utils.checkpoint import checkpoint
 
+from lnca_arch.cuda_rollout import graphed
+
 if TYPE_CHECKING:
     from lnca_arch.automaton import CellularAutomaton
 
@@ -44,14 +46,20 @@ def fast_rollout(rule: 'CellularAutomaton', state: Tensor, steps: int, update_ra
         channels.contiguous()
         for channels in state.permute(0, 2, 3, 1).split([rule.in_channels, rule.changing_channels], dim=-1)
     )
-    with torch.autocast(state.device.type, enabled=False):
-        folded = rule.fold()
-    step = functools.partial(compiled(type(rule).fast_update), folded=folded)
-    masks = update_masks(changing.shape[:-1], steps, update_rate, state.device)
-    if torch.is_grad_enabled():
-        changing = _with_gradients(rule, step, given, changing, masks, steps)
+
+    def run(given: Tensor, changing: Tensor) -> Tensor:
+        with torch.autocast(state.device.type, enabled=False):
+            folded = rule.fold()
+        step = functools.partial(compiled(type(rule).fast_update), folded=folded)
+        masks = update_masks(changing.shape[:-1], steps, update_rate, state.device)
+        if torch.is_grad_enabled():
+            return _with_gradients(rule, step, given, changing, masks, steps)
+        return _without_gradients(rule, step, given, changing, masks)
+
+    if state.device.type == 'cuda' and not torch.is_grad_enabled():
+        changing = graphed(rule, run, given, changing, (steps, update_rate, rule.training))
     else:
-        changing = _without_gradients(rule, step, given, changing, masks)
+        changing = run(given, changing)
     return torch.cat([given, changing], dim=-1).permute(0, 3, 1, 2)
 
 

