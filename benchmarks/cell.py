@@ -2,10 +2,12 @@
 carries over to the next: ``python benchmarks/cell.py`` reads a :class:`Cell` as JSON and prints its figures as JSON."""
 
 import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -15,12 +17,13 @@ from typing import Any
 import torch
 from networks import options_for, uses_gpu
 
-from lnca_model.resources import PeakMemory, keep_freed_memory, status_bytes
+from lnca_model.resources import PeakMemory, keep_freed_memory
 
 from basicsr.models import build_model
 
 SIGKILL = 9
 MEAN_STEPS = 20  # of an automaton in training: 8 to 32
+LOOK_EVERY = 0.02  # seconds, at the memory
 OUT_OF_MEMORY, TIME_OVER = 'out of memory', 'longer than the timeout'
 # What PyTorch, oneDNN and cuDNN say when there is no more, where it is no error of its own kind.
 ALLOCATION_FAILURES = (
@@ -114,8 +117,6 @@ def measure(cell: Cell) -> Iterator[dict[str, Any]]:
     """
     device = torch.device('cuda' if uses_gpu(cell.task) else 'cpu')
     torch.backends.cudnn.benchmark = True  # as basicsr/train.py does
-    if cell.memory_limit:
-        _limit_memory(device, cell.memory_limit)
     iterations = -(-cell.train_images // cell.batch)
     # An epoch more, for the iteration whose memory is measured.
     opt = options_for(cell.task, cell.network, (cell.epochs + 1) * iterations)
@@ -126,6 +127,8 @@ def measure(cell: Cell) -> Iterator[dict[str, Any]]:
     # Before the memory that is there already is noted.
     training, validation = (torch.rand(n, 3, cell.size, cell.size) for n in (cell.train_images, cell.val_images))
     memory = PeakMemory(device)
+    if cell.memory_limit:
+        _limit_memory(memory, cell.memory_limit)
     model = build_model(opt)
     yield {'parameters': sum(parameter.numel() for parameter in model.network.parameters())}
 
@@ -187,14 +190,21 @@ def _timed(call: Callable[[], Any], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def _limit_memory(device: torch.device, limit: int) -> None:
-    if device.type == 'cuda':
-        total = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total), device)
-    elif data := status_bytes('VmData'):
-        import resource  # not on Windows
+def _limit_memory(memory: PeakMemory, limit: int) -> None:
+    """End the process with a dash once it takes more bytes than the limit. The system's own limits are no use on a
+    processor: libraries crash when an allocation fails."""
+    if memory.device.type == 'cuda':
+        total = torch.cuda.get_device_properties(memory.device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total), memory.device)
+        return
 
-        resource.setrlimit(resource.RLIMIT_DATA, (data + limit, data + limit))
+    def watch() -> None:
+        while memory.read() <= limit:
+            time.sleep(LOOK_EVERY)
+        print(json.dumps({'dash': OUT_OF_MEMORY}), flush=True)
+        os._exit(0)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def main() -> None:

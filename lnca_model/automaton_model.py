@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lnca_arch.errors import InputError
+from lnca_arch.errors import InputError, check_known
 from lnca_arch.network import AutomatonNetwork
 from lnca_arch.rollout import RECOMPUTED
 from lnca_model.phases import Phase, whole_number
@@ -50,9 +50,8 @@ class AutomatonModel(RestorationModel):
         steps = phase.options.get('steps', TRAINING_STEPS)
         if not isinstance(steps, list | tuple) or len(steps) != 2:
             raise InputError(f'{phase.where}.steps must be [least, most], such as [8, 32], got {steps!r}')
-        memory = phase.options.get('memory')
-        if memory is not None and memory not in RECOMPUTED:
-            raise InputError(f'{phase.where}.memory must be one of {", ".join(RECOMPUTED)}, got {memory!r}')
+        if 'memory' in phase.options:
+            check_known(phase.options['memory'], RECOMPUTED, f'{phase.where}.memory')
         least = whole_number(steps[0], f'{phase.where}.steps[0]', least=1)
         whole_number(steps[1], f'{phase.where}.steps[1]', least=least)
 

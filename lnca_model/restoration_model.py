@@ -27,6 +27,7 @@ from basicsr.utils.dist_util import master_only
 from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
 
 DEFAULT_VALIDATION_BATCH = 64
+PRECISIONS = {'float32': torch.float32, 'bfloat16': torch.bfloat16}
 SELECTION_METRIC = 'ssim'
 
 
@@ -44,6 +45,7 @@ class RestorationModel(SRModel):
         train.normalize_gradients: divide each gradient tensor by its norm.
         train.NAME_opt: any number of losses, each called as ``loss(restored, gt)``.
         val.batch_size: tiles restored at once.
+        val.precision: ``float32``, or ``bfloat16`` for products when images are restored: faster where the machine can.
         val.selection_metric: a name under val.metrics; the best network is the best by it on the first val dataset.
     """
 
@@ -63,6 +65,7 @@ class RestorationModel(SRModel):
         for name, options in (val.get('metrics') or {}).items():
             check_known(options.get('type'), METRIC_REGISTRY.keys(), f'val.metrics.{name}: type')
         whole_number(val.get('batch_size', DEFAULT_VALIDATION_BATCH), 'val.batch_size', least=1)
+        check_known(val.get('precision', 'float32'), PRECISIONS, 'val.precision')
         if not opt['is_train']:
             return
         if opt['train'].get('warmup_iter', -1) > 0:
@@ -312,8 +315,10 @@ class RestorationModel(SRModel):
         # Not all of the network trains: each part goes back to the mode that it was in.
         training = [module for module in net.modules() if module.training]
         net.eval()
-        with torch.no_grad():
-            self.output = self.restore(self.get_bare_model(net))
+        precision = PRECISIONS[(self.opt.get('val') or {}).get('precision', 'float32')]
+        reduced = torch.autocast(self.device.type, precision, enabled=precision != torch.float32)
+        with torch.no_grad(), reduced:
+            self.output = self.restore(self.get_bare_model(net)).float()
         for module in training:
             module.training = True
 

@@ -234,6 +234,20 @@ def test_the_autoencoder_is_scored_by_its_ceiling(model_options):
         torch.testing.assert_close(model.output, model.network.eval()(model.lq))
 
 
+def test_restoration_in_bfloat16(model_options):
+    item = next(iter(loader_of(model_options, 'val')))
+    restored = {}
+    for precision in ('float32', 'bfloat16'):
+        torch.manual_seed(0)
+        model = build_model({**model_options, 'val': {**model_options['val'], 'precision': precision}})
+        model.feed_data(item)
+        model.test()
+        restored[precision] = model.output
+        assert model.output.dtype == torch.float32
+    difference = (restored['bfloat16'] - restored['float32']).abs().max()
+    assert 0 < difference < 0.02
+
+
 def test_validation_leaves_training_as_it_was(model_options):
     model = build_model(model_options)
     train(model, model_options, range(1, 5))
