@@ -37,6 +37,7 @@ from results_folder import ResultsFolder, duration, stored_settings
 from tqdm import tqdm
 
 from lnca_arch.errors import InputError, report_in_one_line
+from lnca_model.pipeline import read_options
 
 RESULTS = ROOT / 'results'
 CHECKPOINTS_A_PHASE, LINES_A_PHASE = 4, 20
@@ -60,7 +61,8 @@ def main() -> None:
     output = arguments.output or RESULTS / task['name']
     stored = stored_settings(output)
     planner = Planner(task, networks, {kind: count for kind, (count, _) in tiles.items()}, output)
-    iters = stored['iterations a phase'] if stored else planner.iterations(arguments.seeds, arguments.budget)
+    # A folder of something else is refused below.
+    iters = (stored or {}).get('iterations a phase') or planner.iterations(arguments.seeds, arguments.budget)
     folder = ResultsFolder(output, _settings(task, tiles, iters, arguments.budget), networks)
     print(_what_is_the_same(folder.settings))
 
@@ -68,6 +70,13 @@ def main() -> None:
     finished = {run for run in runs if folder.read_json(_record_of(*run))}
     planner.measure(dict.fromkeys(name for name, seed in runs if (name, seed) not in finished))
     folder.write_json(ESTIMATES, planner.estimates)
+    seconds = sum(planner.seconds(name, iters) for name, seed in runs if (name, seed) not in finished)
+    if stored and arguments.budget is not None and seconds > 60 * arguments.budget:
+        print(
+            f'note: this takes about {duration(seconds)}, more than --budget: how long each network trains was settled '
+            f'by the first call that wrote to {output}',
+            file=sys.stderr,
+        )
     failed: dict[str, str] = {}
     for number, (name, seed) in enumerate(runs, 1):
         title = f'{name}, seed {seed}'
@@ -158,6 +167,7 @@ def _settings(task: Options, tiles: Mapping[str, tuple[int, str]], iters: int, b
         'train': shared,
         'validations a phase': validations_of(task, iters),
         'metrics': task['val']['metrics'],
+        'precision of validation': task['val'].get('precision', 'float32'),
         'selection': task['val']['selection_metric'],
         'first seed': task['manual_seed'],
         'machine': machine(),
@@ -220,7 +230,7 @@ def _train(folder: ResultsFolder, opt: Options, record: str, title: str) -> dict
     file = Path(record).with_suffix('.yml')
     command = [sys.executable, str(ROOT / 'basicsr' / 'train.py'), '-opt', str(folder.path / file)]
     options = _as_yaml(opt)
-    if (folder.path / file).exists() and (folder.path / file).read_text(encoding='utf-8') == options:
+    if (folder.path / file).exists() and _with_effect(read_options(folder.path / file)) == _with_effect(opt):
         command.append('--auto_resume')  # else it starts, or starts again since its options changed
     folder.write_text(str(file), options)
     line = ''
@@ -244,6 +254,13 @@ def _train(folder: ResultsFolder, opt: Options, record: str, title: str) -> dict
     figures['scores'] = _scores(experiment / 'scores.csv', dataset_of(opt, 'test')['name'])
     figures['network file'] = (experiment / 'models' / 'net_g_best.pth').relative_to(ROOT).as_posix()
     return figures
+
+
+def _with_effect(opt: Options) -> Any:
+    """Options without those that may change between a run's start and its end."""
+    datasets = opt['datasets'].items()
+    kept = {name: {key: value for key, value in block.items() if key not in WITHOUT_EFFECT} for name, block in datasets}
+    return json.loads(json.dumps({**opt, 'datasets': kept}))
 
 
 def _tidy_up(opt: Options) -> None:

@@ -130,6 +130,25 @@ def training(row: Row, device: torch.device, repeats: int) -> dict[str, float]:
     }
 
 
+def precision(row: Row, device: torch.device, repeats: int) -> dict[str, float]:
+    """Images restored with products in float32 and in bfloat16: seconds, and by how much the images differ."""
+    network, _, _, image = _prepared(row, device)
+
+    def rollout(reduced: bool) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=reduced):
+            return _seeded(network, image)
+
+    with torch.no_grad():
+        calls = {'float32': lambda: rollout(False), 'bfloat16': lambda: rollout(True)}
+        results = {name: call() for name, call in calls.items()}
+        seconds, _ = _timed(calls, repeats, device)
+    return {
+        **{f'{name}, s': value for name, value in seconds.items()},
+        'ratio': seconds['float32'] / seconds['bfloat16'],
+        'difference': _difference([results['float32']], [results['bfloat16']]),
+    }
+
+
 def growth(row: Row, device: torch.device, repeats: int) -> dict[str, float]:
     """64 steps without gradients: time and memory of a pixel."""
     network, state, _, _ = _prepared(row, device)
@@ -143,7 +162,12 @@ def growth(row: Row, device: torch.device, repeats: int) -> dict[str, float]:
     return {'µs a pixel': seconds['fast'] / pixels * 1e6, 'bytes a pixel': memory * 1e9 / pixels}
 
 
-PARTS = {'inference': (inference, INFERENCE), 'training': (training, TRAINING), 'growth': (growth, GROWTH)}
+PARTS = {
+    'inference': (inference, INFERENCE),
+    'precision': (precision, INFERENCE),
+    'training': (training, TRAINING),
+    'growth': (growth, GROWTH),
+}
 
 
 def _prepared(row: Row, device: torch.device) -> tuple[AutomatonNetwork, Tensor, Tensor | None, Tensor]:

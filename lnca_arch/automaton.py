@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from lnca_arch.resident import Resident
 from lnca_arch.rollout import fast_rollout, update_masks
 
 
@@ -32,6 +33,8 @@ class CellularAutomaton(nn.Module):
     # The rule once more, as a function ``(cells, folded, *per_cell)``: like :meth:`_update`, but with what :meth:`fold`
     # returned.
     fast_update: ClassVar[Callable[..., Tensor]]
+    # How to take all steps of a small grid at once, on CUDA; None if there is no such way.
+    resident: ClassVar[Resident | None] = None
     # Numbers that a step keeps of each cell for its gradients, about.
     kept_channels: ClassVar[int]
 
@@ -59,10 +62,12 @@ class CellularAutomaton(nn.Module):
             x: ``(N, in_channels, H, W)``.
 
         Returns:
-            ``(N, state_channels, H, W)``.
+            ``(N, state_channels, H, W)``; at least float32 under autocast.
         """
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             raise ValueError(f'{type(self).__name__}.seed needs (N, {self.in_channels}, H, W), got {tuple(x.shape)}')
+        if torch.is_autocast_enabled(x.device.type):  # updates are too small for a state in bfloat16
+            x = x.to(torch.promote_types(x.dtype, torch.float32))
         n, _, h, w = x.shape
         out = x.new_full((n, self.out_channels, h, w), 0.5)
         hidden = x.new_zeros((n, self.hidden_channels, h, w))

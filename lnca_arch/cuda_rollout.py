@@ -1,6 +1,7 @@
 """Rollouts without gradients on CUDA, free of gaps between the launches of kernels: captured as a CUDA graph."""
 
 import logging
+import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -25,20 +26,23 @@ class Graph:
     def __init__(self, run: Run, given: Tensor, changing: Tensor) -> None:
         self._given, self._changing = given.clone(), changing.clone()
         self._graph = torch.cuda.CUDAGraph()
+        self._lock = threading.Lock()
+        stream = torch.cuda.Stream(changing.device)
         # A cast that autocast has kept from before would be read where it is no longer.
         cached = torch.is_autocast_cache_enabled()
         torch.set_autocast_cache_enabled(False)
         try:
-            with torch.cuda.graph(self._graph):
+            with torch.cuda.graph(self._graph, stream=stream, capture_error_mode='thread_local'):
                 self._result = run(self._given, self._changing)
         finally:
             torch.set_autocast_cache_enabled(cached)
 
     def __call__(self, given: Tensor, changing: Tensor) -> Tensor:
-        self._given.copy_(given)
-        self._changing.copy_(changing)
-        self._graph.replay()
-        return self._result.clone()
+        with self._lock:
+            self._given.copy_(given)
+            self._changing.copy_(changing)
+            self._graph.replay()
+            return self._result.clone()
 
 
 def graphed(rule: nn.Module, run: Run, given: Tensor, changing: Tensor, settings: Hashable) -> Tensor:
@@ -50,12 +54,19 @@ def graphed(rule: nn.Module, run: Run, given: Tensor, changing: Tensor, settings
         given, changing: its arguments, on CUDA.
         settings: what else ``run`` depends on.
     """
-    if rule in _refused or changing[..., 0].numel() > MOST_CELLS:
+    if rule in _refused or changing[..., 0].numel() > MOST_CELLS or torch.cuda.is_current_stream_capturing():
         return run(given, changing)
+    with torch.cuda.device_of(changing):
+        return _graphed(rule, run, given, changing, settings)
+
+
+def _graphed(rule: nn.Module, run: Run, given: Tensor, changing: Tensor, settings: Hashable) -> Tensor:
     key = (
         changing.shape,
         changing.dtype,
         changing.device,
+        torch.cuda.current_stream(changing.device),
+        torch.is_inference_mode_enabled(),  # whose tensors nothing else may overwrite
         torch.is_autocast_enabled('cuda') and torch.get_autocast_dtype('cuda'),
         tuple(parameter.data_ptr() for parameter in rule.parameters()),
         settings,
@@ -71,8 +82,9 @@ def graphed(rule: nn.Module, run: Run, given: Tensor, changing: Tensor, settings
             logging.getLogger('basicsr').warning(
                 'The automaton runs without a CUDA graph, more slowly: %s', str(error).partition('\n')[0]
             )
+    result = graph(given, changing) if graph else run(given, changing)
     if rule not in _refused:
         graphs[key] = graph
         if len(graphs) > GRAPHS_A_RULE:
             graphs.popitem(last=False)
-    return graph(given, changing) if graph else run(given, changing)
+    return result

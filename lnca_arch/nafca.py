@@ -9,10 +9,14 @@ from torch import Tensor, nn
 
 from lnca_arch.automaton import CellularAutomaton
 from lnca_arch.folding import Linear, fold_norm, normalize
+from lnca_arch.resident import Packed, Resident, nafca_kernel, padded, side
 
 from basicsr.utils.registry import ARCH_REGISTRY
 
 LAYER_NORM_EPS = 1e-6
+
+TAPS = 16  # of a 3×3 convolution, and zeros, since the kernel multiplies with no fewer
+FFN_PART = 64  # channels of the update block that the kernel has at once
 
 
 class Folded(NamedTuple):
@@ -40,6 +44,42 @@ def fast_update(cells: Tensor, folded: Folded, *dropout: Tensor) -> Tensor:
     transition = F.linear(_simple_gate(F.linear(normalize(x, LAYER_NORM_EPS), *folded.ffn_expand)), *folded.ffn_project)
     x = x + transition * drop_transition
     return F.linear(normalize(x, LAYER_NORM_EPS), *folded.head)
+
+
+def pack(rule: 'NAFCA', folded: Folded) -> Packed:
+    """For :func:`lnca_arch.resident.nafca_kernel`: the parameters that each line of it needs, in parts where there are
+    several products."""
+    channels, half, ffn = rule.state_channels, rule.embed.out_channels // 2, rule.ffn_project.in_channels
+    c, h, f = side(channels), side(half), side(ffn)
+    part = min(f, FFN_PART)
+
+    weight, bias = folded.perceive
+    taps, taps_bias = weight[channels : channels + 9], bias[channels : channels + 9]
+    # The bias of the attention goes into what each cell contributes to itself, which is never beyond the border.
+    taps_bias = taps_bias + folded.attention_bias * (torch.arange(9, device=bias.device) == 4)
+    project, project_bias = weight[:channels], bias[:channels]
+    first, second = (
+        padded(halves, f, c) for halves in zip(*(tensor.chunk(2) for tensor in folded.ffn_expand), strict=True)
+    )
+    transition, transition_bias = padded(folded.ffn_project, c, f)
+    linears = [
+        *(padded(halves, h, c) for halves in zip(*(tensor.chunk(2) for tensor in folded.embed), strict=True)),
+        padded((taps[:, :half], taps_bias), TAPS, h),
+        padded((taps[:, half:], torch.zeros_like(taps_bias)), TAPS, c),
+        padded((project[:, :half], project_bias), c, h),
+        padded((project[:, half:], torch.zeros_like(project_bias)), c, c),
+        (weight.new_empty(c, 0), F.pad(folded.project_bias, (0, c - channels))),
+    ]
+    for start in range(0, f, part):
+        rows = slice(start, start + part)
+        linears += [
+            (first[0][rows], first[1][rows]),
+            (second[0][rows], second[1][rows]),
+            (transition[:, rows], transition_bias if start == 0 else torch.zeros_like(transition_bias)),
+        ]
+    linears.append(padded(folded.head, c, c, first_out=rule.in_channels))
+    sizes = {'C': c, 'HALF': h, 'PARTS': f // part, 'PART': part, 'TAPS': TAPS, 'EPS': LAYER_NORM_EPS}
+    return Packed(linears, sizes)
 
 
 @ARCH_REGISTRY.register()
@@ -115,6 +155,7 @@ class NAFCA(CellularAutomaton):
         return self.training and self.dropout.p > 0
 
     fast_update = staticmethod(fast_update)
+    resident = Resident(nafca_kernel, pack)
     kept_channels = 1200
 
     def fold(self) -> Folded:

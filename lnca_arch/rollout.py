@@ -11,12 +11,14 @@ from torch._dynamo.exc import TorchDynamoException
 from torch.utils.checkpoint import checkpoint
 
 from lnca_arch.cuda_rollout import graphed
+from lnca_arch.resident import fits, in_one_kernel
 
 if TYPE_CHECKING:
     from lnca_arch.automaton import CellularAutomaton
 
-# Of how many cells a processor computes a step at once: what it computes on the way stays in its cache.
-CELLS_AT_ONCE = 2048
+# Of how many cells a processor computes a step at once: what it computes on the way stays in its cache. Of wide grids
+# these are a block, since the cells around a part are computed once more.
+CELLS_AT_ONCE, COLUMNS_AT_ONCE = 2048, 64
 
 # What a rollout keeps for its gradients: everything that the steps compute ('fast'); or of every second step
 # ('balanced') or of all steps ('low') the state alone, from which the rest is computed again.
@@ -42,21 +44,27 @@ def fast_rollout(rule: 'CellularAutomaton', state: Tensor, steps: int, update_ra
     Linear maps that follow one another are merged once, and the step is compiled where that is possible. Memory does
     not grow with the number of steps; with gradients, by what ``rule.memory`` says.
     """
-    given, changing = (
-        channels.contiguous()
-        for channels in state.permute(0, 2, 3, 1).split([rule.in_channels, rule.changing_channels], dim=-1)
-    )
+    given, changing = state.permute(0, 2, 3, 1).split([rule.in_channels, rule.changing_channels], dim=-1)
+    # A copy in any case: it is overwritten.
+    given, changing = given.contiguous(), changing.clone(memory_format=torch.contiguous_format)
+    without_gradients = not torch.is_grad_enabled()
+    is_traced = torch.compiler.is_compiling()
+
+    def by_steps(folded: Any, given: Tensor, changing: Tensor, steps: int) -> Tensor:
+        step = functools.partial(compiled(type(rule).fast_update), folded=folded)
+        masks = update_masks(changing.shape[:-1], steps, update_rate, state.device)
+        if without_gradients:
+            return _without_gradients(rule, step, given, changing, masks)
+        return _with_gradients(rule, step, given, changing, masks, steps)
 
     def run(given: Tensor, changing: Tensor) -> Tensor:
         with torch.autocast(state.device.type, enabled=False):
             folded = rule.fold()
-        step = functools.partial(compiled(type(rule).fast_update), folded=folded)
-        masks = update_masks(changing.shape[:-1], steps, update_rate, state.device)
-        if torch.is_grad_enabled():
-            return _with_gradients(rule, step, given, changing, masks, steps)
-        return _without_gradients(rule, step, given, changing, masks)
+        if without_gradients and not is_traced and fits(rule, given, update_rate):
+            return in_one_kernel(rule, folded, given, changing, steps, by_steps)
+        return by_steps(folded, given, changing, steps)
 
-    if state.device.type == 'cuda' and not torch.is_grad_enabled():
+    if state.device.type == 'cuda' and without_gradients and not is_traced:
         changing = graphed(rule, run, given, changing, (steps, update_rate, rule.training))
     else:
         changing = run(given, changing)
@@ -118,48 +126,61 @@ def _without_gradients(
     for takes_part in masks:
         every = [given, changing, takes_part, *per_cell, *rule.random_per_cell(given)]
         for part in parts:
-            a, b, c, *rest = (None if tensor is None else tensor[part.images_of(tensor), part.read] for tensor in every)
-            following[part.images, part.written] = step(a, b, c, per_cell=tuple(rest))[:, part.kept]
+            a, b, c, *rest = (None if tensor is None else part.read_from(tensor) for tensor in every)
+            part.write_to(following, step(a, b, c, per_cell=tuple(rest)))
         changing, following = following, changing
     return changing
 
 
-class Part(NamedTuple):
-    """Cells whose step is computed at once: of some images some rows."""
+class Span(NamedTuple):
+    """Rows or columns that are computed at once, those that the rule has to see for it, and the former among these."""
 
-    images: slice
-    # The rows that are computed, those that the rule has to see for it, and the former among the latter.
     written: slice
     read: slice
     kept: slice
 
-    def images_of(self, tensor: Tensor) -> slice:
-        """Which images of ``(N, H, W, C)``, or of ``(1, H, W, C)`` that is the same for all."""
-        return self.images if len(tensor) > 1 else slice(None)
+
+class Part(NamedTuple):
+    """Cells whose step is computed at once: of some images some rows and columns."""
+
+    images: slice
+    rows: Span
+    columns: Span
+
+    def read_from(self, tensor: Tensor) -> Tensor:
+        """What is seen of ``(N, H, W, C)``, or of ``(1, H, W, C)`` that is the same for all images."""
+        return tensor[self.images if len(tensor) > 1 else slice(None), self.rows.read, self.columns.read]
+
+    def write_to(self, tensor: Tensor, computed: Tensor) -> None:
+        """Put what was computed of all that was seen into its place in ``(N, H, W, C)``."""
+        tensor[self.images, self.rows.written, self.columns.written] = computed[:, self.rows.kept, self.columns.kept]
 
 
 def parts_of(shape: torch.Size, device: torch.device) -> Iterator[Part]:
-    """The parts of ``(N, H, W)`` cells: whole images, or of larger images some rows. Rows are read with those above
-    and below, and as many everywhere, so that a step compiled for one part fits the others."""
+    """The parts of ``(N, H, W)`` cells: whole images, or of larger images some rows and columns. These are read with
+    those around them, and as many everywhere, so that a step compiled for one part fits the others."""
     count, height, width = shape
     at_once = CELLS_AT_ONCE if device.type == 'cpu' else count * height * width
     if height * width <= at_once:
-        images = max(1, at_once // (height * width))
-        for first in range(0, count, images):
-            yield Part(slice(first, first + images), slice(0, height), slice(0, height), slice(0, height))
-        return
-    rows = max(1, at_once // width)
-    seen = min(rows + 2, height)
-    for image in range(count):
-        for top in range(0, height, rows):
-            bottom = min(top + rows, height)
-            start = min(max(top - 1, 0), height - seen)
-            yield Part(
-                slice(image, image + 1),
-                written=slice(top, bottom),
-                read=slice(start, start + seen),
-                kept=slice(top - start, bottom - start),
-            )
+        rows, columns = height, width
+    else:
+        columns = min(width, COLUMNS_AT_ONCE)
+        rows = max(1, at_once // columns)
+    images = max(1, at_once // (height * width))
+    for first in range(0, count, images):
+        for row_span in _spans(height, rows):
+            for column_span in _spans(width, columns):
+                yield Part(slice(first, first + images), row_span, column_span)
+
+
+def _spans(length: int, most: int) -> Iterator[Span]:
+    """Equal parts of a side, of at most so many rows or columns each."""
+    each = -(-length // -(-length // most))
+    seen = min(each + 2, length)
+    for first in range(0, length, each):
+        last = min(first + each, length)
+        start = min(max(first - 1, 0), length - seen)
+        yield Span(slice(first, last), slice(start, start + seen), slice(first - start, last - start))
 
 
 class Compiled:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lnca_arch.automaton import CellularAutomaton
 from lnca_arch.folding import Linear, fold_norm, normalize
+from lnca_arch.resident import Packed, Resident, padded, side, vitca_kernel
 
 from basicsr.utils.registry import ARCH_REGISTRY
 
@@ -40,6 +41,27 @@ def fast_update(cells: Tensor, folded: Folded, positions: Tensor) -> Tensor:
     )
     x = x + F.linear(F.gelu(F.linear(normalize(x, LAYER_NORM_EPS), *folded.mlp_in)), *folded.mlp_out)
     return F.linear(normalize(x, LAYER_NORM_EPS), *folded.head)
+
+
+def pack(rule: 'ViTCA', folded: Folded) -> Packed:
+    """For :func:`lnca_arch.resident.vitca_kernel`: the parameters that each line of it needs, head by head."""
+    channels, embed, mlp = rule.state_channels, rule.embed.out_features, rule.mlp_in.out_features
+    a_head = embed // rule.heads
+    c, e, d, m = side(channels), side(embed), side(a_head), side(mlp)
+    qkv = [tensor.view(3, rule.heads, a_head, *tensor.shape[1:]) for tensor in folded.qkv]
+    out, out_bias = folded.attention_out
+    linears = [padded(folded.embed, e, c)]
+    for head in range(rule.heads):
+        linears += [padded((qkv[0][i, head], qkv[1][i, head]), d, e) for i in range(3)]
+        columns = slice(head * a_head, (head + 1) * a_head)
+        linears.append(padded((out[:, columns], out_bias if head == 0 else torch.zeros_like(out_bias)), e, d))
+    linears += [
+        padded(folded.mlp_in, m, e),
+        padded(folded.mlp_out, e, m),
+        padded(folded.head, c, e, first_out=rule.in_channels),
+    ]
+    sizes = {'C': c, 'EMBED': embed, 'E': e, 'HEADS': rule.heads, 'SCALE': a_head**-0.5, 'D': d, 'MLP': m}
+    return Packed(linears, {**sizes, 'EPS': LAYER_NORM_EPS})
 
 
 @ARCH_REGISTRY.register()
@@ -93,6 +115,7 @@ class ViTCA(CellularAutomaton):
         return (positions.to(cells.dtype).view(1, height, width, -1),)
 
     fast_update = staticmethod(fast_update)
+    resident = Resident(vitca_kernel, pack)
     kept_channels = 1800
 
     def fold(self) -> Folded:

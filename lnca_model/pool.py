@@ -18,7 +18,8 @@ class PoolBatch(NamedTuple):
 class Pool:
     """The last ``size`` (clean image, corrupted image, state) triples; the oldest make room for new ones.
 
-    Memory is taken for what is there, up to ``size`` triples, on the device of the first batch.
+    Memory is taken for what is there and at most as much again, up to ``size`` triples, on the device of the first
+    batch.
 
     Args:
         size: how many triples to keep, 1024 in the reference.
@@ -39,13 +40,25 @@ class Pool:
         """Store a batch: images ``(N, C, H, W)`` and their final states."""
         batch = {'gt': gt, 'lq': lq, 'state': state}
         batch = {name: tensor.detach()[-self.size :] for name, tensor in batch.items()}
-        if not self._tensors:
-            self._tensors = {name: tensor.new_empty(self.size, *tensor.shape[1:]) for name, tensor in batch.items()}
         count = len(batch['state'])
+        self._make_room(min(self._count + count, self.size), batch)
         places = (torch.arange(count) + self._next) % self.size
         self._write(places, batch)
         self._next = (self._next + count) % self.size
         self._count = min(self._count + count, self.size)
+
+    def _make_room(self, count: int, like: dict[str, Tensor]) -> None:
+        """Have room for ``count`` triples like those of a batch."""
+        room = len(self._tensors['state']) if self._tensors else 0
+        if count <= room:
+            return
+        more = {
+            name: tensor.new_empty(min(max(count, 2 * room), self.size), *tensor.shape[1:])
+            for name, tensor in like.items()
+        }
+        for name, tensor in self._tensors.items():
+            more[name][:room] = tensor
+        self._tensors = more
 
     def draw(self, count: int) -> PoolBatch:
         """A random batch without repetition, of at most ``count`` triples."""

@@ -23,6 +23,14 @@ class StandIn:
         self.again()
 
 
+@pytest.fixture(autouse=True)
+def on_cuda(monkeypatch):
+    """What is asked of CUDA besides."""
+    monkeypatch.setattr(torch.cuda, 'is_current_stream_capturing', lambda: False)
+    monkeypatch.setattr(torch.cuda, 'current_stream', lambda device: 'stream')
+    monkeypatch.setattr(torch.cuda, 'Stream', lambda device: 'another stream')
+
+
 @pytest.fixture
 def graphs(monkeypatch):
     """The number of graphs made so far."""
@@ -35,7 +43,7 @@ def graphs(monkeypatch):
 
     monkeypatch.setattr(cuda_rollout.Graph, '__init__', recorded)
     monkeypatch.setattr(torch.cuda, 'CUDAGraph', StandIn)
-    monkeypatch.setattr(torch.cuda, 'graph', lambda graph: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, 'graph', lambda graph, **_: contextlib.nullcontext())
     return lambda: StandIn.made
 
 
@@ -86,6 +94,37 @@ def test_a_graph_for_each_shape_setting_and_place_of_parameters(graphs, rule):
         for _ in range(2):
             cuda_rollout.graphed(rule, run_of(rule), *cells(rule), ())
         assert graphs() == 4
+
+
+def test_what_inference_mode_made_is_not_overwritten_outside(graphs, rule):
+    for _ in range(2):
+        with torch.inference_mode():
+            cuda_rollout.graphed(rule, run_of(rule), *cells(rule), ())
+    with torch.no_grad():
+        for _ in range(3):
+            cuda_rollout.graphed(rule, run_of(rule), *cells(rule), ())
+    assert graphs() == 2
+
+
+def test_no_graph_within_a_graph(graphs, rule, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_current_stream_capturing', lambda: True)
+    with torch.no_grad():
+        for _ in range(3):
+            cuda_rollout.graphed(rule, run_of(rule), *cells(rule), ())
+    assert graphs() == 0
+
+
+def test_what_failed_has_not_been_seen(graphs, rule):
+    def full(given, changing):
+        raise torch.OutOfMemoryError('no memory')
+
+    with torch.no_grad():
+        with pytest.raises(torch.OutOfMemoryError):
+            cuda_rollout.graphed(rule, full, *cells(rule), ())
+        cuda_rollout.graphed(rule, run_of(rule), *cells(rule), ())
+        assert graphs() == 0
+        cuda_rollout.graphed(rule, run_of(rule), *cells(rule), ())
+    assert graphs() == 1
 
 
 def test_few_graphs_are_kept(graphs, rule):

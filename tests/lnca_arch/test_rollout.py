@@ -100,22 +100,25 @@ def test_recomputation_in_a_compiled_rollout(monkeypatch):
 @pytest.mark.parametrize('at_once', [1, 12, 2048])
 def test_any_size_in_any_parts(name, size, at_once, monkeypatch):
     monkeypatch.setattr(rollout, 'CELLS_AT_ONCE', at_once)
+    monkeypatch.setattr(rollout, 'COLUMNS_AT_ONCE', 4)
     compare(rule_of(name).eval(), size, update_rate=0.5, gradients=False)
 
 
-@pytest.mark.parametrize('shape', [(1, 1, 1), (7, 2, 2), (2, 13, 6), (1, 3, 40), (2, 5, 4)])
+@pytest.mark.parametrize('shape', [(1, 1, 1), (7, 2, 2), (2, 13, 6), (1, 3, 40), (2, 5, 4), (1, 9, 17)])
 @pytest.mark.parametrize('at_once', [1, 12, 2048])
-def test_parts_hold_every_cell_once_with_its_neighbours(shape, at_once, monkeypatch):
+@pytest.mark.parametrize('columns', [1, 5, 64])
+def test_parts_hold_every_cell_once_with_its_neighbours(shape, at_once, columns, monkeypatch):
     monkeypatch.setattr(rollout, 'CELLS_AT_ONCE', at_once)
+    monkeypatch.setattr(rollout, 'COLUMNS_AT_ONCE', columns)
     times = torch.zeros(shape, dtype=torch.int)
     seen = set()
     for part in rollout.parts_of(torch.Size(shape), CPU):
-        times[part.images, part.written] += 1
-        assert part.read.start <= max(0, part.written.start - 1)
-        assert part.read.stop >= min(shape[1], part.written.stop + 1)
-        assert part.read.stop <= shape[1]
-        assert range(shape[1])[part.read][part.kept] == range(shape[1])[part.written]
-        seen.add(part.read.stop - part.read.start)
+        times[part.images, part.rows.written, part.columns.written] += 1
+        for span, length in ((part.rows, shape[1]), (part.columns, shape[2])):
+            assert span.read.start <= max(0, span.written.start - 1)
+            assert min(length, span.written.stop + 1) <= span.read.stop <= length
+            assert range(length)[span.read][span.kept] == range(length)[span.written]
+        seen.add((part.rows.read.stop - part.rows.read.start, part.columns.read.stop - part.columns.read.start))
     assert (times == 1).all()
     assert len(seen) == 1
 
@@ -129,6 +132,16 @@ def test_changing_shapes_compile(name, monkeypatch):
         compare(rule, size, steps=2, gradients=False)
     assert torch._dynamo.utils.counters['stats']['unique_graphs'] < 4
     rollout.compiled.cache_clear()
+
+
+@pytest.mark.parametrize('size', [(2, 3, 4, 4), (1, 3, 1, 1)])
+def test_the_state_that_it_starts_from_stays(size):
+    rule = rule_of('nafca').eval()
+    state = rule.seed(torch.rand(size, dtype=torch.float64))
+    before = state.clone()
+    with torch.no_grad():
+        rule(state, 3)
+    assert torch.equal(state, before)
 
 
 @pytest.mark.parametrize('name', RULES)

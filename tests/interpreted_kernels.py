@@ -1,0 +1,51 @@
+"""By how much rollouts of lnca_arch.resident's kernels differ from plain ones.
+
+Without a GPU Triton interprets a kernel, if it is told so before it is imported; hence a process of its own:
+``TRITON_INTERPRET=1 python tests/interpreted_kernels.py`` prints a number a case as JSON.
+"""
+
+import json
+
+import torch
+
+from lnca_arch import NAFCA, ViTCA
+from lnca_arch.automaton import CellularAutomaton
+from lnca_arch.resident import take_steps
+
+SIZES = {'nafca': {'embed_channels': 16}, 'vitca': {'embed_channels': 24, 'heads': 3, 'mlp_channels': 20}}
+STEPS = 3
+#: Rule, precision of the products, (images, height, width), channels of input and answer, and of memory.
+CASES = [
+    *((rule, 'float32', size, 3, 4) for rule in SIZES for size in ((2, 8, 8), (1, 1, 1), (3, 5, 7), (1, 2, 9))),
+    *((rule, 'float16', (2, 8, 8), 3, 4) for rule in SIZES),
+    *((rule, 'float32', (1, 8, 8), 16, 32) for rule in ('nafca, as published', 'vitca, as published')),
+]
+
+
+def rule_of(name: str, channels: int, hidden: int) -> CellularAutomaton:
+    """A rule whose updates are not zero, as they are in a new one."""
+    kind = NAFCA if name.startswith('nafca') else ViTCA
+    rule = kind(channels, channels, hidden, **SIZES.get(name, {})).eval()
+    with torch.no_grad():
+        for parameter in rule.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return rule
+
+
+def difference(name: str, precision: str, size: tuple[int, int, int], channels: int, hidden: int) -> float:
+    """The largest one, as a share of the largest value."""
+    count, height, width = size
+    rule = rule_of(name, channels, hidden)
+    with torch.no_grad():
+        state = rule.seed(torch.rand(count, channels, height, width))
+        plain = rule.plain_rollout(state, STEPS)
+        cells = state.permute(0, 2, 3, 1).contiguous()
+        packed = rule.resident.pack(rule, rule.fold())
+        dtype = getattr(torch, precision)
+        take_steps(rule.resident.kernel, packed, cells, rule.constants_per_cell(cells), STEPS, dtype)
+    return ((cells.permute(0, 3, 1, 2) - plain).abs().max() / plain.abs().max()).item()
+
+
+if __name__ == '__main__':
+    torch.manual_seed(0)
+    print(json.dumps([difference(*case) for case in CASES]))
