@@ -33,7 +33,7 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.05}
 # they changed to. The second and third may be overwritten.
 Take = Callable[[Any, Tensor, Tensor, int], Tensor]
 
-# Kernel, precision and sizes → whether it was found to do what single steps do.
+# Rule, precision, device and sizes → whether its kernel was found to do what single steps do.
 _trusted: dict[Hashable, bool] = {}
 
 
