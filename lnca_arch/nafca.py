@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lnca_arch.automaton import CellularAutomaton
-from lnca_arch.folding import Linear, fold_norm, normalize
+from lnca_arch.folding import Linear, fold_norm, linear, normalize
 from lnca_arch.resident import Packed, Resident, nafca_kernel, padded, side
 
 from basicsr.utils.registry import ARCH_REGISTRY
@@ -36,14 +36,14 @@ def fast_update(cells: Tensor, folded: Folded, *dropout: Tensor) -> Tensor:
     drop_perceived, drop_transition = dropout or (1.0, 1.0)
     channels = cells.shape[-1]
     normalized = normalize(cells, LAYER_NORM_EPS)
-    gated = _simple_gate(F.linear(normalized, *folded.embed))
-    read = F.linear(torch.cat([gated, normalized], dim=-1), *folded.perceive)
+    gated = _simple_gate(linear(normalized, folded.embed))
+    read = linear(torch.cat([gated, normalized], dim=-1), folded.perceive)
     projected, taps = read[..., :channels], read[..., channels : channels + 9]
     perceived = projected * (folded.attention_bias + _sum_of_neighbours(taps)) + folded.project_bias
     x = cells + perceived * drop_perceived
-    transition = F.linear(_simple_gate(F.linear(normalize(x, LAYER_NORM_EPS), *folded.ffn_expand)), *folded.ffn_project)
+    transition = linear(_simple_gate(linear(normalize(x, LAYER_NORM_EPS), folded.ffn_expand)), folded.ffn_project)
     x = x + transition * drop_transition
-    return F.linear(normalize(x, LAYER_NORM_EPS), *folded.head)
+    return linear(normalize(x, LAYER_NORM_EPS), folded.head)
 
 
 def pack(rule: 'NAFCA', folded: Folded) -> Packed:

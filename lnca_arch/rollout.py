@@ -122,9 +122,13 @@ def _without_gradients(
     per_cell = rule.constants_per_cell(given)
     parts = list(parts_of(given.shape[:-1], given.device))
     # Of the two states that there are, each step reads the one and writes the other.
-    following = torch.empty_like(changing)
+    following = torch.empty_like(changing) if len(parts) > 1 else None
     for takes_part in masks:
-        every = [given, changing, takes_part, *per_cell, *rule.random_per_cell(given)]
+        random = rule.random_per_cell(given)
+        if following is None:
+            changing = step(given, changing, takes_part, per_cell=(*per_cell, *random))
+            continue
+        every = [given, changing, takes_part, *per_cell, *random]
         for part in parts:
             a, b, c, *rest = (None if tensor is None else part.read_from(tensor) for tensor in every)
             part.write_to(following, step(a, b, c, per_cell=tuple(rest)))

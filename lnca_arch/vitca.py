@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lnca_arch.automaton import CellularAutomaton
-from lnca_arch.folding import Linear, fold_norm, normalize
+from lnca_arch.folding import Linear, fold_norm, linear, normalize
 from lnca_arch.resident import Packed, Resident, padded, side, vitca_kernel
 
 from basicsr.utils.registry import ARCH_REGISTRY
@@ -35,12 +35,10 @@ class Folded(NamedTuple):
 def fast_update(cells: Tensor, folded: Folded, positions: Tensor) -> Tensor:
     """:meth:`ViTCA._update` with the linear maps of :meth:`ViTCA.fold`."""
     attention = neighbourhood_attention if torch.compiler.is_compiling() else blockwise_attention
-    x = F.linear(cells, *folded.embed) + positions
-    x = x + F.linear(
-        attention(F.linear(normalize(x, LAYER_NORM_EPS), *folded.qkv), folded.heads), *folded.attention_out
-    )
-    x = x + F.linear(F.gelu(F.linear(normalize(x, LAYER_NORM_EPS), *folded.mlp_in)), *folded.mlp_out)
-    return F.linear(normalize(x, LAYER_NORM_EPS), *folded.head)
+    x = linear(cells, folded.embed) + positions
+    x = x + linear(attention(linear(normalize(x, LAYER_NORM_EPS), folded.qkv), folded.heads), folded.attention_out)
+    x = x + linear(F.gelu(linear(normalize(x, LAYER_NORM_EPS), folded.mlp_in)), folded.mlp_out)
+    return linear(normalize(x, LAYER_NORM_EPS), folded.head)
 
 
 def pack(rule: 'ViTCA', folded: Folded) -> Packed:
@@ -155,8 +153,9 @@ def neighbourhood_attention(qkv: Tensor, heads: int) -> Tensor:
     """
     query, key, value = (part.unflatten(-1, (heads, -1)) for part in qkv.chunk(3, dim=-1))
     query = query * query.shape[-1] ** -0.5
-    scores = torch.stack([(query * neighbour).sum(-1) for neighbour in _neighbours(key)], dim=-1)
-    weights = scores.softmax(dim=-1).unbind(-1)
+    # The neighbours come first, so that many cells are computed at once.
+    scores = torch.stack([(query * neighbour).sum(-1) for neighbour in _neighbours(key)])
+    weights = scores.softmax(dim=0)
     weighted = (weight.unsqueeze(-1) * neighbour for weight, neighbour in zip(weights, _neighbours(value), strict=True))
     return functools.reduce(torch.add, weighted).flatten(-2)
 
