@@ -21,7 +21,9 @@ from tqdm import tqdm
 from lnca_arch import LatentNAFCA, LatentViTCA, PixelViTCA
 from lnca_arch.network import INFERENCE_STEPS, AutomatonNetwork
 from lnca_data.atomic import write_json
+from lnca_model.metrics import calculate_ssim_batch
 from lnca_model.resources import PeakMemory, give_back_freed_memory, keep_freed_memory
+from lnca_model.validation import to_bgr
 
 NETWORKS = {kind.__name__: kind for kind in (LatentNAFCA, LatentViTCA, PixelViTCA)}
 TRAINING_STEPS = 32
@@ -51,6 +53,7 @@ GROWTH = [Row(network, 1, size) for network in ('LatentNAFCA', 'LatentViTCA') fo
 def main() -> None:
     parser = argument_parser(__doc__, repeats=5)
     parser.add_argument('--parts', nargs='+', choices=PARTS, default=list(PARTS), help='what to measure')
+    parser.add_argument('--networks', nargs='+', choices=NETWORKS, default=list(NETWORKS), help='which rows')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', help='where to measure')
     arguments = parser.parse_args()
 
@@ -58,6 +61,7 @@ def main() -> None:
     print(figures['machine'])
     for part in arguments.parts:
         measure, rows = PARTS[part]
+        rows = [row for row in rows if row.network in arguments.networks]
         figures[part] = []
         for row in tqdm(rows, desc=part, unit='row', leave=False):
             figures[part].append({**row._asdict(), **_alone(measure, row, arguments)})
@@ -119,8 +123,10 @@ def training(row: Row, device: torch.device, repeats: int) -> dict[str, float]:
         return torch.autograd.grad(F.mse_loss(restored, image), parameters)
 
     calls = {'fast': lambda: gradients(rule), 'plain': lambda: gradients(rule.plain_rollout)}
-    results = {name: call() for name, call in calls.items()}
-    memory = {f'{name}, memory GB': _peak(call, device) for name, call in calls.items()}
+    results, memory = {}, {}
+    for name, call in calls.items():  # the plain one last, since it leaves the memory in pieces
+        results[name] = call()
+        memory[f'{name}, memory GB'] = _peak(call, device)
     seconds, _ = _timed(calls, repeats, device)
     return {
         **{f'{name}, s': value for name, value in seconds.items()},
@@ -131,7 +137,8 @@ def training(row: Row, device: torch.device, repeats: int) -> dict[str, float]:
 
 
 def precision(row: Row, device: torch.device, repeats: int) -> dict[str, float]:
-    """Images restored with products in float32 and in bfloat16: seconds, and by how much the images differ."""
+    """Images restored with products in float32 and in bfloat16: seconds, by how much the images differ, and how
+    alike they are."""
     network, _, _, image = _prepared(row, device)
 
     def rollout(reduced: bool) -> Tensor:
@@ -146,6 +153,7 @@ def precision(row: Row, device: torch.device, repeats: int) -> dict[str, float]:
         **{f'{name}, s': value for name, value in seconds.items()},
         'ratio': seconds['float32'] / seconds['bfloat16'],
         'difference': _difference([results['float32']], [results['bfloat16']]),
+        'SSIM': _similarity(results['float32'], results['bfloat16']),
     }
 
 
@@ -217,6 +225,11 @@ def _operations_of_a_step(network: AutomatonNetwork, state: Tensor) -> int:
     with FlopCounterMode(display=False) as counter:
         network.automaton.plain_rollout(state, 1)
     return counter.get_total_flops()
+
+
+def _similarity(expected: Tensor, found: Tensor) -> float:
+    """Mean SSIM of images in [0, 1]."""
+    return float(calculate_ssim_batch(to_bgr(expected), to_bgr(found), crop_border=0).mean())
 
 
 def _difference(expected: list[Tensor], found: list[Tensor]) -> float:
