@@ -24,21 +24,28 @@ setup(
         'scikit-image>=0.22,<1',  # the bundled photographs
         'numpy>=2,<3',
         'pillow>=10,<14',
+        'tifffile>=2023.1',  # TIFFs with what belongs to them: OpenCV drops it, Pillow reads 8 bits only
+        'imagecodecs>=2023.1',  # with which tifffile decodes compressed ones
+        'safetensors>=0.4,<1',
         'imagehash>=4.3,<5',  # perceptual hashes, to find near-duplicate tiles
         'rawpy>=0.19,<1',  # LibRaw, for the raw photographs of SID
         'psutil>=5.9,<8',  # free memory, before tiles are kept in it
         'spandrel>=0.4.1,<0.5',  # NAFNet
         'tqdm>=4.66,<5',
     ],
+    package_data={'lnca_model': ['weights/*']},
     extras_require={
+        'demo': ['gradio>=5.20,<6'],  # the page of inference/demo.py
+        'onnx': ['onnx>=1.17,<2', 'onnxscript>=0.5,<1'],  # inference/export.py; onnxscript is what torch.onnx uses
         'benchmarks': ['matplotlib>=3.8,<4'],  # the charts of benchmarks/compare.py and efficiency.py
         # Restormer, whose licence forbids commercial use; who installs it shall have read so.
         'restormer-noncommercial': ['spandrel_extra_arches>=0.2,<1'],
         'test': [
-            'lnca[benchmarks,restormer-noncommercial]',
+            'lnca[benchmarks,demo,onnx,restormer-noncommercial]',
             'pytest>=8,<10',
             'ruff>=0.9,<1',
-            'tifffile>=2023.1',  # writes the raw photographs that the tests develop
+            'onnxruntime>=1.20,<2',  # runs what was exported
+            'selenium>=4.20,<5',  # drives a browser through the page
         ],
     },
 )

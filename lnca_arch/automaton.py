@@ -35,6 +35,8 @@ class CellularAutomaton(nn.Module):
     fast_update: ClassVar[Callable[..., Tensor]]
     # How to take all steps of a small grid at once, on CUDA; None if there is no such way.
     resident: ClassVar[Resident | None] = None
+    # Whether what a trained rule does depends on the size of the grid.
+    tied_to_grid: ClassVar[bool] = False
     # Numbers that a step keeps of each cell for its gradients, about.
     kept_channels: ClassVar[int]
 

@@ -17,6 +17,7 @@ class LatentNetwork(AutomatonNetwork):
     def __init__(self, autoencoder: Autoencoder, automaton: CellularAutomaton, update_rate: float) -> None:
         super().__init__(automaton, update_rate)
         self.autoencoder = autoencoder
+        self.image_channels = autoencoder.image_channels
         self.stride = autoencoder.stride
 
     def seed(self, image: Tensor) -> tuple[Tensor, Tensor]:

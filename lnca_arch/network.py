@@ -1,5 +1,7 @@
 """What the networks share that restore an image with an automaton: ``net(image) → restored image``."""
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -14,7 +16,13 @@ class AutomatonNetwork(nn.Module):
     Args:
         automaton: the rule.
         update_rate: probability that a cell takes part in a step, in training and in inference.
+
+    Attributes:
+        image_channels: channels of the images.
+        stride: what the sides of :meth:`seed`'s images are multiples of.
     """
+
+    image_channels: int
 
     stride = 1
 
@@ -43,10 +51,26 @@ class AutomatonNetwork(nn.Module):
         Returns:
             The restored images, same shape.
         """
+        return self.frames(image, [steps], update_rate)[0]
+
+    def frames(self, image: Tensor, at: Sequence[int], update_rate: float | None = None) -> list[Tensor]:
+        """What becomes of images on the way.
+
+        Args:
+            image, update_rate: see :meth:`forward`.
+            at: numbers of steps, rising.
+
+        Returns:
+            The images as they are after each of these numbers of steps.
+        """
         height, width = image.shape[-2:]
+        rate = self.update_rate if update_rate is None else update_rate
         state, skip = self.seed(pad_to_multiple(image, self.stride))
-        state = self.automaton(state, steps, self.update_rate if update_rate is None else update_rate)
-        return self.render(state, skip)[..., :height, :width]
+        frames = []
+        for done, steps in zip([0, *at], at, strict=False):
+            state = self.automaton(state, steps - done, rate)
+            frames.append(self.render(state, skip)[..., :height, :width])
+        return frames
 
 
 def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:

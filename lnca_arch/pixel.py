@@ -31,6 +31,7 @@ class PixelViTCA(AutomatonNetwork):
         super().__init__(
             ViTCA(image_channels, image_channels, hidden_channels, embed_channels, heads, mlp_channels), update_rate
         )
+        self.image_channels = image_channels
 
     def seed(self, image: Tensor) -> tuple[Tensor, None]:
         return self.automaton.seed(image), None

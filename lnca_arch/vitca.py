@@ -114,6 +114,7 @@ class ViTCA(CellularAutomaton):
 
     fast_update = staticmethod(fast_update)
     resident = Resident(vitca_kernel, pack)
+    tied_to_grid = True  # a cell's position is its number
     kept_channels = 1800
 
     def fold(self) -> Folded:

@@ -111,7 +111,7 @@ def _cut_pair(pair: Pair, split: str | None, options: PackingOptions) -> CutPair
             if lq_tiles:
                 images['lq'] = lq_tiles[number]
             elif its_split != 'train':
-                images['lq'] = _corrupt(tile, corruption, draw(options.seed, f'corruption/{key}'))
+                images['lq'] = corrupted(tile, corruption, draw(options.seed, f'corruption/{key}'))
             tiles.append(
                 PackedTile(
                     key,
@@ -139,7 +139,8 @@ def _read_and_cut(image: Image, tiling: Tiling) -> tuple[tuple[int, ...], list[P
 _read_and_cut_again = lru_cache(maxsize=1)(_read_and_cut)
 
 
-def _corrupt(tile: np.ndarray, corruption: Corruption, seed: int) -> np.ndarray:
+def corrupted(tile: np.ndarray, corruption: Corruption, seed: int) -> np.ndarray:
+    """An image ``(H, W, 3)`` uint8, damaged as in validation and test."""
     generator = torch.Generator().manual_seed(seed)
     return to_image(corruption(to_tensor(tile)[None], generator=generator)[0])
 

@@ -6,7 +6,8 @@ from lnca_model import losses, metrics, pipeline
 from lnca_model.automaton_model import AutomatonModel
 from lnca_model.lnca_model import LNCAModel
 from lnca_model.restoration_model import RestorationModel
+from lnca_model.restorer import Restorer
 
 pipeline.install()
 
-__all__ = ['AutomatonModel', 'LNCAModel', 'RestorationModel', 'losses', 'metrics']
+__all__ = ['AutomatonModel', 'LNCAModel', 'RestorationModel', 'Restorer', 'losses', 'metrics']

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from lnca_arch.errors import InputError
 from lnca_data.atomic import whole_file
 
+Weights = dict[str, Tensor]
+
 
 def save(content: Mapping[str, Any], path: Path | str) -> None:
     """Write a checkpoint whole or not at all.
@@ -50,25 +52,44 @@ def load(path: Path | str) -> dict[str, Any]:
     return content
 
 
-def read_weights(network: nn.Module, path: Path | str, strict: bool, param_key: str | None) -> dict[str, Tensor]:
-    """The weights in a file that belong to a network.
+def read_weights(network: nn.Module, path: Path | str, strict: bool, param_key: str | None) -> Weights:
+    """The weights in a file that belong to a network: :func:`read_params`, of them those that are :func:`fitting`."""
+    return fitting(network, read_params(path, param_key), path, strict)
+
+
+def read_params(path: Path | str, param_key: str | None = None) -> Weights:
+    """The weights in a file of BasicSR's layout (``{param_key: state dict}``) or in a bare state dict.
 
     Args:
-        network: whose; only the names and sizes of its parameters matter.
-        path: a file of BasicSR's layout (``{param_key: state dict}``) or a bare state dict.
-        strict: whether the file must hold the network's parameters, all and no others. If not, those that have the
-            name and size of the network's are returned.
+        path: the file.
         param_key: ``'params'`` or ``'params_ema'``; if the file has no such entry, what it has.
 
     Raises:
-        InputError: the file is not readable, or of another network; the message names the first differences.
+        InputError: the file is not readable, or holds something else.
     """
     weights = load(path)
     for key in (param_key, 'params_ema', 'params'):
         if key in weights:
             weights = weights[key]
             break
-    weights = {name.removeprefix('module.'): value for name, value in weights.items()}
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise InputError(f'{path}: holds no parameters of a network; training states, for one, do not')
+    return {name.removeprefix('module.'): value for name, value in weights.items()}
+
+
+def fitting(network: nn.Module, weights: Weights, path: Path | str, strict: bool) -> Weights:
+    """Of the weights those that belong to a network.
+
+    Args:
+        network: whose; only the names and sizes of its parameters matter.
+        weights: what a file holds.
+        path: the file, for messages.
+        strict: whether the weights must be the network's parameters, all and no others. If not, those that have the
+            name and size of the network's are returned.
+
+    Raises:
+        InputError: they are of another network; the message names the first differences.
+    """
     sizes = {name: tensor.shape for name, tensor in network.state_dict().items()}
     differences = {
         'are missing': [name for name in sizes if name not in weights],

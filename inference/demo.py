@@ -1,0 +1,142 @@
+"""A page to try a network on photographs, and to watch it work: ``python inference/demo.py``.
+
+Needs the extra: ``pip install -e ".[demo]"``. It is served to this computer alone, unless ``--host`` says otherwise.
+"""
+
+import argparse
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from lnca_arch.errors import InputError, InstallationError, report_in_one_line
+from lnca_arch.network import INFERENCE_STEPS
+from lnca_data.corruption import MotionBlur, Noise
+from lnca_data.cutting import corrupted
+from lnca_data.images import Bundled, to_8_bits
+from lnca_data.photographs import SUFFIXES, Photograph, read_photograph, write_photograph
+from lnca_model.pretrained import BUNDLED, DEFAULT_MODEL
+from lnca_model.restorer import Restorer
+
+os.environ.setdefault('GRADIO_ANALYTICS_ENABLED', 'False')  # is read when gradio is imported
+try:
+    import gradio
+except ModuleNotFoundError:
+    gradio = None
+
+UPLOAD_BYTES = 32 << 20
+SHOWN_PIXELS = 4_000_000  # of each picture all steps are kept as long as its page is open
+STEPS_BETWEEN = 4
+STEPS = list(range(0, INFERENCE_STEPS + 1, STEPS_BETWEEN))
+SECONDS_KEPT = 3600
+EXAMPLES = {'cat': 'chelsea', 'coffee': 'coffee', 'astronaut': 'astronaut', 'rocket': 'rocket'}
+DAMAGES = {'nothing': None, 'noise': Noise(), 'motion blur': MotionBlur()}
+
+Frames = list[np.ndarray]
+
+
+def restore(upload: str | None, example: str | None, damage: str, restorer: Restorer) -> Frames:
+    """The picture that was dropped, or else the example, as it is given to the network, and after each of STEPS.
+
+    Raises:
+        InputError: it cannot be read, or is too large for a page.
+    """
+    if upload:
+        try:
+            picture = read_photograph(upload).upright()
+        except InputError as error:  # the user knows the name, not the folder that it was put into
+            raise InputError(str(error).replace(upload, Path(upload).name)) from None
+    elif example:
+        picture = Bundled(EXAMPLES[example]).read()
+    else:
+        raise InputError('Drop a photograph, or choose an example.')
+    height, width = picture.shape[:2]
+    if height * width > SHOWN_PIXELS:
+        raise InputError(
+            f'The picture has {height * width / 1e6:.1f} megapixels, and the page takes {SHOWN_PIXELS / 1e6:.0f}; '
+            'restore it with python inference/restore.py'
+        )
+    picture = to_8_bits(picture)[..., :3]
+    picture = np.repeat(picture, 3, axis=-1) if picture.shape[-1] == 1 else picture
+    corruption = DAMAGES[damage]
+    picture = picture if corruption is None else corrupted(picture, corruption, seed=0)
+    return [picture, *restorer.trace(picture, STEPS)]
+
+
+def page(models: dict[str, str]) -> 'gradio.Blocks':
+    """The page.
+
+    Args:
+        models: name → what :meth:`Restorer.from_pretrained` takes.
+    """
+    restorers = {name: Restorer.from_pretrained(source) for name, source in models.items()}
+
+    def run(upload, example, damage, model):
+        try:
+            frames = restore(upload, example, damage, restorers[model])
+        except InputError as error:
+            raise gradio.Error(str(error), title='This picture cannot be restored') from None
+        return [frames, *show(frames, INFERENCE_STEPS)]
+
+    def show(frames, step):
+        if not frames:
+            return None, None
+        shown = frames[1 + round(step / STEPS_BETWEEN)]
+        file = Path(tempfile.mkdtemp(dir=blocks.GRADIO_CACHE)) / f'restored_{step}_steps.png'
+        write_photograph(file, Photograph(shown))
+        return (frames[0], shown), str(file)
+
+    fonts = {'font': ['system-ui', 'sans-serif'], 'font_mono': ['monospace']}  # fetched from nowhere
+    # Files of a picture are removed when they are old, and when the page is shut down.
+    with gradio.Blocks(
+        title='LNCA', theme=gradio.themes.Default(**fonts), delete_cache=(SECONDS_KEPT, SECONDS_KEPT)
+    ) as blocks:
+        frames = gradio.State([], time_to_live=SECONDS_KEPT)
+        gradio.Markdown(
+            '# Latent neural cellular automata\nDrop a photograph, or choose an example; restore it; then move the '
+            'slider to see what the automaton has done after so many steps.'
+        )
+        with gradio.Row():
+            with gradio.Column(scale=1, min_width=280):
+                upload = gradio.File(label='Photograph', file_types=list(SUFFIXES), elem_id='upload', height=140)
+                example = gradio.Dropdown([None, *EXAMPLES], value='cat', label='or an example', elem_id='example')
+                damage = gradio.Radio(list(DAMAGES), value='noise', label='Damage it with', elem_id='damage')
+                model = gradio.Dropdown(list(models), value=next(iter(models)), label='Model', elem_id='model')
+                button = gradio.Button('Restore', variant='primary', elem_id='restore')
+            with gradio.Column(scale=3):
+                picture = gradio.ImageSlider(
+                    label='before and after', format='png', interactive=False, elem_id='picture', max_height=640
+                )
+                step = gradio.Slider(
+                    0, INFERENCE_STEPS, INFERENCE_STEPS, step=STEPS_BETWEEN, label='Steps', elem_id='steps'
+                )
+                download = gradio.DownloadButton('Download', elem_id='download')
+        # One picture at a time; who comes meanwhile waits.
+        button.click(run, [upload, example, damage, model], [frames, picture, download], concurrency_limit=1).success(
+            lambda: INFERENCE_STEPS, outputs=step
+        )
+        # What is dropped is damaged already, more often than not.
+        upload.upload(lambda: 'nothing', outputs=damage)
+        step.release(show, [frames, step], [picture, download], show_progress='hidden')
+    return blocks
+
+
+def main() -> None:
+    report_in_one_line()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument('--host', default='127.0.0.1', help='address to serve at; 0.0.0.0 for every computer around')
+    parser.add_argument('--port', type=int, default=7860, help='port to serve at')
+    models = [DEFAULT_MODEL, *(name for name in BUNDLED if name != DEFAULT_MODEL)]
+    parser.add_argument('--model', nargs='+', default=models, help='models to choose from: names or checkpoints')
+    arguments = parser.parse_args()
+    if gradio is None:
+        raise InstallationError('the page needs an extra: pip install -e ".[demo]"')
+    blocks = page({name if name in BUNDLED else Path(name).stem: name for name in arguments.model})
+    blocks.queue(max_size=20).launch(
+        server_name=arguments.host, server_port=arguments.port, max_file_size=UPLOAD_BYTES, show_api=False
+    )
+
+
+if __name__ == '__main__':
+    main()

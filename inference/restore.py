@@ -1,0 +1,164 @@
+"""Restore photographs: ``python inference/restore.py photo.jpg``."""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from lnca_arch.errors import DISK_FULL, InputError, report_in_one_line
+from lnca_arch.network import INFERENCE_STEPS
+from lnca_data.images import to_8_bits
+from lnca_data.photographs import SUFFIXES, Photograph, check_format, read_photograph, write_photograph
+from lnca_data.sheet import write_sheet
+from lnca_data.trace import TRACE_SUFFIXES, write_trace
+from lnca_model.pretrained import BUNDLED, DEFAULT_MODEL
+from lnca_model.restorer import Restorer
+
+TRACE_FRAMES = 9
+SHEET_SIDE = 1024  # of what is to be looked at, not kept
+
+
+class Job(NamedTuple):
+    """A photograph and where it goes once restored."""
+
+    source: Path
+    target: Path
+
+
+def main() -> int:
+    report_in_one_line()
+    arguments = _parser().parse_args()
+    jobs = list(_jobs(arguments))
+    restorer = Restorer.from_pretrained(
+        arguments.model, arguments.opt, arguments.device, tile=arguments.tile, overlap=arguments.overlap
+    )
+    failed = 0
+    bar = tqdm(jobs, unit='photo', disable=len(jobs) == 1)
+    for job in bar:
+        try:
+            _restore(restorer, job, arguments)
+        except (InputError, OSError) as error:
+            if isinstance(error, OSError) and error.errno in DISK_FULL:
+                raise
+            failed += 1
+            bar.write(f'error: {error}', file=sys.stderr)
+        else:
+            bar.write(f'{job.source} → {job.target}')
+    if failed and len(jobs) > 1:
+        print(f'{failed} of {len(jobs)} photographs could not be restored', file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument('inputs', nargs='+', type=Path, help=f'photographs ({", ".join(SUFFIXES)}) or folders of them')
+    parser.add_argument(
+        '-o',
+        '--output',
+        type=Path,
+        help='a file, for one photograph, or a folder; beside each photograph, as NAME_restored, if left out',
+    )
+    parser.add_argument('--model', default=DEFAULT_MODEL, help=f'{", ".join(BUNDLED)}, or a checkpoint')
+    parser.add_argument(
+        '--opt', type=Path, help="a checkpoint's option file, if it cannot be found from the checkpoint"
+    )
+    parser.add_argument('--steps', type=int, help=f'steps of the automaton; {INFERENCE_STEPS} if left out')
+    parser.add_argument('--tile', type=int, help='side of the tiles in pixels; less takes less memory')
+    parser.add_argument('--overlap', type=int, help='what neighbouring tiles see in common, in pixels')
+    parser.add_argument('--device', help='cpu or cuda; CUDA if there is one')
+    parser.add_argument('--overwrite', action='store_true', help='replace files that are there')
+    parser.add_argument(
+        '--trace', type=Path, help=f'of one photograph, the way it is restored: a {", ".join(TRACE_SUFFIXES)}'
+    )
+    parser.add_argument(
+        '--trace-steps', type=int, nargs='+', help=f'at which steps; {TRACE_FRAMES} equal ones if left out'
+    )
+    parser.add_argument('--compare', type=Path, help='of one photograph, a PNG with before and after side by side')
+    return parser
+
+
+def _jobs(arguments: argparse.Namespace) -> Iterator[Job]:
+    """What to restore, and where to; what would go wrong later is said before anything is done."""
+    sources = [file for path in arguments.inputs for file in _files_of(path)]
+    is_folder = len(sources) > 1 or any(path.is_dir() for path in arguments.inputs)
+    extra = [path for path in (arguments.trace, arguments.compare) if path]
+    if len(sources) > 1 and extra:
+        raise InputError('--trace and --compare are for one photograph at a time')
+    if arguments.trace and arguments.trace.suffix.lower() not in TRACE_SUFFIXES:
+        raise InputError(f'--trace {arguments.trace}: must end in {" or ".join(TRACE_SUFFIXES)}')
+    if arguments.compare and arguments.compare.suffix.lower() != '.png':
+        raise InputError(f'--compare {arguments.compare}: must end in .png')
+    into = arguments.output
+    if into and (is_folder or into.is_dir() or not into.suffix):
+        if into.exists() and not into.is_dir():
+            raise InputError(f'-o {into}: is a file; several photographs need a folder')
+        jobs = [Job(source, into / source.name) for source in sources]
+    elif into:
+        check_format(into)
+        jobs = [Job(sources[0], into)]
+    else:
+        jobs = [Job(source, source.with_stem(f'{source.stem}_restored')) for source in sources]
+    seen: dict[Path, Path] = {}
+    for source, target in jobs:
+        if target in seen:
+            raise InputError(f'{seen[target]} and {source} would both become {target}; restore them into two folders')
+        seen[target] = source
+    for path in [*seen, *extra]:
+        if path.exists() and not arguments.overwrite:
+            raise InputError(f'{path} exists; choose another name with -o, or add --overwrite')
+    return iter(jobs)
+
+
+def _files_of(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+    if not files:
+        raise InputError(f'{path}: holds no photographs ({", ".join(SUFFIXES)})')
+    return files
+
+
+def _restore(restorer: Restorer, job: Job, arguments: argparse.Namespace) -> None:
+    photograph = read_photograph(job.source)
+    check_format(job.target, photograph.pixels.shape[-1])
+    steps = INFERENCE_STEPS if arguments.steps is None else arguments.steps
+    at = None if arguments.steps is None else [steps]
+    if arguments.trace:
+        at = sorted(
+            {*(arguments.trace_steps or np.linspace(0, steps, TRACE_FRAMES).round().astype(int).tolist()), steps}
+        )
+    frames = restorer.trace(photograph.pixels, at, progress=True)
+    restored = photograph.with_pixels(frames[-1 if at is None else at.index(steps)])
+    for path in (job.target, arguments.trace, arguments.compare):
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+    if arguments.trace:
+        shown = [_to_look_at(photograph.with_pixels(frame)) for frame in frames]
+        write_trace(arguments.trace, shown, [f'{number} steps' for number in at])
+    if arguments.compare:
+        write_sheet(arguments.compare, {'before': [_to_look_at(photograph)], 'after': [_to_look_at(restored)]})
+    write_photograph(job.target, restored)
+
+
+def _to_look_at(photograph: Photograph) -> np.ndarray:
+    """Upright, 8 bits, RGB on white, no larger than a screen."""
+    pixels = to_8_bits(photograph.upright())
+    if pixels.shape[-1] == 4:
+        alpha = pixels[..., 3:].astype(np.float32) / 255
+        pixels = np.rint(pixels[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
+    pixels = np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels
+    height, width = pixels.shape[:2]
+    shrink = min(1.0, SHEET_SIDE / max(height, width))
+    if shrink == 1:
+        return pixels
+    size = (max(1, round(width * shrink)), max(1, round(height * shrink)))
+    return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

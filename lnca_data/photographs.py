@@ -1,0 +1,200 @@
+"""Photographs as people have them: read with what belongs to the pixels, and written back with it."""
+
+import io
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import tifffile
+from PIL import Image, UnidentifiedImageError
+
+from lnca_arch.errors import InputError
+from lnca_data.atomic import whole_file
+from lnca_data.images import one_line, read_bytes, to_8_bits
+
+JPEG, PNG, WEBP, TIFF = ('.jpg', '.jpeg'), ('.png',), ('.webp',), ('.tif', '.tiff')
+SUFFIXES = (*JPEG, *PNG, *WEBP, *TIFF)
+MAX_PIXELS = 1 << 28  # a small file can claim any size
+QUALITY = 95
+
+ORIENTATION, ICC_PROFILE = 274, 34675  # tags of TIFF and of EXIF
+PROFILE_SPACE = slice(16, 20)  # of an ICC profile: which kind of colours it describes
+EXIF_PREFIX = b'Exif\0\0'
+DEPTHS = (np.uint8, np.uint16)
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """Pixels, and what says how to show them.
+
+    Attributes:
+        pixels: ``(H, W, C)`` uint8 or uint16, C one of 1 (grey), 3 (RGB) and 4 (RGBA), as they are stored: not turned
+            by the orientation.
+        exif: the EXIF block, which has the orientation among others.
+        profile: the ICC profile.
+    """
+
+    pixels: np.ndarray
+    exif: bytes | None = None
+    profile: bytes | None = None
+
+    @property
+    def orientation(self) -> int:
+        """1 to 8, as EXIF numbers them; 1 is upright."""
+        exif = Image.Exif()
+        exif.load(self.exif or b'')
+        value = exif.get(ORIENTATION, 1)
+        return value if value in range(1, 9) else 1
+
+    def with_pixels(self, pixels: np.ndarray) -> 'Photograph':
+        return replace(self, pixels=pixels)
+
+    def upright(self) -> np.ndarray:
+        """The pixels, turned as a viewer turns them."""
+        pixels, orientation = self.pixels, self.orientation
+        if orientation >= 5:
+            pixels = pixels.transpose(1, 0, 2)
+        # Of what is left, which axes are mirrored.
+        vertically, horizontally = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
+        return np.ascontiguousarray(pixels[:: -1 if vertically else 1, :: -1 if horizontally else 1])
+
+
+def read_photograph(path: Path | str) -> Photograph:
+    """Read a PNG, JPEG, WebP or TIFF of 8 or 16 bits a channel: grey, RGB or RGBA, of at most 268 megapixels.
+
+    Raises:
+        InputError: it cannot be read; the message names the file.
+    """
+    path = str(path)
+    data = read_bytes(path)
+    width, height = _size(path, data)
+    if width * height > MAX_PIXELS:
+        raise InputError(
+            f'{path}: {width:,}×{height:,} pixels are more than the {MAX_PIXELS:,} that are read; cut it into parts'
+        )
+    suffix = Path(path).suffix.lower()
+    pixels, exif, profile = (_read_tiff if suffix in TIFF else _read_with_opencv)(path, data)
+    if pixels.dtype not in DEPTHS:
+        raise InputError(f'{path}: has pixels of type {pixels.dtype}; 8 or 16 bits a channel are needed')
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    space = b'GRAY' if pixels.shape[-1] == 1 else b'RGB '
+    # That of a CMYK file, say, does not describe the RGB that was made of it.
+    return Photograph(pixels, exif, profile if profile and profile[PROFILE_SPACE] == space else None)
+
+
+def write_photograph(path: Path | str, photograph: Photograph) -> None:
+    """Write a photograph whole or not at all, in the format of the path's suffix: 16 bits in PNG and TIFF, else 8;
+    EXIF in full in PNG, JPEG and WebP, its orientation in TIFF.
+
+    Raises:
+        InputError: the format is unknown or cannot hold the photograph.
+        OSError: it cannot be written.
+    """
+    check_format(path, photograph.pixels.shape[-1])
+    suffix = Path(path).suffix.lower()
+    pixels = photograph.pixels if suffix in (*PNG, *TIFF) else to_8_bits(photograph.pixels)
+    if suffix in WEBP and pixels.shape[-1] == 1:  # a WebP has no grey, and the profile describes one
+        photograph = replace(photograph, profile=None)
+    photograph = photograph.with_pixels(pixels)
+    with whole_file(path) as temporary:
+        (_write_tiff if suffix in TIFF else _write_with_opencv)(temporary, photograph)
+
+
+def check_format(path: Path | str, channels: int = 3) -> None:
+    """Raise InputError unless a photograph of so many channels can be written to a path."""
+    suffix = Path(path).suffix.lower()
+    if suffix not in SUFFIXES:
+        raise InputError(f'{path}: cannot write {suffix or "a file without a suffix"}; use {", ".join(SUFFIXES)}')
+    if suffix in JPEG and channels == 4:
+        raise InputError(f'{path}: a JPEG has no transparency; write the picture as PNG, WebP or TIFF')
+
+
+def _size(path: str, data: bytes) -> tuple[int, int]:
+    """Width and height, of which the first bytes tell."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # the limit here is ours
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return image.size
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+        raise InputError(f'{path}: not a readable image ({one_line(error).partition("<")[0].strip()})') from None
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+def _read_with_opencv(path: str, data: bytes) -> tuple[np.ndarray, bytes | None, bytes | None]:
+    try:
+        pixels, kinds, blocks = cv2.imdecodeWithMetadata(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        pixels = None
+    if pixels is None:
+        raise InputError(f'{path}: not a readable image; it may be truncated')
+    found = {kind: np.asarray(block).tobytes() for kind, block in zip(np.ravel(kinds), blocks, strict=True)}
+    return _swapped(pixels), found.get(cv2.IMAGE_METADATA_EXIF), found.get(cv2.IMAGE_METADATA_ICCP)
+
+
+def _write_with_opencv(path: Path, photograph: Photograph) -> None:
+    blocks = {cv2.IMAGE_METADATA_EXIF: photograph.exif, cv2.IMAGE_METADATA_ICCP: photograph.profile}
+    kinds = [kind for kind, block in blocks.items() if block]
+    quality = {**dict.fromkeys(JPEG, cv2.IMWRITE_JPEG_QUALITY), **dict.fromkeys(WEBP, cv2.IMWRITE_WEBP_QUALITY)}
+    suffix = path.suffix.lower()
+    options = [quality[suffix], QUALITY] if suffix in quality else []
+    blocks = [np.frombuffer(blocks[kind], np.uint8) for kind in kinds]
+    if not cv2.imwriteWithMetadata(str(path), _swapped(photograph.pixels), kinds, blocks, options):
+        raise OSError(f'{path}: cannot be written; is there room, and may you write there?')
+
+
+def _read_tiff(path: str, data: bytes) -> tuple[np.ndarray, bytes | None, bytes | None]:
+    # Not by OpenCV, which turns some of the pixels and fails at others, and drops what belongs to them.
+    try:
+        with tifffile.TiffFile(io.BytesIO(data)) as file:
+            page = file.pages[0]
+            pixels, tags = page.asarray(), {tag.code: tag.value for tag in page.tags}
+            photometric, planes_first = page.photometric, page.axes.startswith('S')
+    # What it raises for a broken file is not documented.
+    except Exception as error:
+        raise InputError(f'{path}: not a readable TIFF; it may be truncated ({one_line(error)})') from None
+    pixels = np.moveaxis(pixels, 0, -1) if planes_first else pixels
+    if photometric == tifffile.PHOTOMETRIC.MINISWHITE:
+        pixels = ~pixels
+    elif photometric not in (
+        tifffile.PHOTOMETRIC.MINISBLACK,
+        tifffile.PHOTOMETRIC.RGB,
+        tifffile.PHOTOMETRIC.YCBCR,  # its decoder makes RGB of it
+    ):
+        raise InputError(f'{path}: a TIFF of {photometric.name} colours; save it as grey or RGB')
+    if pixels.dtype == bool:
+        pixels = pixels.astype(np.uint8) * 255
+    channels = 1 if pixels.ndim == 2 else pixels.shape[-1]
+    if channels == 2:  # grey and alpha
+        pixels = pixels[..., [0, 0, 0, 1]]
+    elif pixels.ndim > 3 or channels not in (1, 3, 4):
+        raise InputError(f'{path}: a TIFF of shape {pixels.shape}; a single picture, grey or RGB, is needed')
+    exif = Image.Exif()
+    exif[ORIENTATION] = int(tags.get(ORIENTATION, 1))
+    return pixels, exif.tobytes().removeprefix(EXIF_PREFIX), tags.get(ICC_PROFILE)
+
+
+def _write_tiff(path: Path, photograph: Photograph) -> None:
+    pixels, tags = photograph.pixels, [(ORIENTATION, 'H', 1, photograph.orientation, True)]
+    if photograph.profile:
+        tags.append((ICC_PROFILE, 'B', len(photograph.profile), photograph.profile, True))
+    grey = pixels.shape[-1] == 1
+    tifffile.imwrite(
+        path,
+        pixels[..., 0] if grey else pixels,
+        photometric='minisblack' if grey else 'rgb',
+        extrasamples=['unassalpha'] if pixels.shape[-1] == 4 else None,
+        compression='zlib',
+        predictor=True,
+        extratags=tags,
+        metadata=None,
+    )
+
+
+def _swapped(pixels: np.ndarray) -> np.ndarray:
+    """BGR ↔ RGB, BGRA ↔ RGBA; grey stays."""
+    channels = 1 if pixels.ndim == 2 else pixels.shape[-1]
+    if channels < 3:
+        return pixels
+    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB if channels == 3 else cv2.COLOR_BGRA2RGBA)

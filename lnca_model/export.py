@@ -1,0 +1,186 @@
+"""Networks for other programs: as ONNX, and as a program of torch.export."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lnca_arch.errors import InputError, InstallationError
+from lnca_arch.network import AutomatonNetwork
+from lnca_data.atomic import whole_file
+
+# Sides of the image that the networks are traced with, as multiples of their stride; they stay variable.
+TRACED_ROWS, TRACED_COLUMNS, TRACED_BATCH = 8, 6, 2
+
+
+class _Seed(nn.Module):
+    def __init__(self, network: AutomatonNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        return tuple(tensor for tensor in self.network.seed(image) if tensor is not None)
+
+
+class _Step(nn.Module):
+    def __init__(self, network: AutomatonNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, state: Tensor) -> Tensor:
+        return self.network.automaton.plain_rollout(state, 1)
+
+
+class _Render(nn.Module):
+    def __init__(self, network: AutomatonNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, state: Tensor, skip: Tensor | None = None) -> Tensor:
+        return self.network.render(state, skip)
+
+
+class _Whole(nn.Module):
+    def __init__(self, network: AutomatonNetwork, steps: int) -> None:
+        super().__init__()
+        self.network = network
+        self.steps = steps
+
+    def forward(self, image: Tensor) -> Tensor:
+        state, skip = self.network.seed(image)
+        return self.network.render(self.network.automaton.plain_rollout(state, self.steps), skip)
+
+
+def export_program(network: nn.Module, path: Path | str, steps: int) -> None:
+    """Write ``image → restored image`` as a program of torch.export (.pt2), which ``torch.export.load`` reads.
+
+    Batch, height and width are variable; the sides are multiples of the network's stride, at least twice as long.
+
+    Args:
+        network: one that restores with an automaton of which all cells take part in each step.
+        path: where to.
+        steps: of the automaton.
+
+    Raises:
+        InputError: it is another network.
+    """
+    _check(network)
+    with torch.no_grad():
+        program = torch.export.export(
+            _Whole(network, steps), (_image(network),), dynamic_shapes=({0: _BATCH, **_sides(network.stride)},)
+        )
+    with whole_file(path) as temporary:
+        torch.export.save(program, temporary)
+
+
+def export_onnx(network: nn.Module, path: Path | str, steps: int | None) -> None:
+    """Write a network as ONNX: input ``image`` ``(N, C, H, W)`` in [0, 1], output ``restored``, the same shape.
+
+    Batch, height and width are variable; the sides are multiples of the network's stride. The automaton is one loop,
+    whose length is fixed or, if ``steps`` is None, the second input ``steps``, an int64.
+
+    Raises:
+        InputError: the network is not one that restores with an automaton of which all cells take part in each step.
+        InstallationError: the extra is not installed.
+    """
+    _check(network)
+    try:
+        import onnx
+        import onnxscript  # noqa: F401  what torch.onnx exports with
+    except ModuleNotFoundError:
+        raise InstallationError('ONNX comes as an extra: pip install -e ".[onnx]"') from None
+    with torch.no_grad():
+        image = _image(network)
+        seeded = _Seed(network)(image)
+        grid = _sides(1)
+        skip = [{0: _BATCH, **_sides(network.stride // 2)}] * (len(seeded) - 1)
+        parts = [
+            _traced(_Seed(network), (image,), [{0: _BATCH, **_sides(network.stride)}]),
+            _traced(_Step(network), seeded[:1], [{0: _BATCH, **grid}]),
+            _traced(_Render(network), seeded, [{0: _BATCH, **grid}, *skip]),
+        ]
+    model = _joined(parts, steps)
+    onnx.checker.check_model(model, full_check=True)
+    with whole_file(path) as temporary:
+        onnx.save(model, str(temporary))
+
+
+def _joined(parts: list, steps: int | None):
+    """One model of three: seed → a loop over step → render."""
+    import onnx
+    from onnx import TensorProto, compose, helper
+
+    seed, step, render = (
+        compose.add_prefix(part, prefix) for part, prefix in zip(parts, ('seed.', 'step.', 'render.'), strict=True)
+    )
+    image = seed.graph.input[0]
+    state, *skip = (output.name for output in seed.graph.output)
+    # The body of a loop takes its turn and a condition, and gives the latter back first.
+    go_on = helper.make_tensor_value_info('step.condition', TensorProto.BOOL, [])
+    still = helper.make_node('Identity', ['step.condition'], ['step.still'])
+    body = helper.make_graph(
+        [still, *step.graph.node],
+        'step',
+        [helper.make_tensor_value_info('step.turn', TensorProto.INT64, []), go_on, step.graph.input[0]],
+        [helper.make_tensor_value_info('step.still', TensorProto.BOOL, []), step.graph.output[0]],
+        step.graph.initializer,
+    )
+    inputs, initializers = [image], [*seed.graph.initializer, *render.graph.initializer]
+    if steps is None:
+        inputs.append(helper.make_tensor_value_info('steps', TensorProto.INT64, []))
+    else:
+        initializers.append(helper.make_tensor('steps', TensorProto.INT64, [], [steps]))
+    # Render's inputs are what seed and the loop give.
+    given = dict(zip((value.name for value in render.graph.input), ['last state', *skip], strict=True))
+    rendering = [_renamed(node, given) for node in render.graph.node]
+    restored = render.graph.output[0]
+    nodes = [
+        *seed.graph.node,
+        helper.make_node('Loop', ['steps', '', state], ['last state'], body=body),
+        *rendering,
+        helper.make_node('Identity', [restored.name], ['restored']),
+    ]
+    restored.name = 'restored'
+    nodes[0:0] = [helper.make_node('Identity', ['image'], [image.name])]
+    named = onnx.ValueInfoProto()
+    named.CopyFrom(image)
+    named.name = 'image'
+    graph = helper.make_graph(nodes, 'lnca', [named, *inputs[1:]], [restored], initializers)
+    return helper.make_model(graph, opset_imports=seed.opset_import, ir_version=seed.ir_version)
+
+
+def _renamed(node, names: dict[str, str]):
+    for index, name in enumerate(node.input):
+        node.input[index] = names.get(name, name)
+    return node
+
+
+def _traced(module: nn.Module, arguments: tuple[Tensor, ...], shapes: list[dict]):
+    program = torch.onnx.export(module.eval(), arguments, dynamo=True, dynamic_shapes=tuple(shapes), verbose=False)
+    return program.model_proto
+
+
+def _check(network: nn.Module) -> None:
+    if not isinstance(network, AutomatonNetwork) or network.update_rate != 1:
+        raise InputError(
+            f'{type(network).__name__}: only networks that restore with an automaton of update rate 1 are exported; '
+            'of others the outputs are random or torch.onnx has a way of its own'
+        )
+
+
+def _image(network: AutomatonNetwork) -> Tensor:
+    device = next(network.parameters()).device
+    sides = TRACED_ROWS * network.stride, TRACED_COLUMNS * network.stride
+    return torch.rand(TRACED_BATCH, network.image_channels, *sides, device=device)
+
+
+_BATCH = torch.export.Dim('batch', min=1, max=1 << 16)
+# torch.export takes a side of 1 for a constant.
+_ROWS, _COLUMNS = (torch.export.Dim(name, min=2, max=1 << 16) for name in ('rows', 'columns'))
+
+
+def _sides(multiple: int) -> dict[int, torch.export.Dim]:
+    """Height and width, of as many pixels as ``multiple`` times the cells."""
+    if multiple == 1:
+        return {2: _ROWS, 3: _COLUMNS}
+    return {2: multiple * _ROWS, 3: multiple * _COLUMNS}

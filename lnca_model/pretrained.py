@@ -1,0 +1,103 @@
+"""Networks from files: those that come with the package, and what trainings leave behind."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from lnca_arch.detection import detect
+from lnca_arch.errors import InputError, construct, nearest
+from lnca_data.atomic import whole_file
+from lnca_model import checkpoint
+
+from basicsr.utils.registry import ARCH_REGISTRY
+
+SUFFIX = '.safetensors'
+DEFAULT_MODEL = 'denoise'
+OPTIONS = 'network_g'  # in a file's metadata and in an option file
+BUNDLED = {path.stem: path for path in sorted((Path(__file__).parent / 'weights').glob(f'*{SUFFIX}'))}
+
+
+class Pretrained(NamedTuple):
+    """A trained network, on the CPU and in evaluation mode, and the block ``network_g`` that makes one like it."""
+
+    network: nn.Module
+    options: dict[str, Any]
+
+
+def load_network(name_or_path: Path | str, option_file: Path | str | None = None) -> Pretrained:
+    """A trained network from a file.
+
+    It is made from the first of these that there is: ``option_file``; what a .safetensors file says itself; the option
+    file that BasicSR leaves in the folder of an experiment; the names and sizes of the parameters.
+
+    Args:
+        name_or_path: a name in :data:`BUNDLED`; or a file, from :func:`save_network` or in BasicSR's layout, where a
+            moving average goes before the weights that it is of.
+        option_file: a YAML with a block ``network_g``.
+
+    Raises:
+        InputError: there is no such file, it is not readable, or it does not say of which network it is.
+    """
+    path = BUNDLED.get(str(name_or_path), Path(name_or_path))
+    if not path.is_file():
+        raise InputError(f'{path}: neither a file nor a model that comes along. {nearest(path.name, BUNDLED)}')
+    weights, options = _read_safetensors(path) if path.suffix == SUFFIX else (checkpoint.read_params(path), None)
+    where = path
+    if option_file or not options:
+        where = option_file or _option_file_of(path)
+        options = _read_options(where) if where else None
+    if not options:
+        detected = detect(weights)
+        if detected is None:
+            raise InputError(f'{path}: no known network has these parameters; name its option file with --opt')
+        options = {'type': detected.kind.__name__, **detected.sizes}
+    network = construct(options, ARCH_REGISTRY, f'{where}: {OPTIONS}')
+    network.load_state_dict(checkpoint.fitting(network, weights, path, strict=True))
+    return Pretrained(network.eval(), options)
+
+
+def save_network(network: nn.Module, options: Mapping[str, Any], path: Path | str) -> None:
+    """Write a network's parameters, and the options that rebuild it, as one .safetensors file.
+
+    Args:
+        network: whose.
+        options: the block ``network_g`` of its option file.
+        path: where to.
+    """
+    weights = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    with whole_file(path) as temporary:
+        save_file(weights, temporary, metadata={OPTIONS: json.dumps(dict(options))})
+
+
+def _read_safetensors(path: Path) -> tuple[checkpoint.Weights, dict[str, Any] | None]:
+    try:
+        with safe_open(path, framework='pt') as file:
+            options = json.loads((file.metadata() or {}).get(OPTIONS, 'null'))
+            return {name: file.get_tensor(name) for name in file.keys()}, options  # noqa: SIM118  not a mapping
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f'{path}: not a readable safetensors file, perhaps truncated ({error})') from None
+
+
+def _option_file_of(path: Path) -> Path | None:
+    """The copy that BasicSR keeps of an experiment's options, beside the folder of its models."""
+    if path.parent.name != 'models':
+        return None
+    found = sorted(path.parent.parent.glob('*.yml'))
+    return found[-1] if found else None
+
+
+def _read_options(path: Path | str) -> dict[str, Any] | None:
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f'{path}: not a readable option file ({" ".join(str(error).split())})') from None
+    options = content.get(OPTIONS) if isinstance(content, dict) else None
+    if not isinstance(options, dict):
+        raise InputError(f'{path}: has no block {OPTIONS}, which says what the network is')
+    return options

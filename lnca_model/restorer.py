@@ -1,0 +1,160 @@
+"""Restoring photographs with a trained network."""
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from lnca_arch.errors import InputError
+from lnca_arch.network import INFERENCE_STEPS, AutomatonNetwork
+from lnca_data.photographs import read_photograph
+from lnca_model.pretrained import load_network
+from lnca_model.tiling import restore_by_tiles, windows
+
+PIXELS_AT_ONCE = 1 << 16  # small tiles go together, up to about so many pixels
+
+
+class Tiles(NamedTuple):
+    """Side of a tile, and what neighbours have in common, in pixels."""
+
+    side: int
+    overlap: int
+
+
+# An automaton takes little memory; others keep many channels of all pixels. A ViTCA is tied to the grid that it was
+# trained at.
+AUTOMATON, TIED_AUTOMATON, OTHER = Tiles(1024, 128), Tiles(32, 8), Tiles(256, 32)
+
+
+class Restorer:
+    """A trained network that takes photographs of any size and kind.
+
+    Args:
+        network: on any device; ``(N, C, H, W)`` in [0, 1] → the same.
+        tile: side of the tiles in pixels, a multiple of 8; larger ones take more memory and less time. By default what
+            suits the network: 1024, for a ViTCA 32, for networks without an automaton 256.
+        overlap: what neighbouring tiles see in common, a multiple of 8; by default an eighth of ``tile``.
+    """
+
+    def __init__(self, network: nn.Module, tile: int | None = None, overlap: int | None = None) -> None:
+        self.network = network.eval()
+        if not isinstance(network, AutomatonNetwork):
+            default = OTHER
+        else:
+            default = TIED_AUTOMATON if network.automaton.tied_to_grid else AUTOMATON
+        side = tile or default.side
+        if overlap is None:
+            overlap = default.overlap if tile is None else side // 8 // 8 * 8
+        for name, value in (('tile', side), ('overlap', overlap)):
+            if value < 0 or value % 8:
+                raise InputError(f'{name}: must be a multiple of 8, got {value}')
+        self.tiles = Tiles(side, overlap)
+        self.image_channels = getattr(network, 'image_channels', 3)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: Path | str,
+        option_file: Path | str | None = None,
+        device: torch.device | str | None = None,
+        **tiles: int | None,
+    ) -> 'Restorer':
+        """A restorer with a network from :func:`load_network`.
+
+        Args:
+            name_or_path: ``denoise`` or ``deblur``, which come along, or a checkpoint.
+            option_file: a YAML with a block ``network_g``, if the checkpoint does not tell.
+            device: where to restore; by default CUDA if there is one.
+            tiles: ``tile`` and ``overlap``.
+        """
+        device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
+        return cls(load_network(name_or_path, option_file).network.to(device), **tiles)
+
+    def __call__(self, image: np.ndarray | Path | str, steps: int | None = None, progress: bool = False) -> np.ndarray:
+        """Restore a photograph.
+
+        Args:
+            image: ``(H, W)`` or ``(H, W, C)`` with C one of 1 (grey), 3 (RGB) and 4 (RGBA, of which alpha stays as it
+                is); uint8, uint16, or floating-point in [0, 1]. Or the path of a file, which is turned upright.
+            steps: steps of the automaton, 64 by default.
+            progress: show a bar.
+
+        Returns:
+            The restored photograph, of the same shape and type.
+
+        Raises:
+            InputError: it is not such an image or file.
+        """
+        return self.trace(image, None if steps is None else [steps], progress)[0]
+
+    def trace(
+        self, image: np.ndarray | Path | str, at: Sequence[int] | None = None, progress: bool = False
+    ) -> list[np.ndarray]:
+        """A photograph after some of the automaton's steps.
+
+        Args:
+            image: as above.
+            at: numbers of steps, rising.
+            progress: show a bar.
+
+        Returns:
+            A photograph for each of these.
+        """
+        if not isinstance(image, np.ndarray):
+            image = read_photograph(image).upright()
+        _check_image(image)
+        at = self._checked_steps(at)
+        pixels = image if image.ndim == 3 else image[..., None]
+        colours = pixels[..., :3]
+        outputs = [np.empty_like(colours) for _ in at]
+        side, overlap = self.tiles
+        stride = getattr(self.network, 'stride', 8)
+        rows, columns = (windows(length, side, overlap, stride) for length in colours.shape[:2])
+        with tqdm(total=len(rows) * len(columns), unit='tile', leave=False, disable=not progress) as bar:
+            restore = functools.partial(self._restore_tiles, at=at)
+            for done in restore_by_tiles(colours, restore, outputs, rows, columns, max(1, PIXELS_AT_ONCE // side**2)):
+                bar.update(done)
+        return [np.concatenate([output, pixels[..., 3:]], axis=-1).reshape(image.shape) for output in outputs]
+
+    def _checked_steps(self, at: Sequence[int] | None) -> list[int | None]:
+        if not isinstance(self.network, AutomatonNetwork):
+            if at is not None:
+                raise InputError(f'{type(self.network).__name__} has no automaton, so it takes no steps')
+            return [None]
+        at = [INFERENCE_STEPS] if at is None else list(at)
+        if not at or at[0] < 0 or at != sorted(at):
+            raise InputError(f'steps: whole numbers from 0 on that rise are needed, got {at}')
+        return at
+
+    @torch.no_grad()
+    def _restore_tiles(self, tiles: np.ndarray, at: list[int | None]) -> list[np.ndarray]:
+        parameter = next(self.network.parameters())
+        scale = 1 if np.issubdtype(tiles.dtype, np.floating) else np.iinfo(tiles.dtype).max
+        given = torch.from_numpy(tiles.astype(np.float32) / np.float32(scale)).permute(0, 3, 1, 2).to(parameter.device)
+        channels = given.shape[1]
+        if channels < self.image_channels:  # grey for a network of colours
+            given = given.expand(-1, self.image_channels, -1, -1)
+        elif channels > self.image_channels:  # colours for a network of grey, each by itself
+            given = given.flatten(0, 1)[:, None]
+        given = given.contiguous()
+        is_automaton = isinstance(self.network, AutomatonNetwork)
+        results = self.network.frames(given, at) if is_automaton else [self.network(given)]
+        if channels < self.image_channels:
+            results = (result.mean(dim=1, keepdim=True) for result in results)
+        elif channels > self.image_channels:
+            results = (result.unflatten(0, (-1, channels))[:, :, 0] for result in results)
+        return [result.permute(0, 2, 3, 1).cpu().numpy() for result in results]
+
+
+def _check_image(image: np.ndarray) -> None:
+    if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[-1] not in (1, 3, 4)) or not image.size:
+        raise InputError(f'an image (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) is needed, got {image.shape}')
+    if image.dtype not in (np.uint8, np.uint16) and not np.issubdtype(image.dtype, np.floating):
+        raise InputError(f'an image of uint8, uint16 or floating-point numbers is needed, got {image.dtype}')
+    if np.issubdtype(image.dtype, np.floating) and not np.isfinite(image).all():
+        raise InputError('the image has values that are not numbers')

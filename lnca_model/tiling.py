@@ -1,0 +1,120 @@
+"""Images too large to restore at once: tiles that overlap, and are blended where they do."""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from lnca_arch.errors import InputError
+
+# ``(N, h, w, C)`` of tiles → as many of the same shape, for each of the steps that are asked for.
+RestoreTiles = Callable[[np.ndarray], list[np.ndarray]]
+
+
+class Window(NamedTuple):
+    """Rows or columns of a tile: those that are read, those that are written, and with which share, float32."""
+
+    read: slice
+    written: slice
+    share: np.ndarray
+
+
+def windows(length: int, tile: int, overlap: int, stride: int) -> list[Window]:
+    """The tiles along a side of ``length`` pixels: all of one length, whose shares add up to 1 everywhere.
+
+    Neighbours see ``overlap`` pixels in common, of which they blend the middle half. A tile begins where the latent
+    grid of the whole image has a cell.
+
+    Args:
+        tile, overlap: pixels, multiples of ``2 * stride``.
+        stride: what the network divides an image's sides by.
+
+    Raises:
+        InputError: the tile is too small for its overlap.
+    """
+    if length <= tile:
+        return [Window(slice(0, length), slice(0, length), np.ones(length, np.float32))]
+    new = tile - overlap - stride  # a border lies at a multiple of the stride
+    if new < overlap // 2 + 2 * stride:  # what is blended on one side must not be blended on the other
+        least = 2 * (overlap + 2 * stride)
+        raise InputError(f'tiles of {tile} pixels are too small to overlap by {overlap}; use at least {least}')
+    count = -(-(length - overlap) // new)
+    borders = [round(index * length / count / stride) * stride for index in range(1, count)]
+    found = []
+    last = -(-length // stride) * stride - tile
+    for first, end in zip([None, *borders], [*borders, None], strict=True):
+        start = 0 if first is None else min(max(0, first - overlap // 2), last)
+        written = slice(0 if first is None else first - overlap // 4, length if end is None else end + overlap // 4)
+        share = np.ones(written.stop - written.start, np.float32)
+        rising = (np.arange(overlap // 2, dtype=np.float32) + 0.5) / (overlap // 2)
+        if first is not None and overlap:
+            share[: overlap // 2] *= rising
+        if end is not None and overlap:
+            share[len(share) - overlap // 2 :] *= rising[::-1]
+        found.append(Window(slice(start, min(start + tile, length)), written, share))
+    return found
+
+
+def restore_by_tiles(
+    image: np.ndarray,
+    restore: RestoreTiles,
+    outputs: list[np.ndarray],
+    rows: list[Window],
+    columns: list[Window],
+    at_once: int,
+) -> Iterator[int]:
+    """Restore an image tile by tile; yields after each call of ``restore`` how many tiles it has done.
+
+    Above the image and the outputs, memory is that of the tiles and of one row of them.
+
+    Args:
+        image: ``(H, W, C)``.
+        outputs: for each step that is asked for, an array of the image's shape that takes the result; of integers, it
+            is rounded and what is out of range clipped.
+        rows, columns: from :func:`windows`.
+        at_once: tiles of one row that are restored in one call.
+    """
+    height, width, channels = image.shape
+    waiting = [np.zeros((0, width, channels), np.float32) for _ in outputs]  # what the next row of tiles adds to
+    for row, following in zip(rows, [*rows[1:], None], strict=True):
+        top, bottom = row.written.start, row.written.stop
+        bands = [np.zeros((bottom - top, width, channels), np.float32) for _ in outputs]
+        for band, rest in zip(bands, waiting, strict=True):
+            band[: len(rest)] = rest
+        for group in _of_one_width(columns, at_once):
+            tiles = np.stack([image[row.read, column.read] for column in group])
+            for band, results in zip(bands, restore(tiles), strict=True):
+                for column, result in zip(group, results, strict=True):
+                    share = row.share[:, None, None] * column.share[:, None]
+                    band[:, column.written] += share * result[_within(row), _within(column)]
+            yield len(group)
+        complete = height if following is None else following.written.start
+        for index, (band, output) in enumerate(zip(bands, outputs, strict=True)):
+            output[top:complete] = _as_stored(band[: complete - top], output.dtype)
+            waiting[index] = band[complete - top :]
+
+
+def _within(window: Window) -> slice:
+    """Where in a tile the pixels are that it writes."""
+    return slice(window.written.start - window.read.start, window.written.stop - window.read.start)
+
+
+def _of_one_width(columns: list[Window], at_once: int) -> Iterator[list[Window]]:
+    group: list[Window] = []
+    for column in columns:
+        if group and (len(group) == at_once or _width(column) != _width(group[0])):
+            yield group
+            group = []
+        group.append(column)
+    yield group
+
+
+def _width(window: Window) -> int:
+    return window.read.stop - window.read.start
+
+
+def _as_stored(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    if np.issubdtype(dtype, np.floating):
+        return values
+    limit = np.iinfo(dtype).max
+    return np.clip(np.rint(values * np.float32(limit)), 0, limit).astype(dtype)

@@ -1,0 +1,122 @@
+"""The commands of inference/, run as a user runs them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lnca_arch import LatentNAFCA
+from lnca_model import Restorer
+from lnca_model.pretrained import load_network
+
+ROOT = Path(__file__).parents[2]
+SIZES = {'latent_channels': 4, 'hidden_channels': 5, 'embed_channels': 8}
+
+
+def run(command, *arguments):
+    return subprocess.run(
+        [sys.executable, ROOT / 'inference' / f'{command}.py', *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
+@pytest.fixture
+def model(tmp_path):
+    torch.manual_seed(0)
+    path = tmp_path / 'models' / 'net.pth'
+    path.parent.mkdir()
+    torch.save({'params': LatentNAFCA(**SIZES).state_dict()}, path)
+    return path
+
+
+@pytest.fixture
+def photograph(tmp_path):
+    path = tmp_path / 'photo.png'
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 44, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+def assert_fails(result, message):
+    assert result.returncode == 1, result.stderr
+    assert message in result.stderr.splitlines()[-1]
+    assert 'Traceback' not in result.stderr
+
+
+def test_one_photograph_by_the_model_that_comes_along(photograph):
+    result = run('restore', photograph)
+    assert result.returncode == 0, result.stderr
+    found = np.asarray(Image.open(photograph.with_name('photo_restored.png')))
+    expected = Restorer.from_pretrained('denoise')(np.asarray(Image.open(photograph)))
+    np.testing.assert_array_equal(found, expected)
+    assert_fails(run('restore', photograph), 'exists; choose another name with -o, or add --overwrite')
+    assert run('restore', photograph, '--overwrite', '--steps', 0).returncode == 0
+    assert not np.array_equal(np.asarray(Image.open(photograph.with_name('photo_restored.png'))), expected)
+
+
+def test_trace_and_compare(photograph, model, tmp_path):
+    out = tmp_path / 'out'
+    more = ['--model', model, '-o', out / 'restored.jpg', '--steps', 6, '--compare', out / 'sheet.png']
+    result = run('restore', photograph, *more, '--trace', out / 'way.gif', '--trace-steps', 0, 2, 8)
+    assert result.returncode == 0, result.stderr
+    assert sorted(path.name for path in out.iterdir()) == ['restored.jpg', 'sheet.png', 'way.gif']
+    with Image.open(out / 'way.gif') as animation:
+        assert animation.n_frames == 4  # and the last step of the restored picture
+    assert cv2.imread(str(out / 'sheet.png')).shape[1] >= 2 * 44
+
+
+def test_folders_go_on_after_a_broken_file(photograph, model, tmp_path):
+    folder, out = tmp_path / 'folder', tmp_path / 'out'
+    folder.mkdir()
+    for name in ('a.png', 'c.png'):
+        (folder / name).write_bytes(photograph.read_bytes())
+    (folder / 'b.png').write_bytes(photograph.read_bytes()[:500])
+    (folder / 'notes.txt').write_text('not a photograph')
+    result = run('restore', folder, photograph, '--model', model, '--steps', 1, '-o', out)
+    assert_fails(result, '1 of 4 photographs could not be restored')
+    assert 'b.png: not a readable image' in result.stderr
+    assert sorted(path.name for path in out.iterdir()) == ['a.png', 'c.png', 'photo.png']
+
+
+def test_what_is_wrong_is_said_before_anything_is_done(photograph, model, tmp_path):
+    other = tmp_path / 'other' / 'photo.png'
+    other.parent.mkdir()
+    other.write_bytes(photograph.read_bytes())
+    before = sorted(tmp_path.rglob('*'))
+    for arguments, message in [
+        ([photograph, '--model', 'denoize'], 'neither a file nor a model that comes along. Did you mean denoise?'),
+        ([photograph, other, '-o', tmp_path / 'out'], 'would both become'),
+        ([photograph, '-o', tmp_path / 'a.bmp'], 'cannot write .bmp'),
+        ([photograph, '--trace', tmp_path / 'a.avi'], '--trace'),
+        ([photograph, other, '--compare', tmp_path / 'a.png'], 'one photograph at a time'),
+        ([tmp_path / 'models'], 'holds no photographs'),
+        ([photograph, '--model', model, '--tile', 30], 'tile: must be a multiple of 8'),
+        ([tmp_path / 'missing.png', '--model', model], 'missing.png: cannot be read'),
+    ]:
+        assert_fails(run('restore', *arguments), message)
+    assert sorted(tmp_path.rglob('*')) == before
+
+
+def test_export_to_a_file_that_restore_takes(photograph, model, tmp_path):
+    target = tmp_path / 'mine.safetensors'
+    result = run('export', model, '-o', target)
+    assert result.returncode == 0, result.stderr
+    assert load_network(target).options['latent_channels'] == SIZES['latent_channels']
+    assert run('restore', photograph, '--model', target, '--steps', 1).returncode == 0
+    assert_fails(run('export', model, '-o', target), 'exists')
+    assert_fails(run('export', model, '-o', tmp_path / 'mine.h5'), 'must end in .onnx or .pt2 or .safetensors')
+    assert_fails(run('export', model, '-o', tmp_path / 'mine.pt2', '--steps', 'input'), 'only for .onnx')
+
+
+@pytest.mark.parametrize('suffix', ['.onnx', '.pt2'])
+def test_export_for_other_programs(model, tmp_path, suffix):
+    result = run('export', model, '-o', tmp_path / f'mine{suffix}', '--steps', 2)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / f'mine{suffix}').stat().st_size > 1000

@@ -1,0 +1,150 @@
+"""Photographs: what is read is what was written, with orientation and profile, in every format."""
+
+import io
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image, ImageCms, ImageOps
+
+from lnca_arch.errors import InputError
+from lnca_data import photographs
+from lnca_data.photographs import ORIENTATION, Photograph, read_photograph, write_photograph
+from lnca_data.trace import write_trace
+
+PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
+
+
+def pixels(*shape, dtype=np.uint8, seed=0):
+    return np.random.default_rng(seed).integers(0, np.iinfo(dtype).max, shape, dtype=dtype, endpoint=True)
+
+
+def exif(orientation):
+    block = Image.Exif()
+    block[ORIENTATION] = orientation
+    return block
+
+
+@pytest.mark.parametrize('suffix', ['.png', '.tif'])
+@pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
+@pytest.mark.parametrize('channels', [1, 3, 4])
+def test_what_is_written_is_read(tmp_path, suffix, dtype, channels):
+    image = pixels(9, 7, channels, dtype=dtype)
+    write_photograph(tmp_path / f'a{suffix}', Photograph(image))
+    found = read_photograph(tmp_path / f'a{suffix}').pixels
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(found, image)
+
+
+@pytest.mark.parametrize('suffix', ['.jpg', '.webp'])
+def test_lossy_formats_stay_near(tmp_path, suffix):
+    image = cv2.GaussianBlur(pixels(32, 40, 3, dtype=np.uint16), (0, 0), 4)
+    write_photograph(tmp_path / f'a{suffix}', Photograph(image))
+    found = read_photograph(tmp_path / f'a{suffix}').pixels
+    assert found.dtype == np.uint8
+    assert np.abs(found.astype(float) - image / 257).mean() < 3
+
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+@pytest.mark.parametrize('suffix', ['.png', '.jpg', '.webp', '.tif'])
+def test_orientation_and_profile_stay_in_every_format(tmp_path, suffix, orientation):
+    source = tmp_path / f'a{suffix}'
+    Image.fromarray(pixels(20, 30, 3)).save(source, exif=exif(orientation), icc_profile=PROFILE)
+    photograph = read_photograph(source)
+    assert photograph.pixels.shape == (20, 30, 3)
+    if suffix in ('.png', '.tif'):
+        expected = ImageOps.exif_transpose(Image.open(source))
+        np.testing.assert_array_equal(photograph.upright(), np.asarray(expected))
+    for other in ('.png', '.jpg', '.webp', '.tif'):
+        target = tmp_path / f'b{other}'
+        write_photograph(target, photograph)
+        with Image.open(target) as written:
+            assert written.getexif()[ORIENTATION] == orientation
+            assert written.info['icc_profile'] == PROFILE
+
+
+def test_profile_of_other_colours_is_dropped(tmp_path):
+    grey = bytearray(PROFILE)
+    grey[photographs.PROFILE_SPACE] = b'GRAY'
+    Image.fromarray(pixels(5, 5, 3)).save(tmp_path / 'a.png', icc_profile=bytes(grey))
+    assert read_photograph(tmp_path / 'a.png').profile is None
+
+
+@pytest.mark.parametrize('compression', ['lzw', 'jpeg', 'packbits', 'zlib'])
+def test_compressed_tiffs(tmp_path, compression):
+    image = cv2.GaussianBlur(pixels(32, 48, 3), (0, 0), 3)
+    tifffile.imwrite(tmp_path / 'a.tif', image, compression=compression, photometric='rgb')
+    found = read_photograph(tmp_path / 'a.tif').pixels
+    assert np.abs(found.astype(int) - image).mean() < (3 if compression == 'jpeg' else 1e-9)
+
+
+def test_tiffs_of_other_kinds(tmp_path):
+    path = tmp_path / 'a.tif'
+    image = pixels(6, 8, 3)
+    tifffile.imwrite(path, np.moveaxis(image, -1, 0), planarconfig='separate', photometric='rgb')
+    np.testing.assert_array_equal(read_photograph(path).pixels, image)
+    tifffile.imwrite(path, image[..., 0], photometric='miniswhite')
+    np.testing.assert_array_equal(read_photograph(path).pixels[..., 0], 255 - image[..., 0])
+    tifffile.imwrite(path, image[..., :2], photometric='minisblack', planarconfig='contig', extrasamples=['unassalpha'])
+    np.testing.assert_array_equal(read_photograph(path).pixels, image[..., [0, 0, 0, 1]])
+    tifffile.imwrite(path, image.astype(np.float32), photometric='rgb')
+    with pytest.raises(InputError, match='a.tif: has pixels of type float32'):
+        read_photograph(path)
+    tifffile.imwrite(path, pixels(6, 8, 4), photometric='separated')
+    with pytest.raises(InputError, match='SEPARATED'):
+        read_photograph(path)
+
+
+def encoded(suffix):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels(64, 64, 3)).save(buffer, suffix)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize('name', ['a.png', 'a.jpg', 'a.webp', 'a.tif'])
+def test_broken_files_are_named(tmp_path, name):
+    kind = {'jpg': 'jpeg', 'tif': 'tiff'}.get(name[2:], name[2:])
+    for content in (b'', b'not an image', encoded(kind)[:60], encoded(kind)[:2000]):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError, match=name):
+            read_photograph(tmp_path / name)
+    with pytest.raises(InputError, match='missing'):
+        read_photograph(tmp_path / f'missing-{name}')
+
+
+def test_a_small_file_that_claims_a_huge_size_is_refused_before_it_is_decoded(tmp_path):
+    Image.new('1', (30_000, 30_000)).save(tmp_path / 'a.png')
+    with pytest.raises(InputError, match='30,000×30,000 pixels are more than'):
+        read_photograph(tmp_path / 'a.png')
+
+
+def test_what_a_format_cannot_hold(tmp_path):
+    with pytest.raises(InputError, match='no transparency'):
+        write_photograph(tmp_path / 'a.jpg', Photograph(pixels(4, 4, 4)))
+    with pytest.raises(InputError, match=r'cannot write \.bmp'):
+        write_photograph(tmp_path / 'a.bmp', Photograph(pixels(4, 4, 3)))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('shape', [(33, 47, 3), (1, 1, 3)])
+def test_traces(tmp_path, shape):
+    frames = [np.full(shape, value, np.uint8) for value in (0, 120, 250)]
+    for suffix in ('.gif', '.mp4', '.png'):
+        write_trace(tmp_path / f'a{suffix}', frames, ['0', '1', '2'])
+    with Image.open(tmp_path / 'a.gif') as animation:
+        assert animation.n_frames == 3
+        durations = []
+        for index, value in enumerate((0, 120, 250)):
+            animation.seek(index)
+            durations.append(animation.info['duration'])
+            assert abs(np.asarray(animation.convert('RGB')).mean() - value) < 4
+        assert durations[2] > durations[0]
+    film = cv2.VideoCapture(str(tmp_path / 'a.mp4'))
+    means = []
+    while (read := film.read())[0]:
+        means.append(read[1].mean())
+    np.testing.assert_allclose(means[:3], [0, 120, 250], atol=6)
+    assert len(means) == 3 + 5
+    strip = cv2.imread(str(tmp_path / 'a.png'))
+    assert strip.shape[1] > 3 * shape[1]

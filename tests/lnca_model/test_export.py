@@ -1,0 +1,58 @@
+"""Networks in other programs: the same pictures."""
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from lnca_arch import LatentNAFCA, LatentViTCA, PixelViTCA
+from lnca_arch.errors import InputError
+from lnca_model.export import export_onnx, export_program
+
+SHAPES = [(1, 3, 32, 32), (3, 3, 40, 24), (2, 3, 8, 52)]
+STEPS = 5
+
+
+def network(kind):
+    torch.manual_seed(0)
+    made = kind(latent_channels=4, hidden_channels=5, embed_channels=8)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return made.eval()
+
+
+def pictures(made, steps):
+    for shape in SHAPES:
+        image = torch.rand(shape)
+        with torch.no_grad():
+            yield image, made(image, steps)
+
+
+@pytest.mark.parametrize('kind', [LatentNAFCA, LatentViTCA])
+@pytest.mark.parametrize('steps', [STEPS, None])
+def test_onnx(tmp_path, kind, steps):
+    made, path = network(kind), tmp_path / 'a.onnx'
+    export_onnx(made, path, steps)
+    session = onnxruntime.InferenceSession(path)
+    for asked in [STEPS] if steps else [0, 1, STEPS]:
+        for image, expected in pictures(made, asked):
+            given = {'image': image.numpy()} | ({} if steps else {'steps': np.array(asked)})
+            (found,) = session.run(None, given)
+            np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize('kind', [LatentNAFCA, LatentViTCA])
+def test_program(tmp_path, kind):
+    made, path = network(kind), tmp_path / 'a.pt2'
+    export_program(made, path, STEPS)
+    program = torch.export.load(path).module()
+    for image, expected in pictures(made, STEPS):
+        torch.testing.assert_close(program(image), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize('export', [export_onnx, export_program])
+def test_random_networks_are_refused(tmp_path, export):
+    with pytest.raises(InputError, match='update rate 1'):
+        export(PixelViTCA(embed_channels=8), tmp_path / 'a.onnx', STEPS)
+    assert not list(tmp_path.iterdir())

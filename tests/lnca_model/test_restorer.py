@@ -1,0 +1,243 @@
+"""Photographs of every size and kind through a network; tiles; networks from files."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from lnca_arch import LatentNAFCA, LatentViTCA, NAFNet, PixelViTCA
+from lnca_arch.detection import detect
+from lnca_arch.errors import InputError
+from lnca_model import Restorer
+from lnca_model.pretrained import BUNDLED, load_network, save_network
+from lnca_model.tiling import windows
+
+SMALL = {'latent_channels': 4, 'hidden_channels': 5, 'embed_channels': 8}
+
+
+def perturbed(network):
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return network.eval()
+
+
+@pytest.fixture(scope='module')
+def network():
+    return perturbed(LatentNAFCA(**SMALL))
+
+
+def image(*shape, dtype=np.float32):
+    values = np.random.default_rng(0).random(shape, np.float32)
+    return values if dtype == np.float32 else np.rint(values * np.iinfo(dtype).max).astype(dtype)
+
+
+def whole(network, pixels, steps):
+    with torch.no_grad():
+        return network(torch.from_numpy(pixels).permute(2, 0, 1)[None], steps)[0].permute(1, 2, 0).numpy()
+
+
+@pytest.mark.parametrize('length', [1, 31, 32, 33, 47, 64, 100, 255, 1001])
+@pytest.mark.parametrize(('tile', 'overlap', 'stride'), [(32, 8, 4), (64, 16, 8), (24, 0, 1), (48, 16, 4)])
+def test_windows_cover_a_side_with_shares_of_one(length, tile, overlap, stride):
+    found = windows(length, tile, overlap, stride)
+    total = np.zeros(length, np.float32)
+    for window in found:
+        assert window.read.start % stride == 0
+        assert 0 <= window.read.start <= window.written.start < window.written.stop <= window.read.stop <= length
+        assert window.read.stop - window.read.start <= tile
+        total[window.written] += window.share
+        # Away from the image's own borders a tile sees more than it writes.
+        for inner, border, end in (
+            (window.written.start - window.read.start, window.written.start, 0),
+            (window.read.stop - window.written.stop, window.written.stop, length),
+        ):
+            assert border == end or inner >= overlap // 4
+    np.testing.assert_allclose(total, 1, atol=1e-6)
+    assert (len(found) == 1) == (length <= tile)
+
+
+def test_tiles_too_small_for_their_overlap():
+    with pytest.raises(InputError, match='use at least'):
+        windows(1000, 32, 24, 4)
+
+
+@pytest.mark.parametrize('shape', [(1, 1), (5, 70, 1), (70, 131, 3), (64, 64, 4), (200, 33, 3)])
+@pytest.mark.parametrize('dtype', [np.uint8, np.uint16, np.float32])
+def test_any_size_and_kind(network, shape, dtype):
+    pixels = image(*shape, dtype=dtype)
+    restored = Restorer(network, tile=64, overlap=16)(pixels, steps=2)
+    assert restored.shape == pixels.shape
+    assert restored.dtype == dtype
+    if shape[-1] == 4:
+        np.testing.assert_array_equal(restored[..., 3], pixels[..., 3])
+        np.testing.assert_array_equal(restored[..., :3], Restorer(network)(pixels[..., :3], steps=2))
+
+
+def test_is_what_the_network_makes(network):
+    pixels = image(70, 53, 3)
+    np.testing.assert_array_equal(Restorer(network)(pixels, steps=4), whole(network, pixels, 4))
+    of_bytes = Restorer(network)(image(70, 53, 3, dtype=np.uint8), steps=4)
+    expected = whole(network, image(70, 53, 3, dtype=np.uint8).astype(np.float32) / 255, 4)
+    np.testing.assert_array_equal(of_bytes, np.rint(expected * 255))
+
+
+def test_tiles_are_as_the_whole(network):
+    pixels = image(300, 211, 3)
+    expected = whole(network, pixels, 4)
+    # What four steps see: four cells of four pixels, and the convolutions around them.
+    found = Restorer(network, tile=192, overlap=96)(pixels, steps=4)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_small_tiles_go_together(network, monkeypatch):
+    pixels = image(64, 200, 3)
+    batches = []
+    frames = network.frames
+    monkeypatch.setattr(network, 'frames', lambda given, at: batches.append(len(given)) or frames(given, at))
+    Restorer(network, tile=32, overlap=8)(pixels, steps=1)
+    assert max(batches) > 1
+
+
+def test_grey_and_colours_suit_every_network():
+    grey = perturbed(LatentNAFCA(image_channels=1, **SMALL))
+    pixels = image(20, 24, 3)
+    restored = Restorer(grey)(pixels, steps=2)
+    for channel in range(3):
+        one = Restorer(grey)(pixels[..., channel], steps=2)
+        np.testing.assert_allclose(restored[..., channel], one, atol=1e-6)
+
+
+def test_a_trace_ends_in_the_restored_picture(network):
+    pixels = image(40, 40, 3, dtype=np.uint8)
+    restorer = Restorer(network)
+    frames = restorer.trace(pixels, [0, 3, 7])
+    np.testing.assert_array_equal(frames[2], restorer(pixels, steps=7))
+    np.testing.assert_array_equal(frames[1], restorer(pixels, steps=3))
+    assert not np.array_equal(frames[0], frames[1])
+
+
+def test_defaults_are_those_of_the_paper(network):
+    pixels = image(16, 16, 3)
+    np.testing.assert_array_equal(Restorer(network)(pixels), whole(network, pixels, 64))
+
+
+def test_a_vitca_is_restored_in_tiles_of_the_size_it_was_trained_at():
+    restorer = Restorer(perturbed(LatentViTCA(**SMALL)))
+    assert restorer.tiles.side == 32
+    assert restorer(image(70, 50, 3), steps=1).shape == (70, 50, 3)
+
+
+def test_networks_without_an_automaton():
+    restorer = Restorer(NAFNet(width=4, enc_blk_nums=[1], dec_blk_nums=[1]))
+    assert restorer(image(33, 20, 3)).shape == (33, 20, 3)
+    with pytest.raises(InputError, match='NAFNet has no automaton'):
+        restorer(image(8, 8, 3), steps=3)
+
+
+@pytest.mark.parametrize(
+    ('pixels', 'message'),
+    [
+        (np.zeros((4, 4, 2), np.uint8), r'\(4, 4, 2\)'),
+        (np.zeros((0, 4, 3), np.uint8), r'\(0, 4, 3\)'),
+        (np.zeros((4, 4, 3), np.int64), 'int64'),
+        (np.full((4, 4, 3), np.nan, np.float32), 'not numbers'),
+    ],
+)
+def test_bad_images(network, pixels, message):
+    with pytest.raises(InputError, match=message):
+        Restorer(network)(pixels)
+
+
+def test_bad_arguments(network):
+    with pytest.raises(InputError, match='tile: must be a multiple of 8'):
+        Restorer(network, tile=30)
+    with pytest.raises(InputError, match='steps'):
+        Restorer(network)(image(8, 8, 3), steps=-1)
+
+
+NETWORKS = [
+    (LatentNAFCA, {**SMALL, 'ffn_expand': 2}),
+    (LatentNAFCA, {**SMALL, 'latent_channels': 8, 'downsamplings': 3, 'image_channels': 1}),
+    (LatentViTCA, {**SMALL, 'mlp_channels': 12}),
+    (PixelViTCA, {'hidden_channels': 5, 'embed_channels': 8, 'mlp_channels': 12, 'image_channels': 1}),
+]
+
+
+@pytest.mark.parametrize(('kind', 'sizes'), NETWORKS)
+def test_a_network_comes_back_from_every_kind_of_file(tmp_path, kind, sizes):
+    network = perturbed(kind(**sizes))
+    options = {'type': kind.__name__, **sizes}
+    save_network(network, options, tmp_path / 'a.safetensors')
+    torch.save({'params': network.state_dict()}, tmp_path / 'basicsr.pth')
+    torch.save(network.state_dict(), tmp_path / 'bare.pth')
+    for name in ('a.safetensors', 'basicsr.pth', 'bare.pth'):
+        found, found_options = load_network(tmp_path / name)
+        assert isinstance(found, kind)
+        assert not found.training
+        assert found_options['type'] == kind.__name__
+        for key, value in network.state_dict().items():
+            assert torch.equal(found.state_dict()[key], value), key
+
+
+@pytest.mark.parametrize(('kind', 'sizes'), NETWORKS)
+def test_sizes_are_read_from_the_parameters(kind, sizes):
+    detected = detect(kind(**sizes).state_dict())
+    assert detected.kind is kind
+    assert sizes.items() <= detected.sizes.items()
+
+
+def test_a_moving_average_goes_before_the_weights(tmp_path, network):
+    zeros = {name: torch.zeros_like(value) for name, value in network.state_dict().items()}
+    torch.save({'params': zeros, 'params_ema': network.state_dict()}, tmp_path / 'a.pth')
+    found = load_network(tmp_path / 'a.pth').network
+    assert torch.equal(found.automaton.head.weight, network.automaton.head.weight)
+
+
+def test_options_beside_an_experiment(tmp_path):
+    network = NAFNet(width=4, enc_blk_nums=[1], dec_blk_nums=[1])
+    path = tmp_path / 'models' / 'net_g_best.pth'
+    path.parent.mkdir()
+    torch.save({'params': network.state_dict()}, path)
+    with pytest.raises(InputError, match='no known network has these parameters; name its option file with --opt'):
+        load_network(path)
+    options = {'type': 'NAFNet', 'width': 4, 'enc_blk_nums': [1], 'dec_blk_nums': [1]}
+    (tmp_path / 'nafnet.yml').write_text(f'network_g: {json.dumps(options)}\n')
+    assert isinstance(load_network(path).network, NAFNet)
+    (tmp_path / 'other.yml').write_text('network_g: {type: LatentNAFCA}\n')
+    with pytest.raises(InputError, match='not a checkpoint of this LatentNAFCA'):
+        load_network(path, tmp_path / 'other.yml')
+
+
+@pytest.mark.parametrize('name', ['a.pth', 'a.safetensors'])
+def test_broken_checkpoints(tmp_path, name):
+    with pytest.raises(InputError, match=f'{name}: neither a file nor a model that comes along'):
+        load_network(tmp_path / name)
+    (tmp_path / name).write_bytes(b'what is this')
+    with pytest.raises(InputError, match=f'{name}: not a readable'):
+        load_network(tmp_path / name)
+
+
+def test_a_training_state_is_no_checkpoint(tmp_path):
+    torch.save({'epoch': 1, 'iter': 3}, tmp_path / '3.state')
+    with pytest.raises(InputError, match='holds no parameters'):
+        load_network(tmp_path / '3.state')
+
+
+def test_an_option_file_that_runs_code_is_refused(tmp_path, network):
+    torch.save(network.state_dict(), tmp_path / 'a.pth')
+    (tmp_path / 'a.yml').write_text('network_g: !!python/object/apply:os.system ["touch hacked"]\n')
+    with pytest.raises(InputError, match='not a readable option file'):
+        load_network(tmp_path / 'a.pth', tmp_path / 'a.yml')
+
+
+@pytest.mark.parametrize('name', sorted(BUNDLED))
+def test_bundled_models_load(name):
+    restored = Restorer.from_pretrained(name)(image(17, 30, 3, dtype=np.uint8))
+    assert restored.shape == (17, 30, 3)
+
+
+def test_two_models_come_along():
+    assert sorted(BUNDLED) == ['deblur', 'denoise']
