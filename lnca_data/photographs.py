@@ -68,11 +68,6 @@ def read_photograph(path: Path | str) -> Photograph:
     """
     path = str(path)
     data = read_bytes(path)
-    width, height = _size(path, data)
-    if width * height > MAX_PIXELS:
-        raise InputError(
-            f'{path}: {width:,}×{height:,} pixels are more than the {MAX_PIXELS:,} that are read; cut it into parts'
-        )
     suffix = Path(path).suffix.lower()
     pixels, exif, profile = (_read_tiff if suffix in TIFF else _read_with_opencv)(path, data)
     if pixels.dtype not in DEPTHS:
@@ -110,6 +105,13 @@ def check_format(path: Path | str, channels: int = 3) -> None:
         raise InputError(f'{path}: a JPEG has no transparency; write the picture as PNG, WebP or TIFF')
 
 
+def _check_size(path: str, width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise InputError(
+            f'{path}: {width:,}×{height:,} pixels are more than the {MAX_PIXELS:,} that are read; cut it into parts'
+        )
+
+
 def _size(path: str, data: bytes) -> tuple[int, int]:
     """Width and height, of which the first bytes tell."""
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # the limit here is ours
@@ -123,6 +125,7 @@ def _size(path: str, data: bytes) -> tuple[int, int]:
 
 
 def _read_with_opencv(path: str, data: bytes) -> tuple[np.ndarray, bytes | None, bytes | None]:
+    _check_size(path, *_size(path, data))
     try:
         pixels, kinds, blocks = cv2.imdecodeWithMetadata(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error:
@@ -149,11 +152,13 @@ def _read_tiff(path: str, data: bytes) -> tuple[np.ndarray, bytes | None, bytes 
     try:
         with tifffile.TiffFile(io.BytesIO(data)) as file:
             page = file.pages[0]
+            _check_size(path, page.imagewidth, page.imagelength)
             pixels, tags = page.asarray(), {tag.code: tag.value for tag in page.tags}
             photometric, planes_first = page.photometric, page.axes.startswith('S')
-    # What it raises for a broken file is not documented.
-    except Exception as error:
-        raise InputError(f'{path}: not a readable TIFF; it may be truncated ({one_line(error)})') from None
+    except InputError:
+        raise
+    except Exception as error:  # which ones it raises for a broken file is not documented
+        raise InputError(f'{path}: not a readable image; it may be truncated ({one_line(error)})') from None
     pixels = np.moveaxis(pixels, 0, -1) if planes_first else pixels
     if photometric == tifffile.PHOTOMETRIC.MINISWHITE:
         pixels = ~pixels

@@ -38,7 +38,7 @@ def windows(length: int, tile: int, overlap: int, stride: int) -> list[Window]:
     if new < overlap // 2 + 2 * stride:  # what is blended on one side must not be blended on the other
         least = 2 * (overlap + 2 * stride)
         raise InputError(f'tiles of {tile} pixels are too small to overlap by {overlap}; use at least {least}')
-    count = -(-(length - overlap) // new)
+    count = -(-length // new)
     borders = [round(index * length / count / stride) * stride for index in range(1, count)]
     found = []
     last = -(-length // stride) * stride - tile

@@ -29,8 +29,7 @@ def pictures(made, steps):
             yield image, made(image, steps)
 
 
-@pytest.mark.parametrize('kind', [LatentNAFCA, LatentViTCA])
-@pytest.mark.parametrize('steps', [STEPS, None])
+@pytest.mark.parametrize(('kind', 'steps'), [(LatentNAFCA, STEPS), (LatentViTCA, None)])
 def test_onnx(tmp_path, kind, steps):
     made, path = network(kind), tmp_path / 'a.onnx'
     export_onnx(made, path, steps)
