@@ -35,6 +35,7 @@ TASKS = {
     ('deblur', 'none'): None,
 }
 SIZES = {1: (1000, 1000), 24: (4000, 6000)}  # megapixels → height, width
+REPEATED = 1  # megapixels up to which a run is repeated; more takes minutes, and memory does not vary
 SEAM_SIZE, SEAM_TILES, SEAM_OVERLAP = (768, 1024), 384, 128
 
 
@@ -45,15 +46,19 @@ def main() -> None:
         'machine': machine(),
         'scores': [_score(model, damage) for model, damage in TASKS],
         'seams': [_seams(model) for model in ('denoise', 'deblur')],
-        'processes': [_process(megapixels, arguments.repeats) for megapixels in SIZES],
+        'processes': [_process(megapixels, arguments.repeats if megapixels <= REPEATED else 0) for megapixels in SIZES],
     }
     print(figures['machine'])
     for part, rows in figures.items():
         if part != 'machine':
-            cells = [[f'{cell:.4g}' if isinstance(cell, float) else str(cell) for cell in row.values()] for row in rows]
+            cells = [[_text(cell) for cell in row.values()] for row in rows]
             print(f'\n{part.capitalize()}\n', markdown_table(list(rows[0]), cells), sep='\n')
     if arguments.json:
         write_json(arguments.json, figures)
+
+
+def _text(figure: Any) -> str:
+    return '–' if figure is None else f'{figure:.4g}' if isinstance(figure, float) else str(figure)
 
 
 def _score(model: str, damage: str) -> dict[str, Any]:
@@ -119,7 +124,7 @@ def _process(megapixels: int, repeats: int) -> dict[str, Any]:
     return {
         'megapixels': megapixels,
         'first run, s': seconds[0],
-        'others, s': float(np.median(seconds[1:])),
+        'others, s': float(np.median(seconds[1:])) if repeats else None,
         'peak memory, GB': max(peaks) / 1e9,
     }
 
