@@ -36,7 +36,7 @@ TASKS = {
 }
 SIZES = {1: (1000, 1000), 24: (4000, 6000)}  # megapixels → height, width
 REPEATED = 1  # megapixels up to which a run is repeated; more takes minutes, and memory does not vary
-SEAM_SIZE, SEAM_TILES, SEAM_OVERLAP = (768, 1024), 384, 128
+SEAM_SIZE, SEAM_TILES, SEAM_OVERLAP = (768, 1024), 384, 64
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from basicsr.utils.registry import MODEL_REGISTRY
 
 POOL_SIZE = 1024
 TRAINING_STEPS = (8, 32)
+TRACED_IMAGES, TRACED_STEPS = 6, (0, 4, 8, 16, 32, 64)
 
 
 @MODEL_REGISTRY.register()
@@ -103,6 +104,10 @@ class AutomatonModel(RestorationModel):
             'hidden_overflow': lambda: (automaton.hidden(state),),
         }
         return {name: losses[name](*of()) for name, of in arguments.items() if name in losses}
+
+    def trace(self, network: nn.Module) -> dict[str, Tensor]:
+        frames = network.frames(self.lq[:TRACED_IMAGES], TRACED_STEPS)
+        return {f'{steps} steps': images for steps, images in zip(TRACED_STEPS, frames, strict=True)}
 
     def training_state(self) -> dict[str, Any]:
         return {**super().training_state(), 'pool': self.pool.state_dict()}

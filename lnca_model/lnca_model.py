@@ -129,6 +129,9 @@ class LNCAModel(AutomatonModel):
         _, skip = network.autoencoder.encode(self.lq)
         return network.autoencoder.decode(latent, skip)
 
+    def trace(self, network: nn.Module) -> dict[str, Tensor]:
+        return {} if self.scores_ceiling else super().trace(network)
+
     @property
     def scores_ceiling(self) -> bool:
         return self.is_train and self.phase is not None and self.phase.name == 'autoencoder'

@@ -2,11 +2,13 @@
 
 import math
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, ClassVar
 
+import cv2
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -15,6 +17,7 @@ from tqdm import tqdm
 from lnca_arch.errors import InputError, check_known, construct, nearest
 from lnca_data.atomic import whole_file, write_json
 from lnca_data.corruption import build_corruption
+from lnca_data.sheet import write_sheet
 from lnca_model import checkpoint
 from lnca_model.optimization import build_optimizer, build_scheduler, normalize_gradients
 from lnca_model.phases import Phase, phase_at, phases_of, whole_number
@@ -310,21 +313,34 @@ class RestorationModel(SRModel):
         """The moving average if there is one."""
         return getattr(self, 'net_g_ema', None) or self.net_g
 
-    def test(self) -> None:
+    @contextmanager
+    def in_evaluation(self) -> Iterator[nn.Module]:
+        """The network that is scored, in evaluation mode, without gradients and in val.precision."""
         net = self.scored_network
         # Not all of the network trains: each part goes back to the mode that it was in.
         training = [module for module in net.modules() if module.training]
         net.eval()
         precision = PRECISIONS[(self.opt.get('val') or {}).get('precision', 'float32')]
         reduced = torch.autocast(self.device.type, precision, enabled=precision != torch.float32)
-        with torch.no_grad(), reduced:
-            self.output = self.restore(self.get_bare_model(net)).float()
-        for module in training:
-            module.training = True
+        try:
+            with torch.no_grad(), reduced:
+                yield self.get_bare_model(net)
+        finally:
+            for module in training:
+                module.training = True
+
+    def test(self) -> None:
+        with self.in_evaluation() as network:
+            self.output = self.restore(network).float()
 
     def restore(self, network: nn.Module) -> Tensor:
         """The restored images of the batch that was fed last."""
         return network(self.lq)
+
+    def trace(self, network: nn.Module) -> dict[str, Tensor]:
+        """Some images of the batch that was fed last, on their way: title → ``(N, C, H, W)``; none unless the network
+        has an automaton."""
+        return {}
 
     def validation(self, dataloader: Any, current_iter: int | str, tb_logger: Any, save_img: bool = False) -> None:
         """Called by BasicSR every ``val_freq`` iterations, and after training with a number beyond the last."""
@@ -365,7 +381,17 @@ class RestorationModel(SRModel):
                     for image, key in zip(restored, batch['lq_path'], strict=True):
                         self._save_image(image, Path(key).stem, name, current_iter)
                 progress.update(len(restored))
-        validation.write_sheet(Path(self.opt['path']['visualization']) / name / f'sheet_{current_iter}.png')
+        folder = Path(self.opt['path']['visualization']) / name
+        pictures = {'sheet': folder / f'sheet_{current_iter}.png'}
+        validation.write_sheet(pictures['sheet'])
+        with self.in_evaluation() as network:
+            trace = self.trace(network) if self.is_train else {}
+        if trace:
+            pictures['trace'] = folder / f'trace_{current_iter}.png'
+            write_sheet(pictures['trace'], {title: to_bgr(images)[..., ::-1] for title, images in trace.items()})
+        for kind, path in pictures.items():
+            if tb_logger and path.is_file():
+                tb_logger.add_image(f'{kind}/{name}', cv2.imread(str(path))[..., ::-1], current_iter, dataformats='HWC')
         self._report(dataset_options, current_iter, validation, tb_logger)
 
     def _save_image(self, image: Any, name: str, dataset_name: str, current_iter: int | str) -> None:

@@ -28,7 +28,7 @@ class Tiles(NamedTuple):
 
 # An automaton takes little memory; others keep many channels of all pixels. A ViTCA is tied to the grid that it was
 # trained at.
-AUTOMATON, TIED_AUTOMATON, OTHER = Tiles(1024, 128), Tiles(32, 8), Tiles(256, 32)
+AUTOMATON, TIED_AUTOMATON, OTHER = Tiles(768, 64), Tiles(32, 8), Tiles(256, 32)
 
 
 class Restorer:
@@ -37,8 +37,8 @@ class Restorer:
     Args:
         network: on any device; ``(N, C, H, W)`` in [0, 1] → the same.
         tile: side of the tiles in pixels, a multiple of 8; larger ones take more memory and less time. By default what
-            suits the network: 1024, for a ViTCA 32, for networks without an automaton 256.
-        overlap: what neighbouring tiles see in common, a multiple of 8; by default an eighth of ``tile``.
+            suits the network: 768, for a ViTCA 32, for networks without an automaton 256.
+        overlap: what neighbouring tiles see in common, a multiple of 8; by default about an eighth of ``tile``.
     """
 
     def __init__(self, network: nn.Module, tile: int | None = None, overlap: int | None = None) -> None:
@@ -111,15 +111,16 @@ class Restorer:
         at = self._checked_steps(at)
         pixels = image if image.ndim == 3 else image[..., None]
         colours = pixels[..., :3]
-        outputs = [np.empty_like(colours) for _ in at]
+        outputs = [pixels.copy() for _ in at]
         side, overlap = self.tiles
         stride = getattr(self.network, 'stride', 8)
         rows, columns = (windows(length, side, overlap, stride) for length in colours.shape[:2])
         with tqdm(total=len(rows) * len(columns), unit='tile', leave=False, disable=not progress) as bar:
             restore = functools.partial(self._restore_tiles, at=at)
-            for done in restore_by_tiles(colours, restore, outputs, rows, columns, max(1, PIXELS_AT_ONCE // side**2)):
+            restored = [output[..., :3] for output in outputs]
+            for done in restore_by_tiles(colours, restore, restored, rows, columns, max(1, PIXELS_AT_ONCE // side**2)):
                 bar.update(done)
-        return [np.concatenate([output, pixels[..., 3:]], axis=-1).reshape(image.shape) for output in outputs]
+        return [output.reshape(image.shape) for output in outputs]
 
     def _checked_steps(self, at: Sequence[int] | None) -> list[int | None]:
         if not isinstance(self.network, AutomatonNetwork):

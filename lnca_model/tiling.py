@@ -41,6 +41,7 @@ def windows(length: int, tile: int, overlap: int, stride: int) -> list[Window]:
     count = -(-length // new)
     borders = [round(index * length / count / stride) * stride for index in range(1, count)]
     found = []
+    tile = min(tile, -(-length // (count * stride)) * stride + overlap + stride)  # no more than it takes
     last = -(-length // stride) * stride - tile
     for first, end in zip([None, *borders], [*borders, None], strict=True):
         start = 0 if first is None else min(max(0, first - overlap // 2), last)
@@ -91,7 +92,7 @@ def restore_by_tiles(
         complete = height if following is None else following.written.start
         for index, (band, output) in enumerate(zip(bands, outputs, strict=True)):
             output[top:complete] = _as_stored(band[: complete - top], output.dtype)
-            waiting[index] = band[complete - top :]
+            waiting[index] = band[complete - top :].copy()  # not a view, which would keep all of the band
 
 
 def _within(window: Window) -> slice:
