@@ -118,7 +118,7 @@ def page(models: dict[str, str]) -> 'gradio.Blocks':
         )
         # What is dropped is damaged already, more often than not.
         upload.upload(lambda: 'nothing', outputs=damage)
-        step.release(show, [frames, step], [picture, download], show_progress='hidden')
+        step.change(show, [frames, step], [picture, download], show_progress='hidden', trigger_mode='always_last')
     return blocks
 
 
