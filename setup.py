@@ -13,7 +13,7 @@ setup(
     license='MIT',
     python_requires='>=3.10,<3.13',  # BasicSR's own setup.py does not run on 3.13 and later
     # basicsr/ is left out: it holds the two commands, and the package of that name is BasicSR's.
-    packages=['lnca_arch', 'lnca_data', 'lnca_data.sources', 'lnca_model'],
+    packages=['lnca_arch', 'lnca_data', 'lnca_data.sources', 'lnca_restore', 'lnca_model'],
     install_requires=[
         'torch>=2.6,<3',  # from 2.6 on, torch.load does not run code that a checkpoint holds
         'torchvision>=0.21,<1',  # the partner of torch 2.6
@@ -33,7 +33,7 @@ setup(
         'spandrel>=0.4.1,<0.5',  # NAFNet
         'tqdm>=4.66,<5',
     ],
-    package_data={'lnca_model': ['weights/*']},
+    package_data={'lnca_restore': ['weights/*']},
     extras_require={
         'demo': ['gradio>=5.20,<6'],  # the page of inference/demo.py
         'onnx': ['onnx>=1.17,<2', 'onnxscript>=0.5,<1'],  # inference/export.py; onnxscript is what torch.onnx uses

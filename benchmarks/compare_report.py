@@ -20,7 +20,7 @@ from lnca_arch.errors import InputError, construct
 from lnca_data.lmdb_store import TileStore
 from lnca_data.sheet import write_sheet
 from lnca_data.tile_dataset import to_image, to_tensor
-from lnca_model import checkpoint
+from lnca_restore import checkpoint
 
 from basicsr.utils.registry import ARCH_REGISTRY
 

@@ -22,9 +22,9 @@ from lnca_data.corruption import MotionBlur, Noise
 from lnca_data.cutting import corrupted
 from lnca_data.images import Bundled
 from lnca_data.photographs import Photograph, write_photograph
-from lnca_model import Restorer
 from lnca_model.metrics import calculate_psnr_batch, calculate_ssim_batch
-from lnca_model.tiling import windows
+from lnca_restore import Restorer
+from lnca_restore.tiling import windows
 
 RESTORE = Path(__file__).parents[1] / 'inference' / 'restore.py'
 HELD_OUT = 'chelsea'

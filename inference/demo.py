@@ -16,8 +16,8 @@ from lnca_data.corruption import MotionBlur, Noise
 from lnca_data.cutting import corrupted
 from lnca_data.images import Bundled, to_8_bits
 from lnca_data.photographs import SUFFIXES, Photograph, read_photograph, write_photograph
-from lnca_model.pretrained import BUNDLED, DEFAULT_MODEL
-from lnca_model.restorer import Restorer
+from lnca_restore.pretrained import BUNDLED, DEFAULT_MODEL
+from lnca_restore.restorer import Restorer
 
 os.environ.setdefault('GRADIO_ANALYTICS_ENABLED', 'False')  # is read when gradio is imported
 try:

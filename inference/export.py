@@ -5,8 +5,8 @@ from pathlib import Path
 
 from lnca_arch.errors import InputError, report_in_one_line
 from lnca_arch.network import INFERENCE_STEPS
-from lnca_model.export import export_onnx, export_program
-from lnca_model.pretrained import BUNDLED, SUFFIX, load_network, save_network
+from lnca_restore.export import export_onnx, export_program
+from lnca_restore.pretrained import BUNDLED, SUFFIX, load_network, save_network
 
 SUFFIXES = {
     '.onnx': 'for ONNX runtimes',

@@ -16,8 +16,8 @@ from lnca_data.images import to_8_bits
 from lnca_data.photographs import SUFFIXES, Photograph, check_format, read_photograph, write_photograph
 from lnca_data.sheet import write_sheet
 from lnca_data.trace import TRACE_SUFFIXES, write_trace
-from lnca_model.pretrained import BUNDLED, DEFAULT_MODEL
-from lnca_model.restorer import Restorer
+from lnca_restore.pretrained import BUNDLED, DEFAULT_MODEL
+from lnca_restore.restorer import Restorer
 
 TRACE_FRAMES = 9
 SHEET_SIDE = 1024  # of what is to be looked at, not kept

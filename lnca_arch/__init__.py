@@ -1,25 +1,23 @@
-"""The networks of the latent neural cellular automata, registered in BasicSR's ARCH_REGISTRY."""
+"""The networks of the latent neural cellular automata. They need PyTorch alone; :mod:`lnca_arch.registration` makes
+them known to BasicSR."""
 
-from lnca_arch import basicsr_compat
+from lnca_arch.autoencoder import Autoencoder
+from lnca_arch.automaton import CellularAutomaton
+from lnca_arch.latent import LatentNAFCA, LatentViTCA
+from lnca_arch.nafca import NAFCA
+from lnca_arch.pixel import PixelViTCA
+from lnca_arch.vitca import ViTCA
 
-basicsr_compat.apply()
-
-from lnca_arch.autoencoder import Autoencoder  # noqa: E402
-from lnca_arch.automaton import CellularAutomaton  # noqa: E402
-from lnca_arch.baselines import NAFNet, Restormer  # noqa: E402
-from lnca_arch.latent import LatentNAFCA, LatentViTCA  # noqa: E402
-from lnca_arch.nafca import NAFCA  # noqa: E402
-from lnca_arch.pixel import PixelViTCA  # noqa: E402
-from lnca_arch.vitca import ViTCA  # noqa: E402
+# By the names that option files give them.
+NETWORKS = {kind.__name__: kind for kind in (Autoencoder, NAFCA, ViTCA, LatentNAFCA, LatentViTCA, PixelViTCA)}
 
 __all__ = [
     'NAFCA',
+    'NETWORKS',
     'Autoencoder',
     'CellularAutomaton',
     'LatentNAFCA',
     'LatentViTCA',
-    'NAFNet',
     'PixelViTCA',
-    'Restormer',
     'ViTCA',
 ]

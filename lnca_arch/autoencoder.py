@@ -6,8 +6,6 @@ from torch import Tensor, nn
 
 from lnca_arch.errors import InputError
 
-from basicsr.utils.registry import ARCH_REGISTRY
-
 # Keras keeps 0.99 of the old running average; PyTorch's momentum is the share of the new value.
 BATCH_NORM = {'eps': 1e-3, 'momentum': 0.01}
 
@@ -83,7 +81,6 @@ class Decoder(nn.Module):
         return self.up1(self.mix(self.up2(latent) + skip))
 
 
-@ARCH_REGISTRY.register()
 class Autoencoder(nn.Module):
     """Encoder and decoder of the latent automata.
 

@@ -1,5 +1,8 @@
 """The networks that the automata are compared with, from spandrel, which keeps the parameters' official names: official
-checkpoints load unchanged. Their options are the official ones, too."""
+checkpoints load unchanged. Their options are the official ones, too.
+
+NAFNet (Chen et al., 2022; MIT) is spandrel's own: any H and W, padded with zeros to what its encoders divide by.
+"""
 
 import logging
 import warnings
@@ -9,8 +12,6 @@ from torch import Tensor, nn
 
 from lnca_arch.errors import InstallationError
 from lnca_arch.network import pad_to_multiple
-
-from basicsr.utils.registry import ARCH_REGISTRY
 
 with warnings.catch_warnings():
     # Others of their networks use torch.jit.script.
@@ -22,11 +23,9 @@ with warnings.catch_warnings():
     except ModuleNotFoundError:
         _Restormer = None
 
-# NAFNet (Chen et al., 2022; MIT): any H and W, padded with zeros to what its encoders divide by.
-ARCH_REGISTRY.register(NAFNet)
+__all__ = ['NAFNet', 'Restormer']
 
 
-@ARCH_REGISTRY.register()
 class Restormer(_Restormer or nn.Module):
     """Restormer (Zamir et al., 2022): ``(N, 3, H, W)`` → the same shape, any H and W. Licensed for non-commercial use
     only, hence an extra of this package.

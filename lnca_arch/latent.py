@@ -8,8 +8,6 @@ from lnca_arch.nafca import NAFCA
 from lnca_arch.network import AutomatonNetwork
 from lnca_arch.vitca import ViTCA
 
-from basicsr.utils.registry import ARCH_REGISTRY
-
 
 class LatentNetwork(AutomatonNetwork):
     """An automaton in the latent space of an :class:`Autoencoder`."""
@@ -28,7 +26,6 @@ class LatentNetwork(AutomatonNetwork):
         return self.autoencoder.decode(self.automaton.output(state), skip)
 
 
-@ARCH_REGISTRY.register()
 class LatentNAFCA(LatentNetwork):
     """Autoencoder and :class:`NAFCA`.
 
@@ -57,7 +54,6 @@ class LatentNAFCA(LatentNetwork):
         )
 
 
-@ARCH_REGISTRY.register()
 class LatentViTCA(LatentNetwork):
     """Autoencoder and :class:`ViTCA`.
 

@@ -11,8 +11,6 @@ from lnca_arch.automaton import CellularAutomaton
 from lnca_arch.folding import Linear, fold_norm, linear, normalize
 from lnca_arch.resident import Packed, Resident, nafca_kernel, padded, side
 
-from basicsr.utils.registry import ARCH_REGISTRY
-
 LAYER_NORM_EPS = 1e-6
 
 TAPS = 16  # of a 3×3 convolution, and zeros, since the kernel multiplies with no fewer
@@ -82,7 +80,6 @@ def pack(rule: 'NAFCA', folded: Folded) -> Packed:
     return Packed(linears, sizes)
 
 
-@ARCH_REGISTRY.register()
 class NAFCA(CellularAutomaton):
     """Nonlinear-activation-free cellular automaton: a perception block, an update block and a head.
 

@@ -5,10 +5,7 @@ from torch import Tensor
 from lnca_arch.network import AutomatonNetwork
 from lnca_arch.vitca import ViTCA
 
-from basicsr.utils.registry import ARCH_REGISTRY
 
-
-@ARCH_REGISTRY.register()
 class PixelViTCA(AutomatonNetwork):
     """:class:`ViTCA` on the pixels themselves: no autoencoder, one training phase.
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._dynamo.exc import TorchDynamoException
 from torch.utils.checkpoint import checkpoint
 
 from lnca_arch.cuda_rollout import graphed
@@ -192,6 +191,9 @@ class Compiled:
     function itself, after a word in the log."""
 
     def __init__(self, function: Callable[..., Tensor]) -> None:
+        from torch._dynamo.exc import TorchDynamoException  # whose import takes seconds
+
+        self._failure = TorchDynamoException
         self._function = function
         self._compiled: Callable[..., Tensor] | None = torch.compile(function)
 
@@ -199,7 +201,7 @@ class Compiled:
         if self._compiled is not None:
             try:
                 return self._compiled(*args, **kwargs)
-            except TorchDynamoException as error:
+            except self._failure as error:
                 self._compiled = None
                 logging.getLogger('basicsr').warning(
                     'The automaton runs uncompiled, more slowly: torch.compile says %s', str(error).partition('\n')[0]

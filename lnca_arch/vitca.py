@@ -11,8 +11,6 @@ from lnca_arch.automaton import CellularAutomaton
 from lnca_arch.folding import Linear, fold_norm, linear, normalize
 from lnca_arch.resident import Packed, Resident, padded, side, vitca_kernel
 
-from basicsr.utils.registry import ARCH_REGISTRY
-
 # Attention looks from a block of cells at the block and the ring around it. The larger the block, the fewer cells are
 # read twice and the more pairs of cells are computed only to be masked out; 4 was the fastest of 2, 4 and 8 on a CPU.
 BLOCK = 4
@@ -62,7 +60,6 @@ def pack(rule: 'ViTCA', folded: Folded) -> Packed:
     return Packed(linears, {**sizes, 'EPS': LAYER_NORM_EPS})
 
 
-@ARCH_REGISTRY.register()
 class ViTCA(CellularAutomaton):
     """Vision-transformer cellular automaton: embedding, local self-attention, MLP and head, one layer.
 

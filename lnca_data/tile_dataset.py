@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+import lnca_arch.registration  # noqa: F401  it mends what keeps BasicSR from being imported
 from lnca_arch.errors import InputError, check_known
 from lnca_data.lmdb_store import TileStore, check_pair
 

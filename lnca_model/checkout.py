@@ -16,7 +16,7 @@ from lnca_arch.errors import InputError, report_in_one_line
 from lnca_data.atomic import whole_file
 
 HOOKS = {
-    'basicsr/archs/lnca_arch.py': 'import lnca_arch  # noqa: F401\n',
+    'basicsr/archs/lnca_arch.py': 'import lnca_arch.registration  # noqa: F401\n',
     'basicsr/models/lnca_model.py': 'import lnca_model  # noqa: F401\n',
 }
 OPTIONS = Path(__file__).resolve().parents[1] / 'options'

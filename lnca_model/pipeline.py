@@ -15,10 +15,10 @@ import yaml
 from lnca_arch import basicsr_compat
 from lnca_arch.errors import InputError, check_known, report_in_one_line
 from lnca_data.lmdb_store import check_pair
-from lnca_model import checkpoint
 from lnca_model.phases import phase_at, phases_of
 from lnca_model.resources import keep_freed_memory
 from lnca_model.restoration_model import RestorationModel
+from lnca_restore import checkpoint
 
 from basicsr.utils import MessageLogger, check_resume
 from basicsr.utils import options as basicsr_options

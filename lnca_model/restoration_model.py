@@ -18,11 +18,11 @@ from lnca_arch.errors import InputError, check_known, construct, nearest
 from lnca_data.atomic import whole_file, write_json
 from lnca_data.corruption import build_corruption
 from lnca_data.sheet import write_sheet
-from lnca_model import checkpoint
 from lnca_model.optimization import build_optimizer, build_scheduler, normalize_gradients
 from lnca_model.phases import Phase, phase_at, phases_of, whole_number
 from lnca_model.resources import Resources
 from lnca_model.validation import Batch, Validation, append_scores, equal_batches, to_bgr
+from lnca_restore import checkpoint
 
 from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger, imwrite

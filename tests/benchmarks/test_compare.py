@@ -19,7 +19,7 @@ from networks import read_network, read_task, shared_training
 from outcomes import failed_in_one_line
 
 from lnca_arch.errors import InputError
-from lnca_model import checkpoint
+from lnca_restore import checkpoint
 
 NETWORKS = ['LatentNAFCA', 'LatentViTCA', 'ViTCA', 'NAFNet', 'Restormer']
 

@@ -16,7 +16,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
-from lnca_model import Restorer
+from lnca_restore import Restorer
 
 DEMO = Path(__file__).parents[2] / 'inference' / 'demo.py'
 BROWSER, DRIVER = shutil.which('chromium'), shutil.which('chromedriver')

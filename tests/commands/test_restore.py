@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from lnca_arch import LatentNAFCA
-from lnca_model import Restorer
-from lnca_model.pretrained import load_network
+from lnca_restore import Restorer
+from lnca_restore.pretrained import load_network
 
 ROOT = Path(__file__).parents[2]
 SIZES = {'latent_channels': 4, 'hidden_channels': 5, 'embed_channels': 8}

@@ -15,7 +15,7 @@ import yaml
 from outcomes import failed_in_one_line
 
 from lnca_data.lmdb_store import TileStore, write_lmdb
-from lnca_model import checkpoint
+from lnca_restore import checkpoint
 
 
 def scores(path):

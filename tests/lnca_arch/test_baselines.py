@@ -7,7 +7,7 @@ import torch
 from networks import read_network
 
 from lnca_arch.errors import InputError
-from lnca_model.checkpoint import read_weights
+from lnca_restore.checkpoint import read_weights
 
 from basicsr.utils.registry import ARCH_REGISTRY
 

@@ -13,9 +13,19 @@ def python(code):
 
 
 def test_imports_with_what_is_installed():
-    for module in ('lnca_arch', 'lnca_data', 'lnca_model'):
+    for module in ('lnca_arch.registration', 'lnca_data.tile_dataset', 'lnca_model'):
         result = python(f'import {module}; from basicsr.data.degradations import rgb_to_grayscale')
         assert result.returncode == 0, result.stderr
+
+
+def test_trained_networks_are_used_without_basicsr():
+    result = python(
+        'import sys, lnca_arch, lnca_restore\n'
+        'lnca_restore.Restorer.from_pretrained("denoise")\n'
+        'print({"basicsr", "torchvision", "torch._dynamo"} & set(sys.modules))'
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == 'set()'
 
 
 def test_imports_with_basicsrs_git_master(tmp_path):

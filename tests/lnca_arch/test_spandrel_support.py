@@ -4,7 +4,8 @@ import pytest
 import torch
 from spandrel import ImageModelDescriptor, ModelLoader
 
-from lnca_arch import LatentNAFCA, LatentViTCA, NAFNet, PixelViTCA, spandrel_support
+from lnca_arch import LatentNAFCA, LatentViTCA, PixelViTCA, spandrel_support
+from lnca_arch.baselines import NAFNet
 
 
 @pytest.fixture(autouse=True)

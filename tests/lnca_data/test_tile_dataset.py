@@ -12,9 +12,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from lnca_arch.errors import InputError
-from lnca_data import TileDataset
 from lnca_data.lmdb_store import write_lmdb
-from lnca_data.tile_dataset import to_image, to_tensor
+from lnca_data.tile_dataset import TileDataset, to_image, to_tensor
 
 from basicsr.data import build_dataset
 

@@ -7,13 +7,13 @@ from torch import nn
 
 from lnca_arch import LatentNAFCA, LatentViTCA
 from lnca_arch.errors import InputError
-from lnca_model import checkpoint
 from lnca_model.lnca_model import derangement
 from lnca_model.metrics import calculate_psnr_batch, calculate_ssim_batch
 from lnca_model.optimization import build_optimizer, build_scheduler, normalize_gradients
 from lnca_model.phases import phase_at, phases_of
 from lnca_model.pool import Pool
 from lnca_model.validation import equal_batches
+from lnca_restore import checkpoint
 
 from basicsr.metrics import calculate_psnr, calculate_ssim
 

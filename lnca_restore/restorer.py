@@ -13,8 +13,8 @@ from tqdm import tqdm
 from lnca_arch.errors import InputError
 from lnca_arch.network import INFERENCE_STEPS, AutomatonNetwork
 from lnca_data.photographs import read_photograph
-from lnca_model.pretrained import load_network
-from lnca_model.tiling import restore_by_tiles, windows
+from lnca_restore.pretrained import load_network
+from lnca_restore.tiling import restore_by_tiles, windows
 
 PIXELS_AT_ONCE = 1 << 16  # small tiles go together, up to about so many pixels
 

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from lnca_arch import LatentNAFCA, LatentViTCA, NAFNet, PixelViTCA
+from lnca_arch import LatentNAFCA, LatentViTCA, PixelViTCA
+from lnca_arch.baselines import NAFNet
 from lnca_arch.detection import detect
 from lnca_arch.errors import InputError
-from lnca_model import Restorer
-from lnca_model.pretrained import BUNDLED, load_network, save_network
-from lnca_model.tiling import windows
+from lnca_restore import Restorer
+from lnca_restore.pretrained import BUNDLED, load_network, save_network
+from lnca_restore.tiling import windows
 
 SMALL = {'latent_channels': 4, 'hidden_channels': 5, 'embed_channels': 8}
 

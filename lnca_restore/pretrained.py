@@ -1,7 +1,7 @@
 """Networks from files: those that come with the package, and what trainings leave behind."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,12 +10,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from lnca_arch import NETWORKS
 from lnca_arch.detection import detect
 from lnca_arch.errors import InputError, construct, nearest
 from lnca_data.atomic import whole_file
-from lnca_model import checkpoint
-
-from basicsr.utils.registry import ARCH_REGISTRY
+from lnca_restore import checkpoint
 
 SUFFIX = '.safetensors'
 DEFAULT_MODEL = 'denoise'
@@ -57,9 +56,19 @@ def load_network(name_or_path: Path | str, option_file: Path | str | None = None
         if detected is None:
             raise InputError(f'{path}: no known network has these parameters; name its option file with --opt')
         options = {'type': detected.kind.__name__, **detected.sizes}
-    network = construct(options, ARCH_REGISTRY, f'{where}: {OPTIONS}')
+    network = construct(options, _known(options), f'{where}: {OPTIONS}')
     network.load_state_dict(checkpoint.fitting(network, weights, path, strict=True))
     return Pretrained(network.eval(), options)
+
+
+def _known(options: Mapping[str, Any]) -> Iterable[tuple[str, type[nn.Module]]]:
+    if options.get('type') in NETWORKS:
+        return NETWORKS.items()
+    import lnca_arch.registration  # noqa: F401  takes seconds: it imports BasicSR
+
+    from basicsr.utils.registry import ARCH_REGISTRY
+
+    return ARCH_REGISTRY
 
 
 def save_network(network: nn.Module, options: Mapping[str, Any], path: Path | str) -> None:

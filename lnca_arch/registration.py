@@ -1,0 +1,12 @@
+"""Importing this makes the networks known to BasicSR, in its ARCH_REGISTRY, and those that they are compared with."""
+
+from lnca_arch import NETWORKS, basicsr_compat
+
+basicsr_compat.apply()
+
+from lnca_arch.baselines import NAFNet, Restormer  # noqa: E402
+
+from basicsr.utils.registry import ARCH_REGISTRY  # noqa: E402
+
+for network in (*NETWORKS.values(), NAFNet, Restormer):
+    ARCH_REGISTRY.register(network)
