@@ -6,12 +6,13 @@ Needs the extra: ``pip install -e ".[demo]"``. It is served to this computer alo
 import argparse
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from lnca_arch.errors import InputError, InstallationError, report_in_one_line
-from lnca_arch.network import INFERENCE_STEPS
+from lnca_arch.network import INFERENCE_STEPS, AutomatonNetwork
 from lnca_data.corruption import MotionBlur, Noise
 from lnca_data.cutting import corrupted
 from lnca_data.images import Bundled, to_8_bits
@@ -64,13 +65,19 @@ def restore(upload: str | None, example: str | None, damage: str, restorer: Rest
     return [picture, *restorer.trace(picture, STEPS)]
 
 
-def page(models: dict[str, str]) -> 'gradio.Blocks':
+def page(models: Sequence[str]) -> 'gradio.Blocks':
     """The page.
 
     Args:
-        models: name → what :meth:`Restorer.from_pretrained` takes.
+        models: what to choose from, each as :meth:`Restorer.from_pretrained` takes it.
+
+    Raises:
+        InputError: one of them is not there, or has no automaton.
     """
-    restorers = {name: Restorer.from_pretrained(source) for name, source in models.items()}
+    restorers = {name: Restorer.from_pretrained(name) for name in models}
+    for name, restorer in restorers.items():
+        if not isinstance(restorer.network, AutomatonNetwork):
+            raise InputError(f'--model {name}: {type(restorer.network).__name__} has no automaton to watch')
 
     def run(upload, example, damage, model):
         try:
@@ -102,7 +109,7 @@ def page(models: dict[str, str]) -> 'gradio.Blocks':
                 upload = gradio.File(label='Photograph', file_types=list(SUFFIXES), elem_id='upload', height=140)
                 example = gradio.Dropdown([None, *EXAMPLES], value='cat', label='or an example', elem_id='example')
                 damage = gradio.Radio(list(DAMAGES), value='noise', label='Damage it with', elem_id='damage')
-                model = gradio.Dropdown(list(models), value=next(iter(models)), label='Model', elem_id='model')
+                model = gradio.Dropdown(list(models), value=models[0], label='Model', elem_id='model')
                 button = gradio.Button('Restore', variant='primary', elem_id='restore')
             with gradio.Column(scale=3):
                 picture = gradio.ImageSlider(
@@ -132,7 +139,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if gradio is None:
         raise InstallationError('the page needs an extra: pip install -e ".[demo]"')
-    blocks = page({name if name in BUNDLED else Path(name).stem: name for name in arguments.model})
+    blocks = page(arguments.model)
     blocks.queue(max_size=20).launch(
         server_name=arguments.host, server_port=arguments.port, max_file_size=UPLOAD_BYTES, show_api=False
     )

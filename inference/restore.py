@@ -2,7 +2,6 @@
 
 import argparse
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +19,7 @@ from lnca_restore.pretrained import BUNDLED, DEFAULT_MODEL
 from lnca_restore.restorer import Restorer
 
 TRACE_FRAMES = 9
+RESTORED = '_restored'  # ends the name of a photograph that goes beside the one that it was
 SHEET_SIDE = 1024  # of what is to be looked at, not kept
 
 
@@ -33,15 +33,16 @@ class Job(NamedTuple):
 def main() -> int:
     report_in_one_line()
     arguments = _parser().parse_args()
-    jobs = list(_jobs(arguments))
+    jobs = _jobs(arguments)
     restorer = Restorer.from_pretrained(
         arguments.model, arguments.opt, arguments.device, tile=arguments.tile, overlap=arguments.overlap
     )
+    at, restored_at = _steps(restorer, arguments)
     failed = 0
     bar = tqdm(jobs, unit='photo', disable=len(jobs) == 1)
     for job in bar:
         try:
-            _restore(restorer, job, arguments)
+            _restore(restorer, job, at, restored_at, arguments)
         except (InputError, OSError) as error:
             if isinstance(error, OSError) and error.errno in DISK_FULL:
                 raise
@@ -82,58 +83,85 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _jobs(arguments: argparse.Namespace) -> Iterator[Job]:
+def _jobs(arguments: argparse.Namespace) -> list[Job]:
     """What to restore, and where to; what would go wrong later is said before anything is done."""
-    sources = [file for path in arguments.inputs for file in _files_of(path)]
-    is_folder = len(sources) > 1 or any(path.is_dir() for path in arguments.inputs)
-    extra = [path for path in (arguments.trace, arguments.compare) if path]
-    if len(sources) > 1 and extra:
-        raise InputError('--trace and --compare are for one photograph at a time')
-    if arguments.trace and arguments.trace.suffix.lower() not in TRACE_SUFFIXES:
-        raise InputError(f'--trace {arguments.trace}: must end in {" or ".join(TRACE_SUFFIXES)}')
-    if arguments.compare and arguments.compare.suffix.lower() != '.png':
-        raise InputError(f'--compare {arguments.compare}: must end in .png')
     into = arguments.output
+    sources = [file for path in arguments.inputs for file in _files_of(path, with_restored=into is not None)]
+    _check_pictures(arguments, len(sources))
+    is_folder = len(sources) > 1 or any(path.is_dir() for path in arguments.inputs)
     if into and (is_folder or into.is_dir() or not into.suffix):
-        if into.exists() and not into.is_dir():
-            raise InputError(f'-o {into}: is a file; several photographs need a folder')
         jobs = [Job(source, into / source.name) for source in sources]
     elif into:
         check_format(into)
         jobs = [Job(sources[0], into)]
     else:
-        jobs = [Job(source, source.with_stem(f'{source.stem}_restored')) for source in sources]
-    seen: dict[Path, Path] = {}
-    for source, target in jobs:
-        if target in seen:
-            raise InputError(f'{seen[target]} and {source} would both become {target}; restore them into two folders')
-        seen[target] = source
-    for path in [*seen, *extra]:
-        if path.exists() and not arguments.overwrite:
-            raise InputError(f'{path} exists; choose another name with -o, or add --overwrite')
-    return iter(jobs)
+        jobs = [Job(source, source.with_stem(source.stem + RESTORED)) for source in sources]
+    _check_outputs(jobs, [path for path in (arguments.trace, arguments.compare) if path], arguments.overwrite)
+    return jobs
 
 
-def _files_of(path: Path) -> list[Path]:
+def _files_of(path: Path, with_restored: bool) -> list[Path]:
+    """The photographs in a folder; unless they go elsewhere, without those that an earlier run has restored."""
     if not path.is_dir():
         return [path]
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+    files = [file for file in sorted(path.iterdir()) if file.suffix.lower() in SUFFIXES]
+    files = files if with_restored else [file for file in files if not file.stem.endswith(RESTORED)]
     if not files:
         raise InputError(f'{path}: holds no photographs ({", ".join(SUFFIXES)})')
     return files
 
 
-def _restore(restorer: Restorer, job: Job, arguments: argparse.Namespace) -> None:
+def _check_pictures(arguments: argparse.Namespace, photographs: int) -> None:
+    if photographs > 1 and (arguments.trace or arguments.compare):
+        raise InputError('--trace and --compare are for one photograph at a time')
+    if arguments.trace and arguments.trace.suffix.lower() not in TRACE_SUFFIXES:
+        raise InputError(f'--trace {arguments.trace}: must end in {" or ".join(TRACE_SUFFIXES)}')
+    if arguments.compare and arguments.compare.suffix.lower() != '.png':
+        raise InputError(f'--compare {arguments.compare}: must end in .png')
+    if arguments.trace_steps and not arguments.trace:
+        raise InputError('--trace-steps: says at which steps --trace shows the photograph; name that, too')
+
+
+def _check_outputs(jobs: list[Job], pictures: list[Path], overwrite: bool) -> None:
+    """Raise InputError if a file is to be written twice, or over a photograph that it does not replace, or where none
+    can be."""
+    sources = {job.source.resolve(): job.source for job in jobs}
+    outputs: dict[Path, Path] = {}
+    for path, source in [*((job.target, job.source) for job in jobs), *((path, None) for path in pictures)]:
+        place = path.resolve()
+        if place in outputs:
+            raise InputError(f'{path} would be written twice; restore into two folders, or choose other names')
+        if place in sources and (source is None or source.resolve() != place):
+            raise InputError(f'{path} is itself to be restored; choose another name')
+        outputs[place] = path
+        if path.exists() and not overwrite:
+            raise InputError(f'{path} exists; choose another name with -o, or add --overwrite')
+        if path.is_dir():
+            raise InputError(f'{path} is a folder; choose another name')
+        there = next(parent for parent in place.parents if parent.exists())
+        if not there.is_dir():
+            raise InputError(f'{path} cannot be written, since {there} is no folder')
+
+
+def _steps(restorer: Restorer, arguments: argparse.Namespace) -> tuple[list[int] | None, int]:
+    """After which steps a picture is wanted, None for a network's own; and which of these is the restored one."""
+    if arguments.steps is None and not arguments.trace:
+        return None, 0
+    last = INFERENCE_STEPS if arguments.steps is None else arguments.steps
+    shown = []
+    if arguments.trace:
+        shown = arguments.trace_steps or np.linspace(0, last, TRACE_FRAMES).round().astype(int).tolist()
+    at = restorer.checked_steps(sorted({*shown, last}))
+    return at, at.index(last)
+
+
+def _restore(
+    restorer: Restorer, job: Job, at: list[int] | None, restored_at: int, arguments: argparse.Namespace
+) -> None:
     photograph = read_photograph(job.source)
     check_format(job.target, photograph.pixels.shape[-1])
-    steps = INFERENCE_STEPS if arguments.steps is None else arguments.steps
-    at = None if arguments.steps is None else [steps]
-    if arguments.trace:
-        at = sorted(
-            {*(arguments.trace_steps or np.linspace(0, steps, TRACE_FRAMES).round().astype(int).tolist()), steps}
-        )
     frames = restorer.trace(photograph.pixels, at, progress=True)
-    restored = photograph.with_pixels(frames[-1 if at is None else at.index(steps)])
+    restored = photograph.with_pixels(frames[restored_at])
     for path in (job.target, arguments.trace, arguments.compare):
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)

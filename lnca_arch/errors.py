@@ -20,7 +20,8 @@ class InstallationError(ImportError):
 
 def report_in_one_line() -> None:
     """Have the process end with one line on standard error, and exit code 1, when it runs into an
-    :class:`InputError`, an :class:`InstallationError` or a full disk. What a command does first."""
+    :class:`InputError`, an :class:`InstallationError`, or a file that cannot be read or written. What a command does
+    first."""
     sys.excepthook = _report
 
 
@@ -31,6 +32,8 @@ def _report(kind: type[BaseException], error: BaseException, trace: TracebackTyp
         line = line.removeprefix(f'{InputError.__module__}.{InputError.__qualname__}: ')
     elif isinstance(error, OSError) and error.errno in DISK_FULL:
         line = f'cannot write {error.filename or "the output"} ({error.strerror}); make room, then run again'
+    elif isinstance(error, OSError) and error.filename:
+        line = f'{error.filename}: {error.strerror}'
     else:
         sys.__excepthook__(kind, error, trace)
         return

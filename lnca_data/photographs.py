@@ -3,6 +3,7 @@
 import io
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -21,7 +22,9 @@ QUALITY = 95
 ORIENTATION, ICC_PROFILE = 274, 34675  # tags of TIFF and of EXIF
 PROFILE_SPACE = slice(16, 20)  # of an ICC profile: which kind of colours it describes
 EXIF_PREFIX = b'Exif\0\0'
+MAX_JPEG_EXIF = (1 << 16) - 3 - len(EXIF_PREFIX)  # what a segment holds; of a longer one the orientation stays
 DEPTHS = (np.uint8, np.uint16)
+JPEG_COMPRESSIONS = (tifffile.COMPRESSION.OJPEG, tifffile.COMPRESSION.JPEG)
 
 
 @dataclass(frozen=True)
@@ -43,9 +46,11 @@ class Photograph:
     def orientation(self) -> int:
         """1 to 8, as EXIF numbers them; 1 is upright."""
         exif = Image.Exif()
-        exif.load(self.exif or b'')
-        value = exif.get(ORIENTATION, 1)
-        return value if value in range(1, 9) else 1
+        try:
+            exif.load(self.exif or b'')
+            return _checked_orientation(exif.get(ORIENTATION))
+        except Exception:  # which ones it raises for a damaged block is not documented
+            return 1
 
     def with_pixels(self, pixels: np.ndarray) -> 'Photograph':
         return replace(self, pixels=pixels)
@@ -80,7 +85,7 @@ def read_photograph(path: Path | str) -> Photograph:
 
 def write_photograph(path: Path | str, photograph: Photograph) -> None:
     """Write a photograph whole or not at all, in the format of the path's suffix: 16 bits in PNG and TIFF, else 8;
-    EXIF in full in PNG, JPEG and WebP, its orientation in TIFF.
+    EXIF in full in PNG, JPEG (if it is not too long for that) and WebP, its orientation in TIFF.
 
     Raises:
         InputError: the format is unknown or cannot hold the photograph.
@@ -93,7 +98,25 @@ def write_photograph(path: Path | str, photograph: Photograph) -> None:
         photograph = replace(photograph, profile=None)
     photograph = photograph.with_pixels(pixels)
     with whole_file(path) as temporary:
-        (_write_tiff if suffix in TIFF else _write_with_opencv)(temporary, photograph)
+        if suffix in TIFF:
+            _write_tiff(temporary, photograph)
+        elif suffix in JPEG:
+            _write_jpeg(temporary, photograph)
+        elif not _write_with_opencv(temporary, photograph):
+            raise OSError(
+                f'{path}: cannot be written; is there room, may you write there, and is the colour profile whole?'
+            )
+
+
+def _checked_orientation(value: Any) -> int:
+    return value if isinstance(value, int) and value in range(1, 9) else 1
+
+
+def _exif_of(orientation: int) -> bytes:
+    """An EXIF block that says nothing else."""
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    return exif.tobytes().removeprefix(EXIF_PREFIX)
 
 
 def check_format(path: Path | str, channels: int = 3) -> None:
@@ -136,25 +159,37 @@ def _read_with_opencv(path: str, data: bytes) -> tuple[np.ndarray, bytes | None,
     return _swapped(pixels), found.get(cv2.IMAGE_METADATA_EXIF), found.get(cv2.IMAGE_METADATA_ICCP)
 
 
-def _write_with_opencv(path: Path, photograph: Photograph) -> None:
+def _write_with_opencv(path: Path, photograph: Photograph) -> bool:
     blocks = {cv2.IMAGE_METADATA_EXIF: photograph.exif, cv2.IMAGE_METADATA_ICCP: photograph.profile}
     kinds = [kind for kind, block in blocks.items() if block]
-    quality = {**dict.fromkeys(JPEG, cv2.IMWRITE_JPEG_QUALITY), **dict.fromkeys(WEBP, cv2.IMWRITE_WEBP_QUALITY)}
-    suffix = path.suffix.lower()
-    options = [quality[suffix], QUALITY] if suffix in quality else []
+    options = [cv2.IMWRITE_WEBP_QUALITY, QUALITY] if path.suffix.lower() in WEBP else []
     blocks = [np.frombuffer(blocks[kind], np.uint8) for kind in kinds]
-    if not cv2.imwriteWithMetadata(str(path), _swapped(photograph.pixels), kinds, blocks, options):
-        raise OSError(f'{path}: cannot be written; is there room, and may you write there?')
+    return cv2.imwriteWithMetadata(str(path), _swapped(photograph.pixels), kinds, blocks, options)
+
+
+def _write_jpeg(path: Path, photograph: Photograph) -> None:
+    # Not by OpenCV, which fails at a profile that is longer than a segment.
+    pixels, exif = photograph.pixels, photograph.exif or b''
+    if len(exif) > MAX_JPEG_EXIF:
+        exif = _exif_of(photograph.orientation)
+    picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    # As OpenCV and cameras do it at this quality: colours at half of the width and height.
+    picture.save(
+        path, quality=QUALITY, subsampling='4:2:0', exif=exif and EXIF_PREFIX + exif, icc_profile=photograph.profile
+    )
 
 
 def _read_tiff(path: str, data: bytes) -> tuple[np.ndarray, bytes | None, bytes | None]:
     # Not by OpenCV, which turns some of the pixels and fails at others, and drops what belongs to them.
     try:
         with tifffile.TiffFile(io.BytesIO(data)) as file:
-            page = file.pages[0]
+            page, *others = file.pages
             _check_size(path, page.imagewidth, page.imagelength)
+            if any(not other.is_reduced for other in others):
+                raise InputError(f'{path}: holds {1 + len(others)} pictures; save each by itself')
             pixels, tags = page.asarray(), {tag.code: tag.value for tag in page.tags}
-            photometric, planes_first = page.photometric, page.axes.startswith('S')
+            bits, photometric, compression = page.bitspersample, page.photometric, page.compression
+            planes_first, extra = page.axes.startswith('S'), page.extrasamples
     except InputError:
         raise
     except Exception as error:  # which ones it raises for a broken file is not documented
@@ -162,22 +197,30 @@ def _read_tiff(path: str, data: bytes) -> tuple[np.ndarray, bytes | None, bytes 
     pixels = np.moveaxis(pixels, 0, -1) if planes_first else pixels
     if photometric == tifffile.PHOTOMETRIC.MINISWHITE:
         pixels = ~pixels
-    elif photometric not in (
-        tifffile.PHOTOMETRIC.MINISBLACK,
-        tifffile.PHOTOMETRIC.RGB,
-        tifffile.PHOTOMETRIC.YCBCR,  # its decoder makes RGB of it
+    elif photometric not in (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB) and not (
+        photometric == tifffile.PHOTOMETRIC.YCBCR and compression in JPEG_COMPRESSIONS  # their decoder makes RGB of it
     ):
         raise InputError(f'{path}: a TIFF of {photometric.name} colours; save it as grey or RGB')
     if pixels.dtype == bool:
         pixels = pixels.astype(np.uint8) * 255
+    elif pixels.dtype in DEPTHS and bits != pixels.dtype.itemsize * 8:
+        raise InputError(f'{path}: a TIFF of {bits} bits a channel; save it with 8 or 16')
     channels = 1 if pixels.ndim == 2 else pixels.shape[-1]
     if channels == 2:  # grey and alpha
         pixels = pixels[..., [0, 0, 0, 1]]
     elif pixels.ndim > 3 or channels not in (1, 3, 4):
         raise InputError(f'{path}: a TIFF of shape {pixels.shape}; a single picture, grey or RGB, is needed')
-    exif = Image.Exif()
-    exif[ORIENTATION] = int(tags.get(ORIENTATION, 1))
-    return pixels, exif.tobytes().removeprefix(EXIF_PREFIX), tags.get(ICC_PROFILE)
+    if tifffile.EXTRASAMPLE.ASSOCALPHA in extra and pixels.ndim == 3 and pixels.shape[-1] == 4:
+        pixels = _divided_by_alpha(pixels)
+    return pixels, _exif_of(_checked_orientation(tags.get(ORIENTATION))), tags.get(ICC_PROFILE)
+
+
+def _divided_by_alpha(pixels: np.ndarray) -> np.ndarray:
+    """RGBA whose colours were multiplied by alpha, as if they were not."""
+    limit = np.float32(np.iinfo(pixels.dtype).max)
+    alpha = pixels[..., 3:].astype(np.float32)
+    colours = np.rint(pixels[..., :3] * (limit / np.maximum(alpha, 1)))
+    return np.concatenate([np.minimum(colours, limit).astype(pixels.dtype), pixels[..., 3:]], axis=-1)
 
 
 def _write_tiff(path: Path, photograph: Photograph) -> None:

@@ -47,6 +47,11 @@ def _write_film(path: Path, frames: Sequence[np.ndarray]) -> None:
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'mp4v'), FRAMES_PER_SECOND, (width, height))
     if not writer.isOpened():
         raise OSError(f'cannot write {path}')
-    for frame in [*frames, *[frames[-1]] * (LAST_FRAME - 1)]:
+    frames = [*frames, *[frames[-1]] * (LAST_FRAME - 1)]
+    for frame in frames:
         writer.write(cv2.cvtColor(cv2.resize(frame, (width, height)), cv2.COLOR_RGB2BGR))
     writer.release()
+    # The writer says nothing of a full disk.
+    written = cv2.VideoCapture(str(path))
+    if written.get(cv2.CAP_PROP_FRAME_COUNT) != len(frames):
+        raise OSError(f'cannot write all of {path}; is there room?')

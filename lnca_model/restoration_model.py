@@ -387,6 +387,7 @@ class RestorationModel(SRModel):
         with self.in_evaluation() as network:
             trace = self.trace(network) if self.is_train else {}
         if trace:
+            folder.mkdir(parents=True, exist_ok=True)
             pictures['trace'] = folder / f'trace_{current_iter}.png'
             write_sheet(pictures['trace'], {title: to_bgr(images)[..., ::-1] for title, images in trace.items()})
         for kind, path in pictures.items():

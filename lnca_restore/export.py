@@ -93,7 +93,7 @@ def export_onnx(network: nn.Module, path: Path | str, steps: int | None) -> None
         image = _image(network)
         seeded = _Seed(network)(image)
         grid = _sides(1)
-        skip = [{0: _BATCH, **_sides(network.stride // 2)}] * (len(seeded) - 1)
+        skip = [{0: _BATCH, **_sides(network.stride // 2)} for _ in seeded[1:]]
         parts = [
             _traced(_Seed(network), (image,), [{0: _BATCH, **_sides(network.stride)}]),
             _traced(_Step(network), seeded[:1], [{0: _BATCH, **grid}]),

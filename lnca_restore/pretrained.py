@@ -1,6 +1,8 @@
 """Networks from files: those that come with the package, and what trainings leave behind."""
 
+import inspect
 import json
+import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,7 +48,9 @@ def load_network(name_or_path: Path | str, option_file: Path | str | None = None
     path = BUNDLED.get(str(name_or_path), Path(name_or_path))
     if not path.is_file():
         raise InputError(f'{path}: neither a file nor a model that comes along. {nearest(path.name, BUNDLED)}')
-    weights, options = _read_safetensors(path) if path.suffix == SUFFIX else (checkpoint.read_params(path), None)
+    weights, options = (
+        _read_safetensors(path) if path.suffix.lower() == SUFFIX else (checkpoint.read_params(path), None)
+    )
     where = path
     if option_file or not options:
         where = option_file or _option_file_of(path)
@@ -56,6 +60,13 @@ def load_network(name_or_path: Path | str, option_file: Path | str | None = None
         if detected is None:
             raise InputError(f'{path}: no known network has these parameters; name its option file with --opt')
         options = {'type': detected.kind.__name__, **detected.sizes}
+        defaults = inspect.signature(detected.kind).parameters
+        if 'heads' in defaults:
+            logging.getLogger('basicsr').warning(
+                '%s does not say how many heads its %s has, nor its update rate; taken: %d and %g. If these are wrong, '
+                'name its option file with --opt',
+                *(path, options['type'], defaults['heads'].default, defaults['update_rate'].default),
+            )
     network = construct(options, _known(options), f'{where}: {OPTIONS}')
     network.load_state_dict(checkpoint.fitting(network, weights, path, strict=True))
     return Pretrained(network.eval(), options)
@@ -95,9 +106,10 @@ def _read_safetensors(path: Path) -> tuple[checkpoint.Weights, dict[str, Any] | 
 
 def _option_file_of(path: Path) -> Path | None:
     """The copy that BasicSR keeps of an experiment's options, beside the folder of its models."""
-    if path.parent.name != 'models':
+    folder = path.resolve().parent
+    if folder.name != 'models':
         return None
-    found = sorted(path.parent.parent.glob('*.yml'))
+    found = sorted(folder.parent.glob('*.yml'))
     return found[-1] if found else None
 
 

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from lnca_arch.errors import InputError
 from lnca_arch.network import INFERENCE_STEPS, AutomatonNetwork
+from lnca_data.images import one_line
 from lnca_data.photographs import read_photograph
 from lnca_restore.pretrained import load_network
 from lnca_restore.tiling import restore_by_tiles, windows
@@ -29,6 +30,7 @@ class Tiles(NamedTuple):
 # An automaton takes little memory; others keep many channels of all pixels. A ViTCA is tied to the grid that it was
 # trained at.
 AUTOMATON, TIED_AUTOMATON, OTHER = Tiles(768, 64), Tiles(32, 8), Tiles(256, 32)
+OTHER_STRIDE = 8  # where the tiles of networks without an automaton begin
 
 
 class Restorer:
@@ -38,21 +40,31 @@ class Restorer:
         network: on any device; ``(N, C, H, W)`` in [0, 1] → the same.
         tile: side of the tiles in pixels, a multiple of 8; larger ones take more memory and less time. By default what
             suits the network: 768, for a ViTCA 32, for networks without an automaton 256.
-        overlap: what neighbouring tiles see in common, a multiple of 8; by default about an eighth of ``tile``.
+        overlap: what neighbouring tiles see in common, a multiple of 8, or of 16 if the network divides an image's
+            sides by 8; at most half of ``tile``. By default about an eighth of it.
+
+    Raises:
+        InputError: ``tile`` or ``overlap`` are not so.
     """
 
     def __init__(self, network: nn.Module, tile: int | None = None, overlap: int | None = None) -> None:
         self.network = network.eval()
         if not isinstance(network, AutomatonNetwork):
-            default = OTHER
+            self.is_tied, self.stride, default = False, OTHER_STRIDE, OTHER
         else:
-            default = TIED_AUTOMATON if network.automaton.tied_to_grid else AUTOMATON
-        side = tile or default.side
+            self.is_tied, self.stride = network.automaton.tied_to_grid, network.stride
+            default = TIED_AUTOMATON if self.is_tied else AUTOMATON
+        side = default.side if tile is None else tile
+        least = max(8, 2 * self.stride)  # of which an overlap is a multiple
+        if side <= 0 or side % 8:
+            raise InputError(f'tile: must be a multiple of 8 and at least 8, got {side}')
         if overlap is None:
-            overlap = default.overlap if tile is None else side // 8 // 8 * 8
-        for name, value in (('tile', side), ('overlap', overlap)):
-            if value < 0 or value % 8:
-                raise InputError(f'{name}: must be a multiple of 8, got {value}')
+            wanted = default.overlap if tile is None else side // 8
+            overlap = min(max(wanted // least, 1), side // 2 // least) * least
+        if overlap % least or not 0 <= overlap <= side // 2:
+            raise InputError(
+                f'overlap: must be a multiple of {least} and at most half of the tile of {side} pixels, got {overlap}'
+            )
         self.tiles = Tiles(side, overlap)
         self.image_channels = getattr(network, 'image_channels', 3)
 
@@ -71,8 +83,11 @@ class Restorer:
             option_file: a YAML with a block ``network_g``, if the checkpoint does not tell.
             device: where to restore; by default CUDA if there is one.
             tiles: ``tile`` and ``overlap``.
+
+        Raises:
+            InputError: there is no such model or device.
         """
-        device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
+        device = _usable(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
         return cls(load_network(name_or_path, option_file).network.to(device), **tiles)
 
     def __call__(self, image: np.ndarray | Path | str, steps: int | None = None, progress: bool = False) -> np.ndarray:
@@ -108,21 +123,34 @@ class Restorer:
         if not isinstance(image, np.ndarray):
             image = read_photograph(image).upright()
         _check_image(image)
-        at = self._checked_steps(at)
+        at = self.checked_steps(at)
         pixels = image if image.ndim == 3 else image[..., None]
-        colours = pixels[..., :3]
         outputs = [pixels.copy() for _ in at]
+        restored = [output[..., :3] for output in outputs]
         side, overlap = self.tiles
-        stride = getattr(self.network, 'stride', 8)
-        rows, columns = (windows(length, side, overlap, stride) for length in colours.shape[:2])
+        colours, height, width = pixels[..., :3], *pixels.shape[:2]
+        is_too_small = self.is_tied and min(height, width) < side  # it knows no smaller grid
+        if is_too_small:
+            colours = np.pad(colours, ((0, max(0, side - height)), (0, max(0, side - width)), (0, 0)), mode='reflect')
+            restored = [np.empty_like(colours) for _ in at]
+        rows, columns = (
+            windows(length, side, overlap, self.stride, exact=self.is_tied) for length in colours.shape[:2]
+        )
         with tqdm(total=len(rows) * len(columns), unit='tile', leave=False, disable=not progress) as bar:
             restore = functools.partial(self._restore_tiles, at=at)
-            restored = [output[..., :3] for output in outputs]
             for done in restore_by_tiles(colours, restore, restored, rows, columns, max(1, PIXELS_AT_ONCE // side**2)):
                 bar.update(done)
+        if is_too_small:
+            for output, result in zip(outputs, restored, strict=True):
+                output[..., :3] = result[:height, :width]
         return [output.reshape(image.shape) for output in outputs]
 
-    def _checked_steps(self, at: Sequence[int] | None) -> list[int | None]:
+    def checked_steps(self, at: Sequence[int] | None) -> list[int | None]:
+        """The steps after which :meth:`trace` gives a photograph.
+
+        Raises:
+            InputError: they do not rise from 0 on, or the network takes none.
+        """
         if not isinstance(self.network, AutomatonNetwork):
             if at is not None:
                 raise InputError(f'{type(self.network).__name__} has no automaton, so it takes no steps')
@@ -150,6 +178,15 @@ class Restorer:
         elif channels > self.image_channels:
             results = (result.unflatten(0, (-1, channels))[:, :, 0] for result in results)
         return [result.permute(0, 2, 3, 1).cpu().numpy() for result in results]
+
+
+def _usable(device: torch.device | str) -> torch.device | str:
+    try:
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = one_line(error).partition('. ')[0]
+        raise InputError(f'device {device}: cannot be used here ({reason})') from None
+    return device
 
 
 def _check_image(image: np.ndarray) -> None:

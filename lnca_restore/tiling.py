@@ -5,8 +5,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lnca_arch.errors import InputError
-
 # ``(N, h, w, C)`` of tiles → as many of the same shape, for each of the steps that are asked for.
 RestoreTiles = Callable[[np.ndarray], list[np.ndarray]]
 
@@ -19,32 +17,28 @@ class Window(NamedTuple):
     share: np.ndarray
 
 
-def windows(length: int, tile: int, overlap: int, stride: int) -> list[Window]:
+def windows(length: int, tile: int, overlap: int, stride: int, exact: bool = False) -> list[Window]:
     """The tiles along a side of ``length`` pixels: all of one length, whose shares add up to 1 everywhere.
 
     Neighbours see ``overlap`` pixels in common, of which they blend the middle half. A tile begins where the latent
     grid of the whole image has a cell.
 
     Args:
-        tile, overlap: pixels, multiples of ``2 * stride``.
+        tile: pixels, a multiple of ``stride``; the most that a tile has.
+        overlap: pixels, a multiple of 4 and of ``2 * stride``; at most half of ``tile``.
         stride: what the network divides an image's sides by.
-
-    Raises:
-        InputError: the tile is too small for its overlap.
+        exact: whether tiles must be as long as ``tile`` says; else they are no longer than it takes.
     """
     if length <= tile:
         return [Window(slice(0, length), slice(0, length), np.ones(length, np.float32))]
-    new = tile - overlap - stride  # a border lies at a multiple of the stride
-    if new < overlap // 2 + 2 * stride:  # what is blended on one side must not be blended on the other
-        least = 2 * (overlap + 2 * stride)
-        raise InputError(f'tiles of {tile} pixels are too small to overlap by {overlap}; use at least {least}')
-    count = -(-length // new)
-    borders = [round(index * length / count / stride) * stride for index in range(1, count)]
+    cells = -(-length // stride)
+    count = -(-cells * stride // (tile - overlap))
+    borders = [index * cells // count * stride for index in range(1, count)]
+    if not exact:
+        tile = -(-cells // count) * stride + overlap
     found = []
-    tile = min(tile, -(-length // (count * stride)) * stride + overlap + stride)  # no more than it takes
-    last = -(-length // stride) * stride - tile
     for first, end in zip([None, *borders], [*borders, None], strict=True):
-        start = 0 if first is None else min(max(0, first - overlap // 2), last)
+        start = 0 if first is None else min(max(0, first - overlap // 2), cells * stride - tile)
         written = slice(0 if first is None else first - overlap // 4, length if end is None else end + overlap // 4)
         share = np.ones(written.stop - written.start, np.float32)
         rising = (np.arange(overlap // 2, dtype=np.float32) + 0.5) / (overlap // 2)

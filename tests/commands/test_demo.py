@@ -16,7 +16,9 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
+from lnca_arch.baselines import NAFNet
 from lnca_restore import Restorer
+from lnca_restore.pretrained import save_network
 
 DEMO = Path(__file__).parents[2] / 'inference' / 'demo.py'
 BROWSER, DRIVER = shutil.which('chromium'), shutil.which('chromedriver')
@@ -166,3 +168,14 @@ def test_it_listens_to_this_computer_alone(address):
         with socket.socket() as attempt:
             attempt.settimeout(5)
             assert attempt.connect_ex((other, port)) != 0
+
+
+def test_a_network_without_an_automaton_is_refused(tmp_path):
+    sizes = {'width': 4, 'enc_blk_nums': [1], 'dec_blk_nums': [1]}
+    save_network(NAFNet(**sizes), {'type': 'NAFNet', **sizes}, tmp_path / 'net.safetensors')
+    result = subprocess.run(
+        [sys.executable, DEMO, '--model', tmp_path / 'net.safetensors'],
+        capture_output=True, text=True, check=False, timeout=PATIENCE,
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].endswith('net.safetensors: NAFNet has no automaton to watch')

@@ -85,6 +85,42 @@ def test_folders_go_on_after_a_broken_file(photograph, model, tmp_path):
     assert sorted(path.name for path in out.iterdir()) == ['a.png', 'c.png', 'photo.png']
 
 
+def test_a_second_run_over_a_folder_leaves_out_what_the_first_restored(photograph, model, tmp_path):
+    folder = tmp_path / 'folder'
+    folder.mkdir()
+    (folder / 'a.png').write_bytes(photograph.read_bytes())
+    for _ in range(2):
+        assert run('restore', folder, '--model', model, '--steps', 1, '--overwrite').returncode == 0
+        assert sorted(path.name for path in folder.iterdir()) == ['a.png', 'a_restored.png']
+    # And in its own place, if that is what is asked for.
+    restored = (folder / 'a_restored.png').read_bytes()
+    assert_fails(run('restore', folder / 'a.png', '--model', model, '--steps', 1, '-o', folder / 'a.png'), 'exists')
+    result = run('restore', folder / 'a.png', '--model', model, '--steps', 1, '-o', folder / 'a.png', '--overwrite')
+    assert result.returncode == 0, result.stderr
+    assert (folder / 'a.png').read_bytes() == restored
+
+
+def test_nothing_is_written_over_what_is_to_be_restored(photograph, model, tmp_path):
+    other = tmp_path / 'photo_restored.png'
+    other.write_bytes(photograph.read_bytes())
+    link = tmp_path / 'link.png'
+    link.symlink_to(photograph)
+    into = ['--model', model, '--overwrite', '-o', tmp_path / 'out.png']
+    (tmp_path / 'file').write_text('')
+    before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    for arguments, message in [
+        ([photograph, other, '--model', model, '--overwrite'], 'photo_restored.png is itself to be restored'),
+        ([photograph, *into, '--compare', photograph], 'photo.png is itself to be restored'),
+        ([photograph, *into, '--trace', link], 'link.png is itself to be restored'),
+        ([photograph, *into, '--trace', tmp_path / 'out.png'], 'out.png would be written twice'),
+        ([photograph, *into, '--compare', tmp_path / 'a.png', '--trace', tmp_path / 'a.png'], 'would be written twice'),
+        ([photograph, '--overwrite', '-o', tmp_path / 'file' / 'a.png'], 'file is no folder'),
+        ([photograph, other, '--overwrite', '-o', tmp_path / 'file'], 'file is no folder'),
+    ]:
+        assert_fails(run('restore', *arguments), message)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+
+
 def test_what_is_wrong_is_said_before_anything_is_done(photograph, model, tmp_path):
     other = tmp_path / 'other' / 'photo.png'
     other.parent.mkdir()
@@ -92,12 +128,16 @@ def test_what_is_wrong_is_said_before_anything_is_done(photograph, model, tmp_pa
     before = sorted(tmp_path.rglob('*'))
     for arguments, message in [
         ([photograph, '--model', 'denoize'], 'neither a file nor a model that comes along. Did you mean denoise?'),
-        ([photograph, other, '-o', tmp_path / 'out'], 'would both become'),
+        ([photograph, other, '-o', tmp_path / 'out'], 'would be written twice'),
         ([photograph, '-o', tmp_path / 'a.bmp'], 'cannot write .bmp'),
         ([photograph, '--trace', tmp_path / 'a.avi'], '--trace'),
         ([photograph, other, '--compare', tmp_path / 'a.png'], 'one photograph at a time'),
         ([tmp_path / 'models'], 'holds no photographs'),
-        ([photograph, '--model', model, '--tile', 30], 'tile: must be a multiple of 8'),
+        ([photograph, '--model', model, '--tile', 0], 'tile: must be a multiple of 8'),
+        ([photograph, '--model', model, '--steps', -1], 'steps: whole numbers from 0 on'),
+        ([photograph, '--model', model, '--trace', tmp_path / 'a.gif', '--trace-steps', -1], 'whole numbers from 0 on'),
+        ([photograph, '--model', model, '--trace-steps', 1], '--trace-steps: says at which steps --trace shows'),
+        ([photograph, '--model', model, '--device', 'coda'], 'device coda: cannot be used here'),
         ([tmp_path / 'missing.png', '--model', model], 'missing.png: cannot be read'),
     ]:
         assert_fails(run('restore', *arguments), message)
@@ -113,6 +153,7 @@ def test_export_to_a_file_that_restore_takes(photograph, model, tmp_path):
     assert_fails(run('export', model, '-o', target), 'exists')
     assert_fails(run('export', model, '-o', tmp_path / 'mine.h5'), 'must end in .onnx or .pt2 or .safetensors')
     assert_fails(run('export', model, '-o', tmp_path / 'mine.pt2', '--steps', 'input'), 'only for .onnx')
+    assert_fails(run('export', model, '-o', target / 'mine.pt2'), 'mine.safetensors: File exists')
 
 
 @pytest.mark.parametrize('suffix', ['.onnx', '.pt2'])

@@ -96,6 +96,80 @@ def test_tiffs_of_other_kinds(tmp_path):
         read_photograph(path)
 
 
+@pytest.mark.parametrize(
+    ('tiff', 'message'),
+    [
+        (
+            {'data': pixels(6, 8, 3, dtype=np.uint16) >> 4, 'bitspersample': 12},
+            '12 bits a channel; save it with 8 or 16',
+        ),
+        ({'data': pixels(2, 6, 8, 3), 'photometric': 'rgb'}, 'holds 2 pictures; save each by itself'),
+        ({'data': pixels(6, 8, 3), 'photometric': 'ycbcr'}, 'YCBCR colours'),
+    ],
+)
+def test_tiffs_that_would_look_otherwise_are_refused(tmp_path, tiff, message):
+    tifffile.imwrite(tmp_path / 'a.tif', **tiff)
+    with pytest.raises(InputError, match=f'a.tif: .*{message}'):
+        read_photograph(tmp_path / 'a.tif')
+
+
+def test_a_preview_in_a_tiff_is_no_second_picture(tmp_path):
+    image = pixels(6, 8, 3)
+    with tifffile.TiffWriter(tmp_path / 'a.tif') as file:
+        file.write(image, photometric='rgb')
+        file.write(image[::2, ::2], photometric='rgb', subfiletype=1)
+    np.testing.assert_array_equal(read_photograph(tmp_path / 'a.tif').pixels, image)
+
+
+@pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
+def test_colours_that_were_multiplied_by_alpha(tmp_path, dtype):
+    limit = np.iinfo(dtype).max
+    image = pixels(16, 8, 4, dtype=dtype)
+    image[0, :, 3], image[1, :, 3] = 0, limit
+    share = image[..., 3:] / limit
+    stored = np.concatenate([np.rint(image[..., :3] * share), image[..., 3:]], axis=-1).astype(dtype)
+    tifffile.imwrite(tmp_path / 'a.tif', stored, photometric='rgb', extrasamples=['assocalpha'])
+    found = read_photograph(tmp_path / 'a.tif').pixels
+    np.testing.assert_array_equal(found[..., 3], image[..., 3])
+    error = np.abs(found[..., :3].astype(float) - image[..., :3]) * share
+    assert error[1:].max() <= 1  # as far as the stored numbers tell
+    assert (found[0, :, :3] == 0).all()
+
+
+@pytest.mark.parametrize('block', [b'MM\0*', b'II*\0\xff\xff\xff\xff', b'nonsense', b'Exif\0\0' * 3])
+def test_a_damaged_exif_block_is_upright(block):
+    photograph = Photograph(pixels(3, 4, 3), block)
+    assert photograph.orientation == 1
+    np.testing.assert_array_equal(photograph.upright(), photograph.pixels)
+
+
+def test_a_tiff_whose_orientation_is_none(tmp_path):
+    image = pixels(3, 4, 3)
+    for count, value in ((1, 9), (2, (6, 6))):
+        tags = [(ORIENTATION, 'H', count, value, True)]
+        tifffile.imwrite(tmp_path / 'a.tif', image, photometric='rgb', extratags=tags)
+        assert read_photograph(tmp_path / 'a.tif').orientation == 1
+
+
+@pytest.mark.parametrize('suffix', ['.jpg', '.webp'])
+def test_long_blocks(tmp_path, suffix):
+    """A JPEG holds 64 kB in a segment: a longer profile goes into several, of a longer EXIF block the orientation."""
+    block = exif(6)
+    block[0x010E] = 'long ' * 20_000
+    block, profile = block.tobytes().removeprefix(photographs.EXIF_PREFIX), PROFILE + bytes(100_000)
+    write_photograph(tmp_path / f'a{suffix}', Photograph(pixels(9, 7, 3), block, profile))
+    found = read_photograph(tmp_path / f'a{suffix}')
+    assert (found.orientation, found.profile) == (6, profile)
+    assert suffix == '.jpg' or found.exif == block
+
+
+def test_a_failed_write_names_the_file(tmp_path):
+    broken = PROFILE[: photographs.PROFILE_SPACE.stop] + bytes(500)
+    with pytest.raises(OSError, match='/a.png: cannot be written'):
+        write_photograph(tmp_path / 'a.png', Photograph(pixels(4, 4, 3), None, broken))
+    assert not list(tmp_path.iterdir())
+
+
 def encoded(suffix):
     buffer = io.BytesIO()
     Image.fromarray(pixels(64, 64, 3)).save(buffer, suffix)
@@ -124,6 +198,26 @@ def test_what_a_format_cannot_hold(tmp_path):
         write_photograph(tmp_path / 'a.jpg', Photograph(pixels(4, 4, 4)))
     with pytest.raises(InputError, match=r'cannot write \.bmp'):
         write_photograph(tmp_path / 'a.bmp', Photograph(pixels(4, 4, 3)))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_film_that_was_not_written_whole(tmp_path, monkeypatch):
+    class Full:
+        def __init__(self, path, *_):
+            self.path = path
+
+        def isOpened(self):  # noqa: N802  OpenCV's name
+            return True
+
+        def write(self, frame):
+            pass
+
+        def release(self):
+            open(self.path, 'w').close()
+
+    monkeypatch.setattr(cv2, 'VideoWriter', Full)
+    with pytest.raises(OSError, match='is there room'):
+        write_trace(tmp_path / 'a.mp4', [np.zeros((8, 8, 3), np.uint8)], ['0'])
     assert not list(tmp_path.iterdir())
 
 

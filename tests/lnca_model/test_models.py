@@ -9,7 +9,8 @@ import torch
 
 from lnca_arch import PixelViTCA
 from lnca_arch.errors import InputError
-from lnca_model import LNCAModel, checkpoint
+from lnca_model import LNCAModel
+from lnca_restore import checkpoint
 
 from basicsr.data import build_dataloader, build_dataset
 from basicsr.models import build_model
@@ -201,6 +202,22 @@ def test_validation_scores_are_those_of_basicsr(model_options, make, tmp_path):
     sheet = cv2.imread(str(tmp_path / 'visualization' / 'photos_val' / 'sheet_7.png'))
     assert sheet is not None
     assert sheet.std() > 10
+
+
+def test_images_without_truth_have_a_trace_and_no_sheet(model_options, tmp_path):
+    model = build_model(model_options)
+    model.update_learning_rate(4)
+    loader = loader_of(model_options, 'val')
+
+    class Untrue:
+        dataset = loader.dataset
+
+        def __iter__(self):
+            return ({key: value for key, value in batch.items() if key != 'gt'} for batch in loader)
+
+    model.validation(Untrue(), 4, None)
+    folder = tmp_path / 'visualization' / 'photos_val'
+    assert [path.name for path in folder.iterdir()] == ['trace_4.png']
 
 
 def test_metrics_of_basicsr_work_too(model_options, tmp_path):

@@ -41,6 +41,15 @@ def test_onnx(tmp_path, kind, steps):
             np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
+def test_onnx_of_an_automaton_on_pixels(tmp_path):
+    torch.manual_seed(0)
+    made = PixelViTCA(hidden_channels=5, embed_channels=8, update_rate=1.0).eval()
+    export_onnx(made, tmp_path / 'a.onnx', STEPS)
+    session = onnxruntime.InferenceSession(tmp_path / 'a.onnx')
+    for image, expected in pictures(made, STEPS):
+        np.testing.assert_allclose(session.run(None, {'image': image.numpy()})[0], expected, atol=1e-4)
+
+
 @pytest.mark.parametrize('kind', [LatentNAFCA, LatentViTCA])
 def test_program(tmp_path, kind):
     made, path = network(kind), tmp_path / 'a.pt2'

@@ -1,6 +1,8 @@
 """Photographs of every size and kind through a network; tiles; networks from files."""
 
 import json
+import logging
+import shutil
 
 import numpy as np
 import pytest
@@ -40,29 +42,43 @@ def whole(network, pixels, steps):
         return network(torch.from_numpy(pixels).permute(2, 0, 1)[None], steps)[0].permute(1, 2, 0).numpy()
 
 
-@pytest.mark.parametrize('length', [1, 31, 32, 33, 47, 64, 100, 255, 1001])
-@pytest.mark.parametrize(('tile', 'overlap', 'stride'), [(32, 8, 4), (64, 16, 8), (24, 0, 1), (48, 16, 4)])
-def test_windows_cover_a_side_with_shares_of_one(length, tile, overlap, stride):
-    found = windows(length, tile, overlap, stride)
-    total = np.zeros(length, np.float32)
-    for window in found:
-        assert window.read.start % stride == 0
-        assert 0 <= window.read.start <= window.written.start < window.written.stop <= window.read.stop <= length
-        assert window.read.stop - window.read.start <= tile
-        total[window.written] += window.share
-        # Away from the image's own borders a tile sees more than it writes.
-        for inner, border, end in (
-            (window.written.start - window.read.start, window.written.start, 0),
-            (window.read.stop - window.written.stop, window.written.stop, length),
-        ):
-            assert border == end or inner >= overlap // 4
-    np.testing.assert_allclose(total, 1, atol=1e-6)
-    assert (len(found) == 1) == (length <= tile)
+@pytest.mark.parametrize('exact', [False, True])
+@pytest.mark.parametrize(
+    ('tile', 'overlap', 'stride'),
+    [(32, 8, 4), (32, 16, 4), (32, 16, 8), (64, 16, 8), (24, 0, 1), (24, 12, 1), (48, 16, 4), (8, 0, 8)],
+)
+def test_windows_cover_a_side_with_shares_of_one(tile, overlap, stride, exact):
+    for length in [*range(1, 200), 255, 1001]:
+        found = windows(length, tile, overlap, stride, exact)
+        total = np.zeros(length, np.float32)
+        cells = set()
+        for window in found:
+            assert window.read.start % stride == 0
+            assert 0 <= window.read.start <= window.written.start < window.written.stop <= window.read.stop <= length
+            cells.add(-(-(window.read.stop - window.read.start) // stride))
+            total[window.written] += window.share
+            # Away from the image's own borders a tile sees more than it writes.
+            for inner, border, end in (
+                (window.written.start - window.read.start, window.written.start, 0),
+                (window.read.stop - window.written.stop, window.written.stop, length),
+            ):
+                assert border == end or inner >= overlap // 4
+        np.testing.assert_allclose(total, 1, atol=1e-6)
+        assert (len(found) == 1) == (length <= tile)
+        (side,) = cells
+        assert side <= tile // stride
+        if exact and len(found) > 1:
+            assert side == tile // stride
 
 
-def test_tiles_too_small_for_their_overlap():
-    with pytest.raises(InputError, match='use at least'):
-        windows(1000, 32, 24, 4)
+@pytest.mark.parametrize('tile', [None, 8, 16, 24, 32, 64, 1000])
+@pytest.mark.parametrize('downsamplings', [2, 3])
+def test_default_overlaps_suit_every_tile(tile, downsamplings):
+    restorer = Restorer(LatentNAFCA(**{**SMALL, 'downsamplings': downsamplings}), tile)
+    side, overlap = restorer.tiles
+    assert 0 <= overlap <= side // 2
+    assert overlap % (2 * restorer.stride) == 0
+    assert overlap > 0 or side < 4 * restorer.stride
 
 
 @pytest.mark.parametrize('shape', [(1, 1), (5, 70, 1), (70, 131, 3), (64, 64, 4), (200, 33, 3)])
@@ -125,10 +141,29 @@ def test_defaults_are_those_of_the_paper(network):
     np.testing.assert_array_equal(Restorer(network)(pixels), whole(network, pixels, 64))
 
 
-def test_a_vitca_is_restored_in_tiles_of_the_size_it_was_trained_at():
-    restorer = Restorer(perturbed(LatentViTCA(**SMALL)))
+@pytest.mark.parametrize('kind', [LatentViTCA, PixelViTCA])
+@pytest.mark.parametrize('downsamplings', [2, 3])
+@pytest.mark.parametrize('shape', [(70, 50), (32, 33), (41, 9), (1, 1), (100, 31)])
+def test_a_vitca_sees_no_grid_but_the_one_it_was_trained_at(kind, downsamplings, shape, monkeypatch):
+    sizes = {'hidden_channels': 5, 'embed_channels': 8}
+    if kind is LatentViTCA:
+        sizes |= {'latent_channels': 4, 'downsamplings': downsamplings}
+    network = perturbed(kind(**sizes))
+    grids = set()
+    rollout = network.automaton.forward
+    monkeypatch.setattr(
+        network.automaton,
+        'forward',
+        lambda state, *arguments: grids.add(tuple(state.shape[2:])) or rollout(state, *arguments),
+    )
+    restorer = Restorer(network)
     assert restorer.tiles.side == 32
-    assert restorer(image(70, 50, 3), steps=1).shape == (70, 50, 3)
+    pixels = image(*shape, 3)
+    restored = restorer(pixels, steps=1)
+    assert restored.shape == pixels.shape
+    assert np.isfinite(restored).all()
+    side = 32 // network.stride
+    assert grids == {(side, side)}
 
 
 def test_networks_without_an_automaton():
@@ -153,8 +188,15 @@ def test_bad_images(network, pixels, message):
 
 
 def test_bad_arguments(network):
-    with pytest.raises(InputError, match='tile: must be a multiple of 8'):
-        Restorer(network, tile=30)
+    for tile in (30, 0, -8):
+        with pytest.raises(InputError, match='tile: must be a multiple of 8'):
+            Restorer(network, tile=tile)
+    for overlap in (4, 40, -8):
+        with pytest.raises(InputError, match='overlap: must be a multiple of 8 and at most half of the tile'):
+            Restorer(network, tile=64, overlap=overlap)
+    for device in ('coda', 'meta'):
+        with pytest.raises(InputError, match=f'device {device}: cannot be used here'):
+            Restorer.from_pretrained('denoise', device=device)
     with pytest.raises(InputError, match='steps'):
         Restorer(network)(image(8, 8, 3), steps=-1)
 
@@ -172,15 +214,32 @@ def test_a_network_comes_back_from_every_kind_of_file(tmp_path, kind, sizes):
     network = perturbed(kind(**sizes))
     options = {'type': kind.__name__, **sizes}
     save_network(network, options, tmp_path / 'a.safetensors')
+    shutil.copy(tmp_path / 'a.safetensors', tmp_path / 'A.SAFETENSORS')
     torch.save({'params': network.state_dict()}, tmp_path / 'basicsr.pth')
     torch.save(network.state_dict(), tmp_path / 'bare.pth')
-    for name in ('a.safetensors', 'basicsr.pth', 'bare.pth'):
+    for name in ('a.safetensors', 'A.SAFETENSORS', 'basicsr.pth', 'bare.pth'):
         found, found_options = load_network(tmp_path / name)
         assert isinstance(found, kind)
         assert not found.training
         assert found_options['type'] == kind.__name__
         for key, value in network.state_dict().items():
             assert torch.equal(found.state_dict()[key], value), key
+
+
+def test_options_are_found_from_the_folder_of_the_models(tmp_path, monkeypatch):
+    """And what a state dict does not tell is said, where there are none."""
+    network, path = LatentViTCA(**SMALL, heads=2), tmp_path / 'models' / 'net_g_best.pth'
+    path.parent.mkdir()
+    torch.save({'params': network.state_dict()}, path)
+    monkeypatch.chdir(path.parent)
+    warnings = []
+    monkeypatch.setattr(logging.getLogger('basicsr'), 'warning', lambda text, *values: warnings.append(text % values))
+    assert load_network('net_g_best.pth').network.automaton.heads == 4
+    assert 'how many heads its LatentViTCA has, nor its update rate; taken: 4 and 1.' in warnings[0]
+    options = {'type': 'LatentViTCA', **SMALL, 'heads': 2}
+    (tmp_path / 'a.yml').write_text(f'network_g: {json.dumps(options)}\n')
+    assert load_network('net_g_best.pth').network.automaton.heads == 2
+    assert len(warnings) == 1
 
 
 @pytest.mark.parametrize(('kind', 'sizes'), NETWORKS)
