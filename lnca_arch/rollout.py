@@ -1,8 +1,7 @@
 """The fast rollout: what :meth:`CellularAutomaton.plain_rollout` defines, in less time and memory."""
 
 import functools
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -10,7 +9,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from lnca_arch.cuda_rollout import graphed
+from lnca_arch.kept_step import kept_step
 from lnca_arch.resident import fits, in_one_kernel
+from lnca_arch.step import Step, compiled
 
 if TYPE_CHECKING:
     from lnca_arch.automaton import CellularAutomaton
@@ -33,8 +34,6 @@ KEPT_BYTES = 1 << 29
 # step would fault it in again, for a third of its time. A block that is never touched costs nothing.
 torch.empty(31 << 20, dtype=torch.uint8)
 
-Step = Callable[..., Tensor]
-
 
 def fast_rollout(rule: 'CellularAutomaton', state: Tensor, steps: int, update_rate: float) -> Tensor:
     """As :meth:`CellularAutomaton.plain_rollout`, and equal to it but for rounding: result, gradients and, after the
@@ -50,11 +49,16 @@ def fast_rollout(rule: 'CellularAutomaton', state: Tensor, steps: int, update_ra
     is_traced = torch.compiler.is_compiling()
 
     def by_steps(folded: Any, given: Tensor, changing: Tensor, steps: int) -> Tensor:
-        step = functools.partial(compiled(type(rule).fast_update), folded=folded)
         masks = update_masks(changing.shape[:-1], steps, update_rate, state.device)
+        per_cell = rule.constants_per_cell(given)
+        step = None
+        if without_gradients and not is_traced:
+            step = kept_step(rule, folded, given, per_cell, update_rate < 1, steps)
+        if step is None:
+            step = functools.partial(compiled(type(rule).fast_update), folded=folded)
         if without_gradients:
-            return _without_gradients(rule, step, given, changing, masks)
-        return _with_gradients(rule, step, given, changing, masks, steps)
+            return _without_gradients(rule, step, given, changing, masks, per_cell)
+        return _with_gradients(rule, step, given, changing, masks, per_cell, steps)
 
     def run(given: Tensor, changing: Tensor) -> Tensor:
         with torch.autocast(state.device.type, enabled=False):
@@ -91,10 +95,9 @@ def _with_gradients(
     given: Tensor,
     changing: Tensor,
     masks: Iterator[Tensor | None],
+    per_cell: tuple[Tensor, ...],
     steps: int,
 ) -> Tensor:
-    per_cell = rule.constants_per_cell(given)
-
     def one_step(changing: Tensor, takes_part: Tensor | None) -> Tensor:
         return step(given, changing, takes_part, per_cell=(*per_cell, *rule.random_per_cell(given)))
 
@@ -116,9 +119,13 @@ def _kept_bytes(rule: 'CellularAutomaton', given: Tensor, steps: int) -> int:
 
 
 def _without_gradients(
-    rule: 'CellularAutomaton', step: Step, given: Tensor, changing: Tensor, masks: Iterator[Tensor | None]
+    rule: 'CellularAutomaton',
+    step: Step,
+    given: Tensor,
+    changing: Tensor,
+    masks: Iterator[Tensor | None],
+    per_cell: tuple[Tensor, ...],
 ) -> Tensor:
-    per_cell = rule.constants_per_cell(given)
     parts = list(parts_of(given.shape[:-1], given.device))
     # Of the two states that there are, each step reads the one and writes the other.
     following = torch.empty_like(changing) if len(parts) > 1 else None
@@ -184,38 +191,3 @@ def _spans(length: int, most: int) -> Iterator[Span]:
         last = min(first + each, length)
         start = min(max(first - 1, 0), length - seen)
         yield Span(slice(first, last), slice(start, start + seen), slice(first - start, last - start))
-
-
-class Compiled:
-    """A function that torch.compile compiles at its first call; where it cannot, say without a C++ compiler, the
-    function itself, after a word in the log."""
-
-    def __init__(self, function: Callable[..., Tensor]) -> None:
-        from torch._dynamo.exc import TorchDynamoException  # whose import takes seconds
-
-        self._failure = TorchDynamoException
-        self._function = function
-        self._compiled: Callable[..., Tensor] | None = torch.compile(function)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        if self._compiled is not None:
-            try:
-                return self._compiled(*args, **kwargs)
-            except self._failure as error:
-                self._compiled = None
-                logging.getLogger('basicsr').warning(
-                    'The automaton runs uncompiled, more slowly: torch.compile says %s', str(error).partition('\n')[0]
-                )
-        return self._function(*args, **kwargs)
-
-
-@functools.cache
-def compiled(fast_update: Callable[..., Tensor]) -> Compiled:
-    """The step of a rule from :attr:`CellularAutomaton.fast_update`: a function of what the cells are given and what
-    they may change, of which of them take part, and of the constants of the rule; it returns what they changed to."""
-
-    def step(given: Tensor, changing: Tensor, takes_part: Tensor | None, folded: Any, per_cell: tuple) -> Tensor:
-        update = fast_update(torch.cat([given, changing], dim=-1), folded, *per_cell)
-        return changing + (update if takes_part is None else update * takes_part)
-
-    return Compiled(step)

@@ -29,7 +29,7 @@ class Tiles(NamedTuple):
 
 # An automaton takes little memory; others keep many channels of all pixels. A ViTCA is tied to the grid that it was
 # trained at.
-AUTOMATON, TIED_AUTOMATON, OTHER = Tiles(768, 64), Tiles(32, 8), Tiles(256, 32)
+AUTOMATON, TIED_AUTOMATON, OTHER = Tiles(1024, 64), Tiles(32, 8), Tiles(256, 32)
 OTHER_STRIDE = 8  # where the tiles of networks without an automaton begin
 
 
@@ -39,7 +39,7 @@ class Restorer:
     Args:
         network: on any device; ``(N, C, H, W)`` in [0, 1] → the same.
         tile: side of the tiles in pixels, a multiple of 8; larger ones take more memory and less time. By default what
-            suits the network: 768, for a ViTCA 32, for networks without an automaton 256.
+            suits the network: 1024, for a ViTCA 32, for networks without an automaton 256.
         overlap: what neighbouring tiles see in common, a multiple of 8, or of 16 if the network divides an image's
             sides by 8; at most half of ``tile``. By default about an eighth of it.
 

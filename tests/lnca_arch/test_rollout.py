@@ -7,6 +7,7 @@ import torch
 from torch._dynamo.exc import TorchDynamoException
 
 from lnca_arch import NAFCA, ViTCA, rollout
+from lnca_arch.step import Compiled
 from lnca_model.resources import PeakMemory
 
 RULES = {'nafca': NAFCA, 'vitca': ViTCA}
@@ -232,7 +233,7 @@ def test_other_errors_are_not_hidden(monkeypatch):
     def broken(*_):
         raise torch.OutOfMemoryError('no memory')
 
-    step = rollout.Compiled(broken)
+    step = Compiled(broken)
     step._compiled = broken
     with pytest.raises(torch.OutOfMemoryError):
         step()

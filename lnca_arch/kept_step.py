@@ -1,0 +1,200 @@
+"""Steps of the automata that are compiled once on a machine and kept on its disk.
+
+A processor takes them without gradients. Against ``torch.compile`` a process neither compiles nor imports the compiler,
+which takes it seconds; one program fits grids of every size; and no Python runs between the kernels.
+"""
+
+import functools
+import hashlib
+import logging
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+
+from lnca_arch.step import Step, step_of
+
+if TYPE_CHECKING:
+    from lnca_arch.automaton import CellularAutomaton
+
+# Compiling takes half a minute, once; until a process has applied a rule to so many cells, it goes without. That is 64
+# steps of a latent network on a quarter of a megapixel.
+CELLS_WORTH_COMPILING = 1 << 20
+
+LEAST_SIDE = 2  # a program for grids of any size would take a side of 1 for a constant
+MOST = 1 << 24
+
+
+class Layout(NamedTuple):
+    """What a program is compiled for; numbers of channels where tensors are of any height and width."""
+
+    fast_update: Callable[..., Tensor]
+    given: int
+    changing: int
+    masked: bool
+    per_cell: tuple[int, ...]
+    leaves: tuple[Any, ...]  # of ``folded``, the shapes instead of tensors
+    structure: TreeSpec
+
+
+def kept_step(
+    rule: 'CellularAutomaton', folded: Any, given: Tensor, per_cell: Sequence[Tensor], masked: bool, steps: int
+) -> Step | None:
+    """:func:`lnca_arch.step.step_of` a rule, the parameters given: the program that is kept, or the function itself as
+    long as that is not worth compiling. None if there is no such program: for other cells than float32 on a processor,
+    and where it cannot be compiled.
+
+    Args:
+        folded, per_cell: see :meth:`CellularAutomaton.fold` and :meth:`CellularAutomaton.constants_per_cell`.
+        given: ``(N, H, W, in_channels)``.
+        masked: whether only some of the cells take part in a step.
+        steps: how many steps follow.
+    """
+    suits = (
+        given.device.type == 'cpu'
+        and given.dtype == torch.float32
+        and min(given.shape[1:3]) >= LEAST_SIDE
+        and not rule.draws_random_numbers
+        and not torch.is_autocast_enabled('cpu')
+        and os.environ.get('TORCHDYNAMO_DISABLE', '0') != '1'  # as for everything that is compiled
+    )
+    if not suits:
+        return None
+    leaves, structure = tree_flatten(folded)
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    layout = Layout(
+        type(rule).fast_update,
+        rule.in_channels,
+        rule.changing_channels,
+        masked,
+        tuple(tensor.shape[-1] for tensor in per_cell),
+        tuple(leaf.shape if isinstance(leaf, Tensor) else leaf for leaf in leaves),
+        structure,
+    )
+    program = _program(layout, torch.get_num_threads())
+    program.prepare(given[..., 0].numel() * steps)
+    if program.failed:
+        return None
+    run = program.run
+    if run is None:
+        return functools.partial(step_of(layout.fast_update), folded=folded)
+
+    def step(given: Tensor, changing: Tensor, takes_part: Tensor | None, per_cell: tuple[Tensor, ...]) -> Tensor:
+        mask = [] if takes_part is None else [takes_part]
+        return run([cells.contiguous() for cells in (given, changing, *mask, *per_cell)] + tensors)
+
+    return step
+
+
+class _Program:
+    """The program of a layout: ``run``, None while there is none; or ``failed``, if it cannot be had."""
+
+    def __init__(self, layout: Layout, threads: int) -> None:
+        self.failed = False
+        self._layout = layout
+        self._path = folder() / f'{_digest(layout, threads)}.pt2'
+        self._cells = 0
+        self.run = _loaded(self._path) if self._path.is_file() else None
+
+    def prepare(self, cells: int) -> None:
+        """Compile it if that has become worth it, with so many cells to apply it to."""
+        self._cells += cells
+        if self.run or self.failed or self._cells < CELLS_WORTH_COMPILING:
+            return
+        log = logging.getLogger('basicsr')
+        log.warning('Compiling the automaton for this machine, once: it takes about half a minute.')
+        try:
+            _compile(self._layout, self._path)
+            self.run = _loaded(self._path)
+        except (RuntimeError, OSError) as error:
+            self.failed = True
+            log.warning('The compiled automaton cannot be kept: %s', str(error).partition('\n')[0])
+
+
+@functools.cache
+def _program(layout: Layout, threads: int) -> _Program:
+    return _Program(layout, threads)
+
+
+def folder() -> Path:
+    """Where programs are kept: ``lnca`` in the user's folder for caches."""
+    return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'lnca'
+
+
+def _digest(layout: Layout, threads: int) -> str:
+    """A name for what a program depends on: the layout, the code, the compiler and the processor."""
+    code = {Path(sys.modules[layout.fast_update.__module__].__file__), *Path(__file__).parent.glob('*.py')}
+    digest = hashlib.sha256()
+    for part in (layout[1:], torch.__version__, threads, _processor()):
+        digest.update(repr(part).encode())
+    for path in sorted(code):
+        digest.update(path.read_bytes())
+    return f'{layout.fast_update.__module__.rpartition(".")[2]}-{digest.hexdigest()[:24]}'
+
+
+def _processor() -> str:
+    try:
+        lines = Path('/proc/cpuinfo').read_text().splitlines()
+        return next(line for line in lines if line.startswith(('flags', 'Features')))
+    except (OSError, StopIteration):
+        return platform.processor() + platform.machine()
+
+
+def _compile(layout: Layout, path: Path) -> None:
+    dim = torch.export.Dim
+    n, h, w = dim('n', min=1, max=MOST), dim('h', min=LEAST_SIDE, max=MOST), dim('w', min=LEAST_SIDE, max=MOST)
+    every, shared = {0: n, 1: h, 2: w}, {1: h, 2: w}
+    example = (3, 5, 6)
+    arguments = [torch.zeros(*example, layout.given), torch.zeros(*example, layout.changing)]
+    shapes: list[Any] = [every, every]
+    if layout.masked:
+        arguments.append(torch.ones(*example, 1, dtype=torch.bool))
+        shapes.append(every)
+    for channels in layout.per_cell:
+        arguments.append(torch.zeros(1, *example[1:], channels))
+        shapes.append(shared)
+    for leaf in layout.leaves:
+        if isinstance(leaf, torch.Size):
+            arguments.append(torch.zeros(leaf))
+            shapes.append(None)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), tempfile.TemporaryDirectory(dir=path.parent) as temporary:
+        program = torch.export.export(_Step(layout), tuple(arguments), dynamic_shapes=(tuple(shapes),), strict=False)
+        written = torch._inductor.aoti_compile_and_package(program, package_path=str(Path(temporary) / path.name))
+        os.replace(written, path)
+
+
+class _Step(nn.Module):
+    """:func:`lnca_arch.step.step_of`, its tensors in one row."""
+
+    def __init__(self, layout: Layout) -> None:
+        super().__init__()
+        self.layout = layout
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        layout, following = self.layout, iter(tensors)
+        given, changing = next(following), next(following)
+        takes_part = next(following) if layout.masked else None
+        per_cell = tuple(next(following) for _ in layout.per_cell)
+        leaves = [next(following) if isinstance(leaf, torch.Size) else leaf for leaf in layout.leaves]
+        return step_of(layout.fast_update)(
+            given, changing, takes_part, tree_unflatten(leaves, layout.structure), per_cell
+        )
+
+
+def _loaded(path: Path) -> Callable[[list[Tensor]], Tensor]:
+    """A program from a file. It is code that runs: the folder is the user's own."""
+    try:
+        # What torch._inductor.aoti_load_package does, without the import of the compiler.
+        loader = torch._C._aoti.AOTIModelPackageLoader(str(path), 'model', False, 1, -1)
+        return lambda tensors: loader.run(tensors)[0]
+    except (AttributeError, TypeError):  # another version of torch
+        package = torch._inductor.aoti_load_package(str(path))
+        return lambda tensors: package(*tensors)

@@ -1,0 +1,170 @@
+"""The step that is compiled once and kept on disk, against the plain rollout."""
+
+import logging
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from lnca_arch import NAFCA, ViTCA, kept_step
+
+SIZES = [(1, 2, 2), (2, 3, 2), (1, 8, 8), (9, 4, 4), (1, 13, 70), (2, 50, 45)]
+
+
+@pytest.fixture(scope='module')
+def cache(tmp_path_factory):
+    """A folder of programs for all tests of this module: each takes half a minute to compile."""
+    return tmp_path_factory.mktemp('cache')
+
+
+@pytest.fixture
+def kept(cache, monkeypatch):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(cache))
+    monkeypatch.delenv('TORCHDYNAMO_DISABLE')
+    monkeypatch.setattr(kept_step, 'CELLS_WORTH_COMPILING', 0)
+    kept_step._program.cache_clear()
+    yield cache / 'lnca'
+    kept_step._program.cache_clear()
+
+
+@pytest.fixture
+def no_compiling(monkeypatch):
+    def compile_(*_):
+        raise AssertionError('compiled')
+
+    monkeypatch.setattr(kept_step, '_compile', compile_)
+
+
+def rule_of(kind):
+    torch.manual_seed(0)
+    rule = kind(3, 3, 4, embed_channels=16).eval()
+    with torch.no_grad():
+        for parameter in rule.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return rule
+
+
+def compare(rule, size, update_rate=1.0):
+    state = rule.seed(torch.rand(size[0], 3, *size[1:]))
+    found = []
+    with torch.no_grad():
+        for rollout in (rule.plain_rollout, rule):
+            torch.manual_seed(1)
+            found.append(rollout(state, 5, update_rate))
+    assert (found[0] - found[1]).abs().max() <= 1e-5 * found[0].abs().max()
+
+
+@pytest.mark.parametrize(('kind', 'update_rate'), [(NAFCA, 1.0), (ViTCA, 0.5)])
+def test_one_program_for_every_size(kind, update_rate, kept):
+    """Of other parameters, too, and without a change to the random numbers."""
+    rule = rule_of(kind)
+    for size in SIZES:
+        compare(rule, size, update_rate)
+    rule.head.weight.data.mul_(2)
+    compare(rule, SIZES[-1], update_rate)
+    assert len(list(kept.glob(f'{kind.__name__.lower()}-*.pt2'))) == 1
+    assert {path.suffix for path in kept.iterdir()} == {'.pt2'}  # nothing is left behind
+
+
+def test_the_next_process_does_without_the_compiler(kept):
+    compare(rule_of(NAFCA), SIZES[0])
+    code = (
+        'import sys, torch\n'
+        'from lnca_arch import NAFCA, kept_step\n'
+        'loaded = []\n'
+        'load = kept_step._loaded\n'
+        'kept_step._loaded = lambda path: loaded.append(path) or load(path)\n'
+        'torch.set_num_threads(2)\n'
+        'rule = NAFCA(3, 3, 4, embed_channels=16).eval()\n'
+        'with torch.no_grad():\n'
+        '    rule(rule.seed(torch.rand(1, 3, 9, 9)), 3)\n'
+        'print(len(loaded), "torch._dynamo" in sys.modules)\n'
+    )
+    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False, env=os.environ)
+    assert result.stdout.split() == ['1', 'False'], result.stderr
+
+
+def test_little_work_is_not_compiled(kept, no_compiling, monkeypatch):
+    monkeypatch.setattr(kept_step, 'CELLS_WORTH_COMPILING', 1 << 20)
+    rule = NAFCA(2, 2, 2, embed_channels=4).eval()
+    with torch.no_grad():
+        state = rule.seed(torch.rand(1, 2, 32, 32))
+        rule(state, 1000)
+        with pytest.raises(AssertionError, match='compiled'):
+            rule(state, 25)
+
+
+def test_other_cells_are_computed_otherwise(kept, no_compiling, tmp_path, monkeypatch):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    monkeypatch.setenv('TORCHDYNAMO_DISABLE', '1')
+    with torch.no_grad():
+        small = rule_of(NAFCA)
+        small(small.seed(torch.rand(1, 3, 4, 4)), 1)
+    monkeypatch.delenv('TORCHDYNAMO_DISABLE')
+    monkeypatch.setattr('lnca_arch.rollout.compiled', kept_step.step_of)
+    with torch.no_grad():
+        small(small.seed(torch.rand(1, 3, 1, 4)), 1)
+        with torch.autocast('cpu', torch.bfloat16):
+            small(small.seed(torch.rand(1, 3, 4, 4)), 1)
+        small.train()
+        small(small.seed(torch.rand(1, 3, 4, 4)), 1)
+        double = rule_of(NAFCA).double()
+        double(double.seed(torch.rand(1, 3, 4, 4, dtype=torch.float64)), 1)
+    small(small.seed(torch.rand(1, 3, 4, 4)), 1).sum().backward()
+    with torch.no_grad(), pytest.raises(AssertionError, match='compiled'):
+        small.eval()(small.seed(torch.rand(1, 3, 4, 4)), 1)
+
+
+def test_where_it_cannot_be_kept_it_is_said_once(kept, tmp_path, monkeypatch, caplog):
+    (tmp_path / 'lnca').write_text('in the way')
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    monkeypatch.setattr('lnca_arch.rollout.compiled', kept_step.step_of)
+    rule = rule_of(NAFCA)
+    with caplog.at_level(logging.WARNING, logger='basicsr'):
+        compare(rule, SIZES[1])
+        compare(rule, SIZES[2])
+    messages = [record.message for record in caplog.records if record.name == 'basicsr']
+    assert len(messages) == 2
+    assert messages[0].startswith('Compiling the automaton for this machine, once')
+    assert messages[1].startswith('The compiled automaton cannot be kept: ')
+
+
+def test_without_a_compiler(kept, tmp_path):
+    code = (
+        'import torch\n'
+        'from lnca_arch import NAFCA, kept_step\n'
+        'kept_step.CELLS_WORTH_COMPILING = 0\n'
+        'rule = NAFCA(3, 3, 4, embed_channels=16).eval()\n'
+        'state = rule.seed(torch.rand(1, 3, 9, 9))\n'
+        'with torch.no_grad():\n'
+        '    for _ in range(2):\n'
+        '        torch.testing.assert_close(rule(state, 3), rule.plain_rollout(state, 3))\n'
+        'print("the same")\n'
+    )
+    without = {'CXX': 'no-such-compiler', 'TORCHINDUCTOR_FORCE_DISABLE_CACHES': '1', 'XDG_CACHE_HOME': str(tmp_path)}
+    result = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True, check=False, env=os.environ | without
+    )
+    assert result.stdout == 'the same\n', result.stderr
+    said = [line for line in result.stderr.splitlines() if 'automaton' in line]
+    assert [line.split(':')[0] for line in said] == [
+        'Compiling the automaton for this machine, once',
+        'The compiled automaton cannot be kept',
+        'The automaton runs uncompiled, more slowly',
+    ]
+    assert not list(tmp_path.rglob('*.pt2'))
+
+
+def test_a_program_belongs_to_code_processor_and_threads(monkeypatch):
+    layout = kept_step.Layout(NAFCA.fast_update, 3, 7, False, (), (torch.Size([2]),), None)
+    names = {kept_step._digest(layout, 2), kept_step._digest(layout, 1)}
+    names.add(kept_step._digest(layout._replace(masked=True), 2))
+    names.add(kept_step._digest(layout._replace(leaves=(torch.Size([3]),)), 2))
+    monkeypatch.setattr(torch, '__version__', '9.9')
+    names.add(kept_step._digest(layout, 2))
+    monkeypatch.setattr(kept_step, '_processor', lambda: 'another')
+    names.add(kept_step._digest(layout, 2))
+    assert len(names) == 6
+    assert kept_step._digest(layout, 2) in names
