@@ -4,7 +4,6 @@ Scores are those of the photograph that no model was trained on; time and memory
 process of its own, from its start to its end.
 """
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -36,18 +35,20 @@ TASKS = {
 }
 SIZES = {1: (1000, 1000), 24: (4000, 6000)}  # megapixels → height, width
 REPEATED = 1  # megapixels up to which a run is repeated; more takes minutes, and memory does not vary
+# Between this process and the one that is measured: a process begins with the peak memory of the one that starts it.
+PEAK_OF = (
+    'import resource, subprocess, sys\n'
+    'subprocess.run(sys.argv[1:], check=True)\n'
+    'print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)'
+)
 SEAM_SIZE, SEAM_TILES, SEAM_OVERLAP = (768, 1024), 384, 64
 
 
 def main() -> None:
     parser = argument_parser(__doc__, repeats=3)
+    parser.add_argument('--parts', nargs='+', choices=PARTS, default=list(PARTS), help='what to measure')
     arguments = parser.parse_args()
-    figures = {
-        'machine': machine(),
-        'scores': [_score(model, damage) for model, damage in TASKS],
-        'seams': [_seams(model) for model in ('denoise', 'deblur')],
-        'processes': [_process(megapixels, arguments.repeats if megapixels <= REPEATED else 0) for megapixels in SIZES],
-    }
+    figures = {'machine': machine(), **{part: PARTS[part](arguments.repeats) for part in arguments.parts}}
     print(figures['machine'])
     for part, rows in figures.items():
         if part != 'machine':
@@ -115,18 +116,23 @@ def _process(megapixels: int, repeats: int) -> dict[str, Any]:
         seconds, peaks = [], []
         for _ in range(repeats + 1):
             start = time.perf_counter()
-            process = subprocess.Popen([sys.executable, RESTORE, source, '-o', target, '--overwrite'])
-            _, status, usage = os.wait4(process.pid, 0)
-            if status:
-                raise SystemExit(f'{RESTORE} failed')
+            run = [sys.executable, '-c', PEAK_OF, sys.executable, RESTORE, source, '-o', target, '--overwrite']
+            done = subprocess.run(run, stdout=subprocess.PIPE, text=True, check=True)
             seconds.append(time.perf_counter() - start)
-            peaks.append(usage.ru_maxrss * 1024)
+            peaks.append(int(done.stdout.split()[-1]) * 1024)
     return {
         'megapixels': megapixels,
         'first run, s': seconds[0],
         'others, s': float(np.median(seconds[1:])) if repeats else None,
         'peak memory, GB': max(peaks) / 1e9,
     }
+
+
+PARTS = {
+    'scores': lambda repeats: [_score(model, damage) for model, damage in TASKS],
+    'seams': lambda repeats: [_seams(model) for model in ('denoise', 'deblur')],
+    'processes': lambda repeats: [_process(size, repeats if size <= REPEATED else 0) for size in SIZES],
+}
 
 
 if __name__ == '__main__':

@@ -4,14 +4,15 @@ A processor takes them without gradients. Against ``torch.compile`` a process ne
 which takes it seconds; one program fits grids of every size; and no Python runs between the kernels.
 """
 
+import contextlib
 import functools
 import hashlib
 import logging
 import os
 import platform
-import sys
 import tempfile
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -30,6 +31,8 @@ CELLS_WORTH_COMPILING = 1 << 20
 
 LEAST_SIDE = 2  # a program for grids of any size would take a side of 1 for a constant
 MOST = 1 << 24
+
+_ONE_AT_A_TIME = threading.Lock()
 
 
 class Layout(NamedTuple):
@@ -57,18 +60,19 @@ def kept_step(
         masked: whether only some of the cells take part in a step.
         steps: how many steps follow.
     """
+    leaves, structure = tree_flatten(folded)
+    # The program takes for granted how its tensors lie in memory.
+    tensors = [leaf.contiguous() for leaf in leaves if isinstance(leaf, Tensor)]
     suits = (
-        given.device.type == 'cpu'
-        and given.dtype == torch.float32
+        all(tensor.device.type == 'cpu' and tensor.dtype == torch.float32 for tensor in (given, *tensors))
         and min(given.shape[1:3]) >= LEAST_SIDE
         and not rule.draws_random_numbers
         and not torch.is_autocast_enabled('cpu')
+        and type(rule).fast_update.__module__.startswith(f'{__package__}.')  # the code that a program's name stands for
         and os.environ.get('TORCHDYNAMO_DISABLE', '0') != '1'  # as for everything that is compiled
     )
     if not suits:
         return None
-    leaves, structure = tree_flatten(folded)
-    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     layout = Layout(
         type(rule).fast_update,
         rule.in_channels,
@@ -78,8 +82,9 @@ def kept_step(
         tuple(leaf.shape if isinstance(leaf, Tensor) else leaf for leaf in leaves),
         structure,
     )
-    program = _program(layout, torch.get_num_threads())
-    program.prepare(given[..., 0].numel() * steps)
+    with _ONE_AT_A_TIME:
+        program = _program(layout, torch.get_num_threads())
+        program.prepare(given[..., 0].numel() * steps)
     if program.failed:
         return None
     run = program.run
@@ -97,25 +102,41 @@ class _Program:
     """The program of a layout: ``run``, None while there is none; or ``failed``, if it cannot be had."""
 
     def __init__(self, layout: Layout, threads: int) -> None:
+        self.run: Callable[[list[Tensor]], Tensor] | None = None
         self.failed = False
         self._layout = layout
-        self._path = folder() / f'{_digest(layout, threads)}.pt2'
+        self._name = f'{_digest(layout, threads)}.pt2'
         self._cells = 0
-        self.run = _loaded(self._path) if self._path.is_file() else None
+        with self._or_without():
+            path = folder() / self._name
+            if path.is_file():
+                _check_owner(path.parent)
+                self.run = _loaded(path)
 
     def prepare(self, cells: int) -> None:
         """Compile it if that has become worth it, with so many cells to apply it to."""
         self._cells += cells
         if self.run or self.failed or self._cells < CELLS_WORTH_COMPILING:
             return
-        log = logging.getLogger('basicsr')
-        log.warning('Compiling the automaton for this machine, once: it takes about half a minute.')
+        with self._or_without():
+            path = folder() / self._name
+            logging.getLogger('basicsr').warning(
+                'Compiling the automaton, which takes about half a minute; it is kept in %s.', path.parent
+            )
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            _check_owner(path.parent)
+            _compile(self._layout, path)
+            self.run = _loaded(path)
+
+    @contextlib.contextmanager
+    def _or_without(self) -> Iterator[None]:
         try:
-            _compile(self._layout, self._path)
-            self.run = _loaded(self._path)
-        except (RuntimeError, OSError) as error:
+            yield
+        except Exception as error:  # without it everything works, only more slowly; compilers raise what they like
             self.failed = True
-            log.warning('The compiled automaton cannot be kept: %s', str(error).partition('\n')[0])
+            logging.getLogger('basicsr').warning(
+                'The compiled automaton cannot be kept: %s', str(error).partition('\n')[0]
+            )
 
 
 @functools.cache
@@ -125,18 +146,27 @@ def _program(layout: Layout, threads: int) -> _Program:
 
 def folder() -> Path:
     """Where programs are kept: ``lnca`` in the user's folder for caches."""
-    return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'lnca'
+    caches = Path(os.environ.get('XDG_CACHE_HOME', ''))
+    return (caches if caches.is_absolute() else Path.home() / '.cache') / 'lnca'
+
+
+def _check_owner(path: Path) -> None:
+    """Raise PermissionError if others can write to a folder, from which code is run."""
+    if os.name == 'posix':
+        status = path.stat()
+        if status.st_uid != os.getuid() or status.st_mode & 0o022:
+            raise PermissionError(f'{path} can be written to by other users; take that right from them')
 
 
 def _digest(layout: Layout, threads: int) -> str:
     """A name for what a program depends on: the layout, the code, the compiler and the processor."""
-    code = {Path(sys.modules[layout.fast_update.__module__].__file__), *Path(__file__).parent.glob('*.py')}
+    rule = layout.fast_update.__module__.rpartition('.')[2]
     digest = hashlib.sha256()
-    for part in (layout[1:], torch.__version__, threads, _processor()):
+    for part in (rule, layout.fast_update.__qualname__, layout[1:], torch.__version__, threads, _processor()):
         digest.update(repr(part).encode())
-    for path in sorted(code):
+    for path in sorted(Path(__file__).parent.glob('*.py')):
         digest.update(path.read_bytes())
-    return f'{layout.fast_update.__module__.rpartition(".")[2]}-{digest.hexdigest()[:24]}'
+    return f'{rule}-{digest.hexdigest()[:24]}'
 
 
 def _processor() -> str:
@@ -164,7 +194,6 @@ def _compile(layout: Layout, path: Path) -> None:
         if isinstance(leaf, torch.Size):
             arguments.append(torch.zeros(leaf))
             shapes.append(None)
-    path.parent.mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng(devices=[]), torch.no_grad(), tempfile.TemporaryDirectory(dir=path.parent) as temporary:
         program = torch.export.export(_Step(layout), tuple(arguments), dynamic_shapes=(tuple(shapes),), strict=False)
         written = torch._inductor.aoti_compile_and_package(program, package_path=str(Path(temporary) / path.name))
@@ -190,7 +219,7 @@ class _Step(nn.Module):
 
 
 def _loaded(path: Path) -> Callable[[list[Tensor]], Tensor]:
-    """A program from a file. It is code that runs: the folder is the user's own."""
+    """A program from a file. It is code that runs."""
     try:
         # What torch._inductor.aoti_load_package does, without the import of the compiler.
         loader = torch._C._aoti.AOTIModelPackageLoader(str(path), 'model', False, 1, -1)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -29,10 +30,14 @@ def kept(cache, monkeypatch):
     kept_step._program.cache_clear()
 
 
+class Compiled(BaseException):
+    """Not an Exception, without which the rollout would go on."""
+
+
 @pytest.fixture
 def no_compiling(monkeypatch):
     def compile_(*_):
-        raise AssertionError('compiled')
+        raise Compiled
 
     monkeypatch.setattr(kept_step, '_compile', compile_)
 
@@ -64,6 +69,9 @@ def test_one_program_for_every_size(kind, update_rate, kept):
         compare(rule, size, update_rate)
     rule.head.weight.data.mul_(2)
     compare(rule, SIZES[-1], update_rate)
+    for parameter in rule.parameters():  # in another order in memory
+        parameter.data = parameter.data.transpose(0, -1).contiguous().transpose(0, -1)
+    compare(rule, SIZES[-1], update_rate)
     assert len(list(kept.glob(f'{kind.__name__.lower()}-*.pt2'))) == 1
     assert {path.suffix for path in kept.iterdir()} == {'.pt2'}  # nothing is left behind
 
@@ -92,7 +100,7 @@ def test_little_work_is_not_compiled(kept, no_compiling, monkeypatch):
     with torch.no_grad():
         state = rule.seed(torch.rand(1, 2, 32, 32))
         rule(state, 1000)
-        with pytest.raises(AssertionError, match='compiled'):
+        with pytest.raises(Compiled):
             rule(state, 25)
 
 
@@ -110,25 +118,69 @@ def test_other_cells_are_computed_otherwise(kept, no_compiling, tmp_path, monkey
             small(small.seed(torch.rand(1, 3, 4, 4)), 1)
         small.train()
         small(small.seed(torch.rand(1, 3, 4, 4)), 1)
+
+        class Mine(NAFCA):
+            @staticmethod
+            def fast_update(cells, folded):
+                return NAFCA.fast_update(cells, folded)
+
+        mine = rule_of(Mine)
+        mine(mine.seed(torch.rand(1, 3, 4, 4)), 1)
         double = rule_of(NAFCA).double()
         double(double.seed(torch.rand(1, 3, 4, 4, dtype=torch.float64)), 1)
     small(small.seed(torch.rand(1, 3, 4, 4)), 1).sum().backward()
-    with torch.no_grad(), pytest.raises(AssertionError, match='compiled'):
+    with torch.no_grad(), pytest.raises(Compiled):
         small.eval()(small.seed(torch.rand(1, 3, 4, 4)), 1)
+
+
+def without_a_program(caplog):
+    """What the log says when nothing can be kept, after states that are right."""
+    rule = rule_of(NAFCA)
+    with caplog.at_level(logging.WARNING, logger='basicsr'):
+        compare(rule, SIZES[1])
+        compare(rule, SIZES[2])
+    return [record.message for record in caplog.records if record.name == 'basicsr']
 
 
 def test_where_it_cannot_be_kept_it_is_said_once(kept, tmp_path, monkeypatch, caplog):
     (tmp_path / 'lnca').write_text('in the way')
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
     monkeypatch.setattr('lnca_arch.rollout.compiled', kept_step.step_of)
-    rule = rule_of(NAFCA)
-    with caplog.at_level(logging.WARNING, logger='basicsr'):
-        compare(rule, SIZES[1])
-        compare(rule, SIZES[2])
-    messages = [record.message for record in caplog.records if record.name == 'basicsr']
-    assert len(messages) == 2
-    assert messages[0].startswith('Compiling the automaton for this machine, once')
-    assert messages[1].startswith('The compiled automaton cannot be kept: ')
+    compiling, cannot = without_a_program(caplog)
+    assert compiling == f'Compiling the automaton, which takes about half a minute; it is kept in {tmp_path}/lnca.'
+    assert cannot.startswith('The compiled automaton cannot be kept: ')
+
+
+def test_a_broken_program(kept, no_compiling, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    monkeypatch.setattr('lnca_arch.rollout.compiled', kept_step.step_of)
+    monkeypatch.setattr(kept_step, '_digest', lambda *_: 'a')
+    (tmp_path / 'lnca').mkdir(mode=0o700)
+    (tmp_path / 'lnca' / 'a.pt2').write_bytes(b'junk')
+    (message,) = without_a_program(caplog)
+    assert message.startswith('The compiled automaton cannot be kept: ')
+
+
+@pytest.mark.parametrize('there', [True, False])
+def test_a_folder_that_others_can_write_to(there, kept, no_compiling, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    monkeypatch.setattr('lnca_arch.rollout.compiled', kept_step.step_of)
+    monkeypatch.setattr(kept_step, '_digest', lambda *_: 'a')
+    (tmp_path / 'lnca').mkdir()
+    (tmp_path / 'lnca').chmod(0o770)
+    if there:
+        (tmp_path / 'lnca' / 'a.pt2').write_bytes(b'')
+    assert 'lnca can be written to by other users' in without_a_program(caplog)[-1]
+
+
+def test_no_home(kept, no_compiling, monkeypatch, caplog):
+    def home():
+        raise RuntimeError('Could not determine home directory.')
+
+    monkeypatch.setenv('XDG_CACHE_HOME', 'relative')
+    monkeypatch.setattr('pathlib.Path.home', home)
+    monkeypatch.setattr('lnca_arch.rollout.compiled', kept_step.step_of)
+    assert without_a_program(caplog) == ['The compiled automaton cannot be kept: Could not determine home directory.']
 
 
 def test_without_a_compiler(kept, tmp_path):
@@ -150,7 +202,7 @@ def test_without_a_compiler(kept, tmp_path):
     assert result.stdout == 'the same\n', result.stderr
     said = [line for line in result.stderr.splitlines() if 'automaton' in line]
     assert [line.split(':')[0] for line in said] == [
-        'Compiling the automaton for this machine, once',
+        'Compiling the automaton, which takes about half a minute; it is kept in ' + str(tmp_path / 'lnca.'),
         'The compiled automaton cannot be kept',
         'The automaton runs uncompiled, more slowly',
     ]
@@ -159,12 +211,17 @@ def test_without_a_compiler(kept, tmp_path):
 
 def test_a_program_belongs_to_code_processor_and_threads(monkeypatch):
     layout = kept_step.Layout(NAFCA.fast_update, 3, 7, False, (), (torch.Size([2]),), None)
+    code = pathlib.Path.read_bytes
     names = {kept_step._digest(layout, 2), kept_step._digest(layout, 1)}
     names.add(kept_step._digest(layout._replace(masked=True), 2))
     names.add(kept_step._digest(layout._replace(leaves=(torch.Size([3]),)), 2))
+    names.add(kept_step._digest(layout._replace(fast_update=ViTCA.fast_update), 2))
+    names.add(kept_step._digest(layout._replace(fast_update=kept_step.kept_step), 2))
     monkeypatch.setattr(torch, '__version__', '9.9')
     names.add(kept_step._digest(layout, 2))
     monkeypatch.setattr(kept_step, '_processor', lambda: 'another')
     names.add(kept_step._digest(layout, 2))
-    assert len(names) == 6
+    monkeypatch.setattr('pathlib.Path.read_bytes', lambda path: code(path) + b'# changed')
+    names.add(kept_step._digest(layout, 2))
+    assert len(names) == 9
     assert kept_step._digest(layout, 2) in names
