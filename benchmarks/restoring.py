@@ -4,6 +4,7 @@ Scores are those of the photograph that no model was trained on; time and memory
 process of its own, from its start to its end.
 """
 
+import math
 import subprocess
 import sys
 import tempfile
@@ -71,7 +72,8 @@ def _score(model: str, damage: str) -> dict[str, Any]:
     row: dict[str, Any] = {'model': model, 'damage': damage}
     for name, metric in (('PSNR', calculate_psnr_batch), ('SSIM', calculate_ssim_batch)):
         before, after = (float(metric(image, clean, crop_border=0)) for image in (given, restored))
-        row |= {f'{name} before': before, f'{name} after': after}
+        # JSON has no infinity, which is the PSNR of a picture that is not damaged.
+        row |= {f'{name} before': before if math.isfinite(before) else None, f'{name} after': after}
     return row
 
 
