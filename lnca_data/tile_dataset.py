@@ -109,8 +109,9 @@ class TileDataset(Dataset):
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         """Items of a batch, whose tiles are of one size. PyTorch's loader asks for them at once, which saves time."""
+        changes = [self._change(place) for place in indices]
+        indices = [place % len(self) for place in indices]
         keys = [self.keys[index].decode() for index in indices]
-        changes = [(self.flip and random.random() < 0.5, random.randrange(4) if self.turn else 0) for _ in indices]
         items: list[dict[str, Any]] = [{} for _ in indices]
         for side, store in self.stores.items():
             cached = self.cached[side].numpy() if self.cached else None
@@ -123,6 +124,12 @@ class TileDataset(Dataset):
                 item[side] = tensor
                 item[f'{side}_path'] = key
         return items
+
+    def _change(self, place: int) -> tuple[bool, int]:
+        """Whether to flip a tile and how often to turn it: drawn by the place in the training, if a sampler says that
+        (an index plus a multiple of the number of tiles), else by the random numbers of the process."""
+        draws = random.Random(place) if place >= len(self) else random
+        return self.flip and draws.random() < 0.5, draws.randrange(4) if self.turn else 0
 
 
 def to_tensor(image: np.ndarray) -> Tensor:

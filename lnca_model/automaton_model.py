@@ -75,25 +75,28 @@ class AutomatonModel(RestorationModel):
     def train_on_batch(self) -> None:
         state, skip = self.seed(self.lq)
         state = self.train_from(state, skip, self.gt)
-        self.pool.add(self.gt, self.lq, state)
+        if state is not None:
+            self.pool.add(self.gt, self.lq, state)
+        if not len(self.pool):
+            return
 
         drawn = self.pool.draw(len(self.gt))
         _, skip = self.seed(drawn.lq)
         state = self.train_from(drawn.state, skip, drawn.gt)
-        self.pool.put_back(drawn.places, state)
+        if state is not None:
+            self.pool.put_back(drawn.places, state)
 
     def seed(self, image: Tensor) -> tuple[Tensor, Tensor | None]:
         """The state before the first step, and the skip; both without gradients."""
         with torch.no_grad():
             return self.network.seed(image)
 
-    def train_from(self, state: Tensor, skip: Tensor | None, gt: Tensor) -> Tensor:
-        """A rollout and a step of the optimiser; returns the final state."""
+    def train_from(self, state: Tensor, skip: Tensor | None, gt: Tensor) -> Tensor | None:
+        """A rollout and a step of the optimiser; returns the final state, None if the step was skipped."""
         least, most = self.steps
         steps = int(torch.randint(least, most + 1, ()))
         state = self.network.automaton(state, steps, self.network.update_rate)
-        self.descend(self.losses_of(state, skip, gt))
-        return state.detach()
+        return state.detach() if self.descend(self.losses_of(state, skip, gt)) else None
 
     def losses_of(self, state: Tensor, skip: Tensor | None, gt: Tensor) -> dict[str, Tensor]:
         """The losses of a final state."""

@@ -2,9 +2,9 @@
 created, a run resumes on any device and from any directory, and it lasts as long as its options say."""
 
 import argparse
+import dataclasses
 import functools
 import logging
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +15,8 @@ import yaml
 from lnca_arch import basicsr_compat
 from lnca_arch.errors import InputError, check_known, report_in_one_line
 from lnca_data.lmdb_store import check_pair
+from lnca_model import interruption
+from lnca_model.course import Course, ResumableSampler
 from lnca_model.phases import phase_at, phases_of
 from lnca_model.resources import keep_freed_memory
 from lnca_model.restoration_model import RestorationModel
@@ -58,9 +60,12 @@ def parse_options(root_path: str, is_train: bool = True) -> tuple[Options, argpa
     check_options(opt)
     if opt['num_gpu'] == 0:
         keep_freed_memory()
+    if is_train:
+        interruption.listen()
     # These are defined in the file that is run, so they can be replaced only once it runs.
     basicsr_compat.replace_in_pipeline('load_resume_state', load_resume_state)
     basicsr_compat.replace_in_pipeline('MessageLogger', PhaseLogger)
+    basicsr_compat.replace_in_pipeline('EnlargedSampler', ResumableSampler)
     import basicsr.train
 
     basicsr_compat.replace_in_pipeline(
@@ -135,27 +140,40 @@ def _check_dataset(options: Options) -> None:
 
 
 def load_resume_state(opt: Options) -> Options | None:
-    """The training state to go on from, or None: the newest of the experiment under ``--auto_resume``, else
-    ``path.resume_state``. Sets ``path.pretrain_network_g`` to the network of the same iteration.
+    """The training state to go on from, or None: the newest of the experiment under ``--auto_resume`` that is not
+    damaged, else ``path.resume_state``. Sets ``path.pretrain_network_g`` to the network of the same iteration.
 
     BasicSR looks in the current directory, loads the state onto a GPU even if there is none, and runs what it holds.
+
+    Raises:
+        InputError: the state that was named is damaged, or all that there are.
     """
-    if opt['auto_resume']:
-        iterations = [int(file.stem) for file in Path(opt['path']['training_states']).glob('[0-9]*.state')]
-        if iterations:
-            opt['path']['resume_state'] = str(Path(opt['path']['training_states']) / f'{max(iterations)}.state')
-    path = opt['path'].get('resume_state')
-    if not path:
-        return None
-    # On the CPU: the optimisers move their state to their parameters' device themselves.
-    state = checkpoint.load(path)
-    check_resume(opt, state['iter'])
-    return state
+    found = sorted(Path(opt['path']['training_states']).glob('[0-9]*.state'), key=lambda path: -int(path.stem))
+    named = opt['path'].get('resume_state')
+    candidates = found if opt['auto_resume'] and found else [Path(named)] if named else []
+    damaged: list[str] = []
+    for path in candidates:
+        try:
+            # On the CPU: the optimisers move their state to their parameters' device themselves.
+            state = checkpoint.load(path)
+            opt['path']['resume_state'] = str(path)
+            check_resume(opt, state['iter'])
+            checkpoint.load(opt['path']['pretrain_network_g'])
+        except InputError as error:
+            damaged.append(str(error))
+            continue
+        state['notes'] = damaged
+        opt['datasets']['train']['resumed'] = {key: state.get(key, 0) for key in ('iter', 'epoch', 'seen')}
+        return state
+    if damaged:
+        raise InputError(f'no checkpoint can be resumed from: {"; ".join(damaged)}')
+    return None
 
 
 def for_the_whole_run(create: Callable) -> Callable:
     """BasicSR counts the last, incomplete batch of an epoch as an iteration and then drops it, so that a run ends short
-    of its ``total_iter``. Have its function that makes the loaders return as many epochs as are needed.
+    of its ``total_iter``; and a resumed run begins its epoch anew. Have its function that makes the loaders return as
+    many epochs as are needed, the first of which goes on where the checkpoint was.
 
     Raises:
         InputError: when called, if there are fewer images than a batch.
@@ -171,7 +189,22 @@ def for_the_whole_run(create: Callable) -> Callable:
                 f'datasets.train: {len(train_loader.dataset)} images are fewer than a batch; '
                 'lower batch_size_per_gpu or set dataset_enlarge_ratio'
             )
-        return train_loader, train_sampler, val_loaders, math.ceil(total_iters / len(train_loader)), total_iters
+        train, processes = opt['datasets']['train'], opt['world_size']
+        resumed = train.pop('resumed', {'iter': 0, 'epoch': 0, 'seen': 0})
+        seen = min(resumed['seen'] // processes, len(train_sampler))
+        train_sampler.resumed = (resumed['epoch'], seen)
+        course = Course(
+            done=resumed['iter'],
+            epoch=resumed['epoch'],
+            seen=resumed['seen'],
+            left=(len(train_sampler) - seen) // train_loader.batch_size,
+            per_epoch=len(train_loader),
+            batch=train_loader.batch_size * processes,
+        )
+        train['course'] = dataclasses.asdict(course)
+        # And one more: BasicSR is at the end when it meets an iteration beyond the last.
+        epochs = course.at(max(total_iters, course.done))['epoch'] + 1
+        return train_loader, train_sampler, val_loaders, epochs, total_iters
 
     return create_train_val_dataloader
 

@@ -18,10 +18,13 @@ from lnca_arch.errors import InputError, check_known, construct, nearest
 from lnca_data.atomic import whole_file, write_json
 from lnca_data.corruption import build_corruption
 from lnca_data.sheet import write_sheet
+from lnca_model import interruption
+from lnca_model.course import Course
 from lnca_model.optimization import build_optimizer, build_scheduler, normalize_gradients
 from lnca_model.phases import Phase, phase_at, phases_of, whole_number
+from lnca_model.random_state import random_state, random_state_kept, restore_random_state
 from lnca_model.resources import Resources
-from lnca_model.validation import Batch, Validation, append_scores, equal_batches, to_bgr
+from lnca_model.validation import Batch, Validation, append_scores, equal_batches, forget_scores, to_bgr
 from lnca_restore import checkpoint
 
 from basicsr.models.sr_model import SRModel
@@ -32,6 +35,7 @@ from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY
 DEFAULT_VALIDATION_BATCH = 64
 PRECISIONS = {'float32': torch.float32, 'bfloat16': torch.bfloat16}
 SELECTION_METRIC = 'ssim'
+SKIP_NON_FINITE = 10
 
 
 @MODEL_REGISTRY.register()
@@ -39,12 +43,16 @@ class RestorationModel(SRModel):
     """Trains ``net(image) → restored image`` on pairs, or on clean images that it corrupts itself.
 
     To BasicSR's SRModel it adds, for every compared network alike: corruption of the batch on the device with a
-    curriculum, gradient normalisation, a stop at the first NaN, checkpoints that are whole or not there, validation in
-    batches with the corrupted image's score beside the restored one's, and the network that was best on validation.
+    curriculum, gradient normalisation, no step where there is a NaN, checkpoints that are whole or not there and from
+    which a run goes on exactly, validation in batches with the corrupted image's score beside the restored one's, and
+    the network that was best on validation.
 
     Options beyond SRModel's:
         datasets.train.corruption: see :func:`build_corruption`, for a dataset without lq.
         datasets.val_NAME.at_end: score this dataset once, after training, with the best network.
+        train.skip_non_finite: how many steps of the optimiser in a row may be left out because a loss or the gradient
+            is NaN or infinite; 10 unless told otherwise.
+        logger.keep_checkpoints: how many checkpoints to keep, the newest; all if left out.
         train.normalize_gradients: divide each gradient tensor by its norm.
         train.NAME_opt: any number of losses, each called as ``loss(restored, gt)``.
         val.batch_size: tiles restored at once.
@@ -71,6 +79,9 @@ class RestorationModel(SRModel):
         check_known(val.get('precision', 'float32'), PRECISIONS, 'val.precision')
         if not opt['is_train']:
             return
+        whole_number(opt['train'].get('skip_non_finite', SKIP_NON_FINITE), 'train.skip_non_finite', least=0)
+        if opt['logger'].get('keep_checkpoints') is not None:
+            whole_number(opt['logger']['keep_checkpoints'], 'logger.keep_checkpoints', least=1)
         if opt['train'].get('warmup_iter', -1) > 0:
             raise InputError('train.warmup_iter: warm-up is not supported; leave it out')
         for phase in phases_of(opt['train'], cls.phase_names):
@@ -122,6 +133,9 @@ class RestorationModel(SRModel):
 
     def __init__(self, opt: dict[str, Any]) -> None:
         self.phase: Phase | None = None
+        self._due: tuple[int, int] | None = None
+        self._random: dict[str, Any] | None = None
+        self.skipped = self.skipped_in_a_row = 0
         self.resources = Resources(torch.device('cuda' if opt['num_gpu'] else 'cpu'))
         super().__init__(opt)
 
@@ -146,6 +160,8 @@ class RestorationModel(SRModel):
             self.schedulers.append(
                 build_scheduler(phase.options.get('scheduler'), f'{phase.where}.scheduler', optimizer, phase.iters)
             )
+        course = self.opt['datasets']['train'].get('course')
+        self.course = Course(**course) if course else None
         self.iteration = 0
         self.best: dict[str, float] = {}
         self.validated: dict[str, int] = {}  # dataset → the iteration of its last validation
@@ -166,6 +182,11 @@ class RestorationModel(SRModel):
 
     def update_learning_rate(self, current_iter: int, warmup_iter: int = -1) -> None:
         """Called by BasicSR before every iteration: enter the phase that it belongs to and set the rate."""
+        self.write_due_checkpoint()
+        self._end_if_asked()
+        if self._random:  # as late as this: loaders draw a number when they begin
+            restore_random_state(self._random)
+            self._random = None
         self.resources.start()
         self.iteration = current_iter
         phase = phase_at(self.phases, current_iter)
@@ -203,6 +224,7 @@ class RestorationModel(SRModel):
 
     def optimize_parameters(self, current_iter: int) -> None:
         self.log_dict = OrderedDict()
+        self._buffers = {name: buffer.clone() for name, buffer in self.network.named_buffers()}
         self.train_on_batch()
         self.update_ema()
         self.resources.stop()
@@ -212,28 +234,48 @@ class RestorationModel(SRModel):
         restored = self.net_g(self.lq)
         self.descend({name: loss(restored, self.gt) for name, loss in self.losses[self.phase.name].items()})
 
-    def descend(self, losses: dict[str, Tensor]) -> None:
-        """One step of the phase's optimiser down the sum of losses.
+    def descend(self, losses: dict[str, Tensor]) -> bool:
+        """One step of the phase's optimiser down the sum of losses; whether there was one. There is none, and the
+        network stays as it is, if a loss or the gradient is NaN or infinite.
 
         Raises:
-            InputError: a loss is NaN or infinite; nothing has been updated with it.
+            InputError: that was so more often in a row than train.skip_non_finite allows.
         """
         total = sum(losses.values())
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group['params']]
+        gradient = nn.utils.get_total_norm(parameter.grad for parameter in parameters if parameter.grad is not None)
         # One transfer from the device for all of them.
-        values = torch.stack([*losses.values(), total]).detach().tolist()
-        for name, value in zip([*losses, 'sum'], values, strict=True):
+        values = torch.stack([*losses.values(), total, gradient]).detach().tolist()
+        for name, value in zip(
+            [*(f'loss {name}' for name in losses), 'sum of losses', 'gradient'], values, strict=True
+        ):
             if not math.isfinite(value):
-                raise InputError(
-                    f'the loss {name} is {value} in iteration {self.iteration} of phase {self.phase.name}; the '
-                    f'checkpoints so far are good: lower {self.phase.where}.optim_g.lr and go on with --auto_resume'
-                )
+                self._skip(name, value)
+                return False
+        self.skipped_in_a_row = 0
         if self.opt['train'].get('normalize_gradients', False):
-            normalize_gradients(parameter for group in self.optimizer.param_groups for parameter in group['params'])
+            normalize_gradients(parameters)
         self.optimizer.step()
         for name, value in zip(losses, values, strict=False):
             self.log_dict[f'l_{self.phase.name}_{name}'] = value
+        return True
+
+    def _skip(self, name: str, value: float) -> None:
+        """Go on without a step of the optimiser, or not."""
+        where = f'the {name} is {value} in iteration {self.iteration} of phase {self.phase.name}'
+        self.skipped += 1
+        self.skipped_in_a_row += 1
+        if self.skipped_in_a_row > self.opt['train'].get('skip_non_finite', SKIP_NON_FINITE):
+            raise InputError(
+                f'{where}; the checkpoints so far are good: lower {self.phase.where}.optim_g.lr and go on with '
+                '--auto_resume'
+            )
+        # Batch norms have seen what made it so.
+        for buffer_name, buffer in self.network.named_buffers():
+            buffer.copy_(self._buffers[buffer_name])
+        get_root_logger().warning(f'Skipped: {where}; {self.skipped_in_a_row} in a row, {self.skipped} in all.')
 
     def update_ema(self) -> None:
         if self.ema_decay > 0:
@@ -271,25 +313,76 @@ class RestorationModel(SRModel):
             'optimizers': [optimizer.state_dict() for optimizer in self.optimizers],
             'schedulers': [scheduler.state_dict() for scheduler in self.schedulers],
             'best': self.best,
+            'validated': self.validated,
             'resources': self.resources.state_dict(),
+            'random': random_state(),
+            'skipped': self.skipped,
+            **({'seen': self.course.at(self.iteration)['seen']} if self.course else {}),
         }
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
+        for note in resume_state.get('notes', []):
+            get_root_logger().warning(note)
         super().resume_training(resume_state)
         self.best = resume_state['best']
-        if 'resources' in resume_state:  # older states have none
+        # Older states have none of the following.
+        if 'resources' in resume_state:
             self.resources.load_state_dict(resume_state['resources'])
+        self.validated = resume_state.get('validated', {})
+        self._random = resume_state.get('random')
+        self.skipped = resume_state.get('skipped', 0)
+        at_end = {dataset['name'] for dataset in self.opt['datasets'].values() if dataset.get('at_end')}
+        forget_scores(Path(self.opt['path']['log']) / 'scores.csv', after=resume_state['iter'], of=at_end)
         # A run that was cut off after its last iteration has only to be scored.
         self.iteration = resume_state['iter']
         self.enter(phase_at(self.phases, self.iteration))
 
     def save(self, epoch: int, current_iter: int) -> None:
-        """Called by BasicSR every ``save_checkpoint_freq`` iterations, and after the last with −1: then what training
-        took is logged, and written to ``training.json``."""
+        """Called by BasicSR every ``save_checkpoint_freq`` iterations, before it validates, and after the last with −1:
+        then what training took is logged, and written to ``training.json``.
+
+        The checkpoint of an iteration is written when the next begins, and with it what the validation chose.
+        """
+        if current_iter != -1:
+            self._due = (epoch, current_iter)
+            return
+        self.write_due_checkpoint()
         super().save(epoch, current_iter)
+        self._report_resources()
+
+    def write_due_checkpoint(self) -> None:
+        """Write the checkpoint that :meth:`save` was asked for last, unless it has been; then remove those that
+        logger.keep_checkpoints does not keep."""
+        if self._due is None:
+            return
+        due, self._due = self._due, None
+        super().save(*due)
+        self._remove_old_checkpoints()
         self.resources.interlude()
-        if current_iter == -1:
-            self._report_resources()
+
+    @master_only
+    def _remove_old_checkpoints(self) -> None:
+        kept = self.opt['logger'].get('keep_checkpoints')
+        if not kept:
+            return
+        paths = self.opt['path']
+        iterations = sorted(int(path.stem) for path in Path(paths['training_states']).glob('[0-9]*.state'))
+        for iteration in iterations[:-kept]:
+            # The state first: no state is without its network, should this be cut off.
+            for path in (f'{paths["training_states"]}/{iteration}.state', f'{paths["models"]}/net_g_{iteration}.pth'):
+                Path(path).unlink(missing_ok=True)
+
+    def _end_if_asked(self) -> None:
+        """End the process after the iteration that is done, its checkpoint written, if a signal has asked for it."""
+        name = interruption.asked()
+        if name is None or self.course is None:
+            return
+        where = Path(self.opt['path']['training_states']) / f'{self.iteration}.state'
+        if self.iteration > self.course.done and not where.exists():
+            self.save(self.course.at(self.iteration)['epoch'], self.iteration)
+            self.write_due_checkpoint()
+        get_root_logger().warning(f'{name}: saved iteration {self.iteration:,}; --auto_resume goes on from there.')
+        raise SystemExit(interruption.EXIT_CODE)
 
     @master_only
     def _report_resources(self) -> None:
@@ -356,7 +449,8 @@ class RestorationModel(SRModel):
             self.validated[name] = current_iter
             if at_end:
                 self._use_best_network()
-        super().validation(dataloader, current_iter, tb_logger, save_img)
+        with random_state_kept():
+            super().validation(dataloader, current_iter, tb_logger, save_img)
         self.resources.interlude()
 
     def _use_best_network(self) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lnca_data.atomic import whole_file
 from lnca_data.sheet import write_sheet
 from lnca_model.metrics import BATCH_METRICS
 
@@ -113,3 +114,16 @@ def append_scores(path: Path, rows: Iterable[Sequence[Any]]) -> None:
         if is_new:
             writer.writerow(CSV_COLUMNS)
         writer.writerows(rows)
+
+
+def forget_scores(path: Path, after: int, of: Iterable[str]) -> None:
+    """Remove what a resumed run scores again from a CSV file of :func:`append_scores`, if there is one: the rows of
+    later iterations, and all of some datasets."""
+    if not path.exists():
+        return
+    with open(path, newline='') as file:
+        rows = list(csv.DictReader(file))
+    with whole_file(path) as temporary, open(temporary, 'w', newline='') as file:
+        writer = csv.DictWriter(file, CSV_COLUMNS)
+        writer.writeheader()
+        writer.writerows(row for row in rows if int(row['iteration']) <= after and row['dataset'] not in of)

@@ -28,9 +28,17 @@ def save(content: Mapping[str, Any], path: Path | str) -> None:
     # torch wraps a failed write in a RuntimeError of its own.
     except (OSError, RuntimeError) as error:
         raise InputError(
-            f'cannot save {path} ({str(error).splitlines()[0]}); earlier checkpoints are untouched: '
-            'make room, then go on with --auto_resume'
+            f'cannot save {path}, of about {_bytes_of(content) / 1e6:,.0f} MB ({str(error).splitlines()[0]}); earlier '
+            'checkpoints are untouched: make room, then go on with --auto_resume'
         ) from error
+
+
+def _bytes_of(content: Any) -> int:
+    """Of the tensors in nested containers."""
+    if isinstance(content, Tensor):
+        return content.nbytes
+    values = content.values() if isinstance(content, Mapping) else content if isinstance(content, list | tuple) else ()
+    return sum(map(_bytes_of, values))
 
 
 def load(path: Path | str) -> dict[str, Any]:
@@ -42,14 +50,25 @@ def load(path: Path | str) -> dict[str, Any]:
     if not os.path.isfile(path):
         raise InputError(f'{path}: there is no such checkpoint')
     try:
+        _check_sums(path)
         content = torch.load(path, map_location='cpu', weights_only=True)
     except (RuntimeError, EOFError, OSError, KeyError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+        reason = str(error).partition('\n')[0] or type(error).__name__
         raise InputError(
-            f'{path}: not a readable checkpoint, perhaps truncated ({str(error).splitlines()[0]}); use an earlier one'
+            f'{path}: not a readable checkpoint, perhaps truncated ({reason}); use an earlier one'
         ) from None
     if not isinstance(content, dict):
         raise InputError(f'{path}: not a checkpoint: it holds a {type(content).__name__}, not named parameters')
     return content
+
+
+def _check_sums(path: Path | str) -> None:
+    """torch.save stores a checksum with every tensor, and torch.load does not look at it."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged:
+            raise zipfile.BadZipFile(f'the checksum of {damaged} is wrong')
 
 
 def read_weights(network: nn.Module, path: Path | str, strict: bool, param_key: str | None) -> Weights:

@@ -107,7 +107,8 @@ def test_a_run_that_was_cut_off_after_its_last_iteration_is_scored(run, project,
     for file in ('models/net_g_best.pth', 'models/net_g_latest.pth', 'scores.csv', 'training.json'):
         (experiment / file).unlink()
     state = checkpoint.load(experiment / 'training_states' / '7.state')
-    del state['resources']  # one that was saved before there was such an entry
+    for name in ('resources', 'validated', 'random', 'seen', 'skipped'):  # one that was saved before there were these
+        del state[name]
     state['best'] = {}
     checkpoint.save(state, experiment / 'training_states' / '7.state')
     result = run('train', options, '--auto_resume')
@@ -155,11 +156,18 @@ def test_a_full_disk_stops_the_run_and_keeps_what_is_there(run, project, options
     assert checkpoints() == before
 
 
-def test_a_nan_stops_the_run(run, project, options):
+def test_nans_are_skipped_and_then_stop_the_run(run, project, options):
     options['train']['autoencoder']['optim_g']['lr'] = 1e30
     options['train']['normalize_gradients'] = False
-    line = failed_in_one_line(run('train', options), 'the loss ', 'in iteration ', 'of phase autoencoder')
-    assert '--auto_resume' in line
+    options['train']['skip_non_finite'] = 2
+    result = run('train', options)
+    assert result.stderr.count('Skipped: the loss ') == 2
+    assert '2 in a row, 2 in all' in result.stderr
+    lines = [line for line in result.stderr.splitlines() if line.startswith('error: ')]
+    assert result.returncode == 1
+    assert len(lines) == 1
+    for words in ('the loss ', 'in iteration ', 'of phase autoencoder', '--auto_resume'):
+        assert words in lines[0]
 
 
 def test_epochs_whose_last_batch_is_dropped_are_counted_right(run, project, options):

@@ -182,6 +182,7 @@ def test_validation_scores_are_those_of_basicsr(model_options, make, tmp_path):
     model = build_model(opt)
     train(model, opt, range(1, 8))
     model.save(0, 7)
+    model.write_due_checkpoint()
     loader = loader_of(opt, 'val')
     model.validation(loader, 7, None)
 
@@ -301,6 +302,7 @@ def test_the_best_network_is_kept_and_scored_at_the_end(model_options, tmp_path,
 
 @pytest.mark.parametrize('iteration', [2, 5])
 def test_a_nan_names_the_loss_the_iteration_and_the_phase(model_options, iteration):
+    model_options['train']['skip_non_finite'] = 0
     model = build_model(model_options)
     train(model, model_options, range(1, iteration))
     before = state_of(model.network)
@@ -314,6 +316,29 @@ def test_a_nan_names_the_loss_the_iteration_and_the_phase(model_options, iterati
     assert len(changed) == 1  # the one that was made NaN here: nothing was updated with it
 
 
+@pytest.mark.parametrize('iteration', [2, 5])
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+def test_training_goes_on_after_a_batch_of_nans(model_options, iteration, value):
+    model = build_model(model_options)
+    train(model, model_options, range(1, iteration))
+    before, optimizer = state_of(model.network), copy.deepcopy(model.optimizer.state_dict()['state'])
+    in_pool = len(model.pool)
+    model.update_learning_rate(iteration)
+    model.feed_data({'gt': torch.full((4, 3, 16, 16), value)})
+    model.optimize_parameters(iteration)
+    assert model.skipped > 0
+    assert len(model.pool) == in_pool
+    if iteration == 2:  # both steps of the batch, and nothing of the network has seen it
+        assert same(before, model.network.state_dict())
+        assert {name: entry['step'] for name, entry in model.optimizer.state_dict()['state'].items()} == {
+            name: entry['step'] for name, entry in optimizer.items()
+        }
+    train(model, model_options, range(iteration + 1, 8))
+    assert model.skipped_in_a_row == 0
+    assert all(tensor.isfinite().all() for tensor in model.network.state_dict().values())
+    assert all(tensor.isfinite().all() for tensor in model.pool.state_dict()['tensors'].values())
+
+
 def test_moving_average(model_options, tmp_path):
     model_options['train']['ema_decay'] = 0.5
     model = build_model(model_options)
@@ -324,6 +349,7 @@ def test_moving_average(model_options, tmp_path):
     assert running
     assert all(torch.equal(average[name], network[name]) for name in running)
     model.save(0, 7)
+    model.write_due_checkpoint()
     saved = checkpoint.load(tmp_path / 'models' / 'net_g_7.pth')
     assert same(saved['params'], network)
     assert same(saved['params_ema'], average)

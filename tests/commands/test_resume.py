@@ -1,0 +1,131 @@
+"""Runs of basicsr/train.py that end before they should, and go on."""
+
+import csv
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import yaml
+
+from lnca_restore import checkpoint
+
+PATIENCE = 240  # seconds
+KILLS = 4
+
+
+@pytest.fixture
+def long_options(options):
+    """Both phases are long enough to be met in their middle; checkpoints and validations fall together or apart."""
+    options['train'].update(total_iter=120)
+    options['train']['autoencoder']['iters'] = 60
+    options['train']['automaton']['iters'] = 60
+    options['datasets']['train']['num_worker_per_gpu'] = 1
+    options['val']['val_freq'] = 12
+    options['logger'].update(save_checkpoint_freq=8, print_freq=1)
+    return options
+
+
+def start(project, options, *arguments):
+    file = project / 'options.yml'
+    file.write_text(yaml.safe_dump(options))
+    command = [sys.executable, project / 'basicsr' / 'train.py', '-opt', file, '--auto_resume', *arguments]
+    return subprocess.Popen(command, cwd=project, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def until_iteration(process, iteration):
+    """Read what a run says until it says that it has reached an iteration."""
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if 'iter:' in line and 'lr:(' in line and int(line.split('iter:')[1].split(',')[0]) >= iteration:
+            return
+    pytest.fail(''.join(said))
+
+
+def weights_of(project, name):
+    return checkpoint.load(project / 'experiments' / 'lnca_photos' / 'models' / f'net_g_{name}.pth')['params']
+
+
+def scores_of(project):
+    with open(project / 'experiments' / 'lnca_photos' / 'scores.csv', newline='') as file:
+        return list(csv.reader(file))
+
+
+def same(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_killed_at_any_moment_a_run_ends_in_the_same_weights(project, long_options, tmp_path_factory):
+    other = tmp_path_factory.mktemp('uninterrupted')
+    (other / 'basicsr').mkdir()
+    (other / 'basicsr' / 'train.py').write_text((project / 'basicsr' / 'train.py').read_text())
+    whole = start(other, long_options)
+    _, said = whole.communicate(timeout=PATIENCE)
+    assert whole.returncode == 0, said
+
+    moments = random.Random()  # others in each run of this test
+    for kill in range(KILLS):
+        process = start(project, long_options)
+        until_iteration(process, (kill + 1) * 120 // (KILLS + 1))
+        time.sleep(moments.random() * 0.2)
+        process.kill()
+        process.communicate()
+    process = start(project, long_options)
+    _, said = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, said
+    for name in ('latest', 'best', '120', '96'):
+        assert same(weights_of(project, name), weights_of(other, name)), name
+    assert scores_of(project) == scores_of(other)
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_ends(number, project, long_options):
+    long_options['logger'].update(save_checkpoint_freq=1000)
+    process = start(project, long_options)
+    until_iteration(process, 30)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 75, said
+    (state,) = (project / 'experiments' / 'lnca_photos' / 'training_states').iterdir()
+    assert int(state.stem) >= 30
+    assert f'{number.name}: saved iteration {state.stem}; --auto_resume goes on from there.' in said
+    assert 'Traceback' not in said
+    long_options['train']['total_iter'] = 60 + (iterations := 4)
+    long_options['train']['automaton']['iters'] = iterations
+    process = start(project, long_options)
+    _, said = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, said
+    assert f'iter: {state.stem}.' in said
+
+
+def test_of_a_damaged_checkpoint_the_one_before_is_used(project, run, options):
+    options['logger'].update(save_checkpoint_freq=1, keep_checkpoints=3)
+    assert run('train', options).returncode == 0
+    experiment = project / 'experiments' / 'lnca_photos'
+    states = experiment / 'training_states'
+    assert sorted(path.name for path in states.iterdir()) == ['5.state', '6.state', '7.state']
+    models = {f'net_g_{number}.pth' for number in (5, 6, 7, 'best', 'latest')}
+    assert {path.name for path in (experiment / 'models').iterdir()} == models
+    expected = weights_of(project, 'latest')
+
+    flipped = bytearray((states / '7.state').read_bytes())
+    flipped[len(flipped) // 2] ^= 1
+    (states / '7.state').write_bytes(flipped)
+    network = experiment / 'models' / 'net_g_6.pth'
+    network.write_bytes(network.read_bytes()[:1000])
+    result = run('train', options, '--auto_resume')
+    assert result.returncode == 0, result.stderr
+    assert 'Resuming training from epoch: 0, iter: 5.' in result.stderr
+    for name in ('7.state: not a readable checkpoint', 'net_g_6.pth: not a readable checkpoint'):
+        assert name in result.stderr
+    assert same(weights_of(project, 'latest'), expected)
+
+    for path in states.iterdir():
+        path.write_bytes(b'')
+    result = run('train', options, '--auto_resume')
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith('error: no checkpoint can be resumed from: ')
