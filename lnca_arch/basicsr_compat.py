@@ -75,6 +75,16 @@ def read_yaml_safely() -> None:
     options.ordered_yaml = lambda: (SafeLoader, dumper)
 
 
+def provide_wandb_ids() -> None:
+    """BasicSR takes the id of a new run from a function that wandb has moved."""
+    import wandb
+
+    if not hasattr(wandb.util, 'generate_id'):
+        from wandb.sdk.lib.runid import generate_id
+
+        wandb.util.generate_id = generate_id
+
+
 def replace_in_pipeline(name: str, replacement: Callable) -> None:
     """Replace a function or class of BasicSR's train.py and test.py, also in a checkout's own that is being run."""
     for module in ('basicsr.train', 'basicsr.test', '__main__'):

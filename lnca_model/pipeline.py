@@ -62,6 +62,8 @@ def parse_options(root_path: str, is_train: bool = True) -> tuple[Options, argpa
         keep_freed_memory()
     if is_train:
         interruption.listen()
+        if (opt['logger'].get('wandb') or {}).get('project'):
+            basicsr_compat.provide_wandb_ids()
     # These are defined in the file that is run, so they can be replaced only once it runs.
     basicsr_compat.replace_in_pipeline('load_resume_state', load_resume_state)
     basicsr_compat.replace_in_pipeline('MessageLogger', PhaseLogger)
