@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from networks import options_for, uses_gpu
 
+from lnca_arch import kept_step
+from lnca_arch.errors import first_line
 from lnca_model.resources import PeakMemory, keep_freed_memory
 
 from basicsr.models import build_model
@@ -210,6 +212,7 @@ def _limit_memory(memory: PeakMemory, limit: int) -> None:
 def main() -> None:
     cell = Cell(**json.load(sys.stdin))
     keep_freed_memory()
+    kept_step.CELLS_WORTH_COMPILING = 0  # compiled before it is timed, not meanwhile
     try:
         for figures in measure(cell):
             print(json.dumps(figures), flush=True)
@@ -217,7 +220,7 @@ def main() -> None:
         print(json.dumps({'dash': OUT_OF_MEMORY}))
     except Exception as error:
         is_memory = any(words in str(error) for words in ALLOCATION_FAILURES)
-        print(json.dumps({'dash': OUT_OF_MEMORY} if is_memory else {'error': str(error).splitlines()[0]}))
+        print(json.dumps({'dash': OUT_OF_MEMORY} if is_memory else {'error': first_line(error)}))
 
 
 if __name__ == '__main__':

@@ -9,6 +9,8 @@ from collections.abc import Callable, Hashable
 import torch
 from torch import Tensor, nn
 
+from lnca_arch.errors import first_line
+
 # Larger grids keep the GPU busy by themselves, and a graph holds on to the memory of what it computes.
 MOST_CELLS = 1 << 17
 GRAPHS_A_RULE = 4
@@ -80,7 +82,7 @@ def _graphed(rule: nn.Module, run: Run, given: Tensor, changing: Tensor, setting
         except RuntimeError as error:
             _refused.add(rule)
             logging.getLogger('basicsr').warning(
-                'The automaton runs without a CUDA graph, more slowly: %s', str(error).partition('\n')[0]
+                'The automaton runs without a CUDA graph, more slowly: %s', first_line(error)
             )
     result = graph(given, changing) if graph else run(given, changing)
     if rule not in _refused:

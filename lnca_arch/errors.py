@@ -40,6 +40,16 @@ def _report(kind: type[BaseException], error: BaseException, trace: TracebackTyp
     print(f'error: {line}', file=sys.stderr)
 
 
+def one_line(error: Exception) -> str:
+    """What an error says, on one line."""
+    return ' '.join(str(error).split()) or type(error).__name__
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what an error says: compilers and loaders say much after it."""
+    return str(error).strip().partition('\n')[0] or type(error).__name__
+
+
 def nearest(name: Any, known: Iterable[str]) -> str:
     """``'Did you mean X?'`` for a misspelt name, else the known ones."""
     known = {entry.lower(): entry for entry in sorted(known)}

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
+from lnca_arch.errors import first_line
 from lnca_arch.step import Step, step_of
 
 if TYPE_CHECKING:
@@ -61,8 +62,7 @@ def kept_step(
         steps: how many steps follow.
     """
     leaves, structure = tree_flatten(folded)
-    # The program takes for granted how its tensors lie in memory.
-    tensors = [leaf.contiguous() for leaf in leaves if isinstance(leaf, Tensor)]
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     suits = (
         all(tensor.device.type == 'cpu' and tensor.dtype == torch.float32 for tensor in (given, *tensors))
         and min(given.shape[1:3]) >= LEAST_SIDE
@@ -91,6 +91,9 @@ def kept_step(
     if run is None:
         return functools.partial(step_of(layout.fast_update), folded=folded)
 
+    # The program takes for granted how its tensors lie in memory.
+    tensors = [tensor.contiguous() for tensor in tensors]
+
     def step(given: Tensor, changing: Tensor, takes_part: Tensor | None, per_cell: tuple[Tensor, ...]) -> Tensor:
         mask = [] if takes_part is None else [takes_part]
         return run([cells.contiguous() for cells in (given, changing, *mask, *per_cell)] + tensors)
@@ -105,13 +108,12 @@ class _Program:
         self.run: Callable[[list[Tensor]], Tensor] | None = None
         self.failed = False
         self._layout = layout
-        self._name = f'{_digest(layout, threads)}.pt2'
         self._cells = 0
         with self._or_without():
-            path = folder() / self._name
-            if path.is_file():
-                _check_owner(path.parent)
-                self.run = _loaded(path)
+            self._path = folder() / f'{_digest(layout, threads)}.pt2'
+            if self._path.is_file():
+                _check_owner(self._path.parent)
+                self.run = _loaded(self._path)
 
     def prepare(self, cells: int) -> None:
         """Compile it if that has become worth it, with so many cells to apply it to."""
@@ -119,14 +121,14 @@ class _Program:
         if self.run or self.failed or self._cells < CELLS_WORTH_COMPILING:
             return
         with self._or_without():
-            path = folder() / self._name
+            kept_in = self._path.parent
             logging.getLogger('basicsr').warning(
-                'Compiling the automaton, which takes about half a minute; it is kept in %s.', path.parent
+                'Compiling the automaton, which takes about half a minute; it is kept in %s.', kept_in
             )
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            _check_owner(path.parent)
-            _compile(self._layout, path)
-            self.run = _loaded(path)
+            kept_in.mkdir(parents=True, exist_ok=True, mode=0o700)
+            _check_owner(kept_in)
+            _compile(self._layout, self._path)
+            self.run = _loaded(self._path)
 
     @contextlib.contextmanager
     def _or_without(self) -> Iterator[None]:
@@ -134,9 +136,7 @@ class _Program:
             yield
         except Exception as error:  # without it everything works, only more slowly; compilers raise what they like
             self.failed = True
-            logging.getLogger('basicsr').warning(
-                'The compiled automaton cannot be kept: %s', str(error).partition('\n')[0]
-            )
+            logging.getLogger('basicsr').warning('The compiled automaton cannot be kept: %s', first_line(error))
 
 
 @functools.cache

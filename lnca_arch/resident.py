@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lnca_arch.errors import first_line
 from lnca_arch.folding import Linear
 
 try:
@@ -137,7 +138,7 @@ def _agree(rule: 'CellularAutomaton', given: Tensor, by_kernel: Take, by_steps: 
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever the compiler, the driver or an older Triton may say
-        reason = str(error).strip().partition('\n')[0] or type(error).__name__
+        reason = first_line(error)
     else:
         if difference <= tolerance:
             return True

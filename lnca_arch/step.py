@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lnca_arch.errors import first_line
+
 Step = Callable[..., Tensor]
 
 
@@ -41,7 +43,7 @@ class Compiled:
             except self._failure as error:
                 self._compiled = None
                 logging.getLogger('basicsr').warning(
-                    'The automaton runs uncompiled, more slowly: torch.compile says %s', str(error).partition('\n')[0]
+                    'The automaton runs uncompiled, more slowly: torch.compile says %s', first_line(error)
                 )
         return self._function(*args, **kwargs)
 

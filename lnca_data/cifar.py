@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from lnca_arch.errors import InputError
-from lnca_data.images import one_line, read_bytes
+from lnca_arch.errors import InputError, one_line
+from lnca_data.images import read_bytes
 
 CIFAR_SHAPE = (3, 32, 32)
 CIFAR_RECORD = 1 + 3 * 32 * 32  # of the binary version: a label, then the pixels

@@ -8,7 +8,7 @@ from typing import Protocol
 import cv2
 import numpy as np
 
-from lnca_arch.errors import InputError
+from lnca_arch.errors import InputError, one_line
 
 
 class Image(Protocol):
@@ -131,8 +131,3 @@ def read_bytes(path: str) -> bytes:
         return Path(path).read_bytes()
     except OSError as error:
         raise InputError(f'{path}: cannot be read ({error.strerror})') from None
-
-
-def one_line(error: Exception) -> str:
-    """What an error says, on one line."""
-    return ' '.join(str(error).split()) or type(error).__name__

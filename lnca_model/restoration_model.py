@@ -182,8 +182,9 @@ class RestorationModel(SRModel):
 
     def update_learning_rate(self, current_iter: int, warmup_iter: int = -1) -> None:
         """Called by BasicSR before every iteration: enter the phase that it belongs to and set the rate."""
+        if interruption.asked() and self.course:
+            self._end()
         self.write_due_checkpoint()
-        self._end_if_asked()
         if self._random:  # as late as this: loaders draw a number when they begin
             restore_random_state(self._random)
             self._random = None
@@ -224,7 +225,7 @@ class RestorationModel(SRModel):
 
     def optimize_parameters(self, current_iter: int) -> None:
         self.log_dict = OrderedDict()
-        self._buffers = {name: buffer.clone() for name, buffer in self.network.named_buffers()}
+        self._buffers = [buffer.clone() for buffer in self.module_of(self.phase).buffers()]
         self.train_on_batch()
         self.update_ema()
         self.resources.stop()
@@ -273,8 +274,8 @@ class RestorationModel(SRModel):
                 '--auto_resume'
             )
         # Batch norms have seen what made it so.
-        for buffer_name, buffer in self.network.named_buffers():
-            buffer.copy_(self._buffers[buffer_name])
+        for buffer, before in zip(self.module_of(self.phase).buffers(), self._buffers, strict=True):
+            buffer.copy_(before)
         get_root_logger().warning(f'Skipped: {where}; {self.skipped_in_a_row} in a row, {self.skipped} in all.')
 
     def update_ema(self) -> None:
@@ -372,16 +373,14 @@ class RestorationModel(SRModel):
             for path in (f'{paths["training_states"]}/{iteration}.state', f'{paths["models"]}/net_g_{iteration}.pth'):
                 Path(path).unlink(missing_ok=True)
 
-    def _end_if_asked(self) -> None:
-        """End the process after the iteration that is done, its checkpoint written, if a signal has asked for it."""
-        name = interruption.asked()
-        if name is None or self.course is None:
-            return
-        where = Path(self.opt['path']['training_states']) / f'{self.iteration}.state'
-        if self.iteration > self.course.done and not where.exists():
+    def _end(self) -> None:
+        """End the process after the iteration that is done, its checkpoint written, as a signal has asked for."""
+        if self.iteration > self.course.done:
             self.save(self.course.at(self.iteration)['epoch'], self.iteration)
-            self.write_due_checkpoint()
-        get_root_logger().warning(f'{name}: saved iteration {self.iteration:,}; --auto_resume goes on from there.')
+        self.write_due_checkpoint()
+        get_root_logger().warning(
+            f'{interruption.asked()}: saved iteration {self.iteration:,}; --auto_resume goes on from there.'
+        )
         raise SystemExit(interruption.EXIT_CODE)
 
     @master_only

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lnca_arch.errors import InputError
+from lnca_arch.errors import InputError, first_line
 from lnca_data.atomic import whole_file
 
 Weights = dict[str, Tensor]
@@ -28,7 +28,7 @@ def save(content: Mapping[str, Any], path: Path | str) -> None:
     # torch wraps a failed write in a RuntimeError of its own.
     except (OSError, RuntimeError) as error:
         raise InputError(
-            f'cannot save {path}, of about {_bytes_of(content) / 1e6:,.0f} MB ({str(error).splitlines()[0]}); earlier '
+            f'cannot save {path}, of about {_bytes_of(content) / 1e6:,.0f} MB ({first_line(error)}); earlier '
             'checkpoints are untouched: make room, then go on with --auto_resume'
         ) from error
 
@@ -53,9 +53,8 @@ def load(path: Path | str) -> dict[str, Any]:
         _check_sums(path)
         content = torch.load(path, map_location='cpu', weights_only=True)
     except (RuntimeError, EOFError, OSError, KeyError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
-        reason = str(error).partition('\n')[0] or type(error).__name__
         raise InputError(
-            f'{path}: not a readable checkpoint, perhaps truncated ({reason}); use an earlier one'
+            f'{path}: not a readable checkpoint, perhaps truncated ({first_line(error)}); use an earlier one'
         ) from None
     if not isinstance(content, dict):
         raise InputError(f'{path}: not a checkpoint: it holds a {type(content).__name__}, not named parameters')

@@ -10,9 +10,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from lnca_arch.errors import InputError
+from lnca_arch.errors import InputError, one_line
 from lnca_arch.network import INFERENCE_STEPS, AutomatonNetwork
-from lnca_data.images import one_line
 from lnca_data.photographs import read_photograph
 from lnca_restore.pretrained import load_network
 from lnca_restore.tiling import restore_by_tiles, windows
