@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -96,8 +97,9 @@ def test_seeds_and_a_network_that_fails(project, benchmark, edit):
     command = ['-opt', 'task.yml', '--models', 'ViTCA', 'NAFNet', '--seeds', '2', '--output', 'out', '--batch', '2']
     result = benchmark('compare', *command)
     assert '2 of 4 runs failed' in failed_in_one_line(result)
-    assert 'ViTCA, seed 1 failed: the loss ' in result.stderr
-    assert 'ViTCA cannot be measured: the loss' in result.stderr
+    # Which is found first, a loss or a gradient, is chance.
+    assert re.search('ViTCA, seed 1 failed: the .* is (nan|inf) in iteration', result.stderr)
+    assert re.search('ViTCA cannot be measured: the .* is (nan|inf) in iteration', result.stderr)
     table = json.loads((project / 'out' / 'table.json').read_text())
     assert set(table['failed']) == {'ViTCA, seed 0', 'ViTCA, seed 1'}
     assert table['settings']['batch'] == 2
@@ -111,7 +113,7 @@ def test_seeds_and_a_network_that_fails(project, benchmark, edit):
     assert rows['ViTCA']['psnr'] is None
     markdown = (project / 'out' / 'table.md').read_text()
     assert '2 seeds, mean ± standard deviation' in markdown
-    assert 'ViTCA, seed 0 failed: the loss' in markdown
+    assert re.search('ViTCA, seed 0 failed: the .* is (nan|inf) in iteration', markdown)
 
     # Once its cause is mended it joins the others, which are left as they are.
     edit('options/networks/ViTCA.yml', lambda n: n['train']['automaton']['optim_g'].update(lr=1e-3))
