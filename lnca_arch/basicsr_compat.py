@@ -5,13 +5,9 @@ later is mended by lnca_model.pipeline, with the other functions.
 """
 
 import importlib
-import re
 import sys
 import types
-from collections import OrderedDict
 from collections.abc import Callable
-
-import yaml
 
 from lnca_arch import errors
 
@@ -53,26 +49,6 @@ def provide_functional_tensor() -> None:
         module = types.ModuleType(name)
         module.rgb_to_grayscale = rgb_to_grayscale
         sys.modules[name] = module
-
-
-class SafeLoader(yaml.SafeLoader):
-    """Reads plain data only, mappings in their order, and ``1e-2`` as the number that people mean by it."""
-
-
-SafeLoader.add_constructor(
-    yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, lambda loader, node: OrderedDict(loader.construct_pairs(node))
-)
-SafeLoader.add_implicit_resolver(
-    'tag:yaml.org,2002:float', re.compile(r'[-+]?[0-9]+[eE][-+]?[0-9]+'), list('-+0123456789')
-)
-
-
-def read_yaml_safely() -> None:
-    """BasicSR reads option files with a YAML loader that runs the code a file may hold. Have it read plain data."""
-    from basicsr.utils import options
-
-    dumper = options.ordered_yaml()[1]
-    options.ordered_yaml = lambda: (SafeLoader, dumper)
 
 
 def provide_wandb_ids() -> None:

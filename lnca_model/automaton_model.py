@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from lnca_arch.errors import InputError, check_known
 from lnca_arch.network import AutomatonNetwork
 from lnca_arch.rollout import RECOMPUTED
+from lnca_model import distributed
 from lnca_model.phases import Phase, whole_number
 from lnca_model.pool import Pool
 from lnca_model.restoration_model import RestorationModel
@@ -29,7 +30,7 @@ class AutomatonModel(RestorationModel):
 
     Options, in the block ``train.automaton``:
         iters, optim_g, scheduler: of the phase.
-        pool_size: states in the pool.
+        pool_size: states in the pool; of several processes, each has its share of them.
         steps: ``[least, most]``: bounds of the number of steps, both included, drawn for every optimisation step.
         memory: ``low``, ``balanced`` or ``fast``: how much the rollout keeps for its gradients, and does not have to
             compute again; chosen by the size of the batch if left out.
@@ -65,8 +66,10 @@ class AutomatonModel(RestorationModel):
     def init_training_settings(self) -> None:
         super().init_training_settings()
         options = self.opt['train']['automaton']
-        self.pool = Pool(options.get('pool_size', POOL_SIZE))
+        self.pool = Pool(max(options.get('pool_size', POOL_SIZE) // distributed.count(), 1))
         self.steps = options.get('steps', TRAINING_STEPS)
+        # All processes take the same number of steps, or they would wait for the one that takes most.
+        self.step_draws = torch.Generator().manual_seed(distributed.agreed(lambda: self.opt.get('manual_seed') or 0))
         self.network.automaton.memory = options.get('memory')
 
     def module_of(self, phase: Phase) -> nn.Module:
@@ -94,7 +97,7 @@ class AutomatonModel(RestorationModel):
     def train_from(self, state: Tensor, skip: Tensor | None, gt: Tensor) -> Tensor | None:
         """A rollout and a step of the optimiser; returns the final state, None if the step was skipped."""
         least, most = self.steps
-        steps = int(torch.randint(least, most + 1, ()))
+        steps = int(torch.randint(least, most + 1, (), generator=self.step_draws))
         state = self.network.automaton(state, steps, self.network.update_rate)
         return state.detach() if self.descend(self.losses_of(state, skip, gt)) else None
 
@@ -113,8 +116,16 @@ class AutomatonModel(RestorationModel):
         return {f'{steps} steps': images for steps, images in zip(TRACED_STEPS, frames, strict=True)}
 
     def training_state(self) -> dict[str, Any]:
-        return {**super().training_state(), 'pool': self.pool.state_dict()}
+        return {**super().training_state(), 'step_draws': self.step_draws.get_state()}
+
+    def process_state(self) -> dict[str, Any]:
+        return {**super().process_state(), 'pool': self.pool.state_dict()}
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
         super().resume_training(resume_state)
-        self.pool.load_state_dict(resume_state['pool'], self.device)
+        self.step_draws.set_state(resume_state['step_draws'])
+        pools = [process['pool'] for process in resume_state['processes']]
+        if len(pools) == distributed.count():
+            self.pool.load_state_dict(pools[distributed.rank()], self.device)
+        else:
+            self.pool.take_share(pools, distributed.rank(), distributed.count(), self.device)

@@ -8,10 +8,18 @@ SIGNALS = ('SIGINT', 'SIGTERM', 'SIGUSR1')
 EXIT_CODE = 75  # sysexits.h: a temporary failure; the same command with --auto_resume goes on
 
 _asked: list[str] = []
+_patient = False
 
 
-def listen() -> None:
-    """From now on remember such signals. A second one ends the process as if nobody listened."""
+def listen(patiently: bool = False) -> None:
+    """From now on remember such signals.
+
+    Args:
+        patiently: whatever comes after it. Otherwise a second one ends the process as if nobody listened. Launchers
+            of several processes pass on a signal that the processes have received already.
+    """
+    global _patient
+    _patient = patiently
     for name in SIGNALS:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), _remember)
@@ -24,4 +32,5 @@ def asked() -> str | None:
 
 def _remember(number: int, frame: FrameType | None) -> None:
     _asked.append(signal.Signals(number).name)
-    signal.signal(number, signal.SIG_DFL)
+    if not _patient:
+        signal.signal(number, signal.SIG_DFL)

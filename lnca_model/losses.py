@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lnca_model.distributed import mean_over_processes
+
 from basicsr.losses.loss_util import reduce_loss
 from basicsr.utils.registry import LOSS_REGISTRY
 
@@ -30,7 +32,7 @@ class _Loss(nn.Module):
 class TripletDistanceLoss(_Loss):
     """max(0, MSE(anchor, positive) − MSE(anchor, negative) + margin): equation 4.
 
-    The hinge acts last, on the reduced distances: with ``'mean'``, on means over the whole batch.
+    The hinge acts last, on the reduced distances: with ``'mean'``, on means over the whole batch, of all processes.
 
     Args:
         margin: the paper's α.
@@ -44,7 +46,10 @@ class TripletDistanceLoss(_Loss):
         """All three are latents of one shape."""
         near = F.mse_loss(anchor, positive, reduction=self.reduction)
         far = F.mse_loss(anchor, negative, reduction=self.reduction)
-        return self.loss_weight * (near - far + self.margin).clamp(min=0)
+        difference = near - far
+        if self.reduction == 'mean':
+            difference = mean_over_processes(difference)
+        return self.loss_weight * (difference + self.margin).clamp(min=0)
 
 
 @LOSS_REGISTRY.register()

@@ -5,67 +5,58 @@ import argparse
 import dataclasses
 import functools
 import logging
+import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from lnca_arch import basicsr_compat
 from lnca_arch.errors import InputError, check_known, report_in_one_line
 from lnca_data.lmdb_store import check_pair
-from lnca_model import interruption
+from lnca_model import distributed, interruption
 from lnca_model.course import Course, ResumableSampler
+from lnca_model.options import Options, check_blocks, complete, force, read_command_line, read_options
 from lnca_model.phases import phase_at, phases_of
 from lnca_model.resources import keep_freed_memory
 from lnca_model.restoration_model import RestorationModel
 from lnca_restore import checkpoint
 
-from basicsr.utils import MessageLogger, check_resume
+from basicsr.utils import MessageLogger, check_resume, make_exp_dirs, set_random_seed
 from basicsr.utils import options as basicsr_options
 from basicsr.utils.registry import DATASET_REGISTRY, MODEL_REGISTRY
-
-VALUES = ('name', 'model_type', 'num_gpu')
-BLOCKS = ('network_g', 'datasets', 'path')
-TRAINING_BLOCKS = ('train', 'logger')
-TEST_BLOCKS = ('val',)
-
-Options = dict[str, Any]
-
-_basicsr_parse_options = basicsr_options.parse_options
 
 
 def install() -> None:
     """Put the functions below in the place of BasicSR's, also for modules that are imported later."""
-    basicsr_compat.read_yaml_safely()
     basicsr_options.parse_options = parse_options
     basicsr_compat.replace_in_pipeline('parse_options', parse_options)
 
 
 def parse_options(root_path: str, is_train: bool = True) -> tuple[Options, argparse.Namespace]:
-    """BasicSR's parse_options, which train.py and test.py call first, with mistakes reported in one line.
+    """In the place of BasicSR's parse_options, which runs code that options hold; train.py and test.py call it first.
+    From here on mistakes are reported in one line each.
 
     Raises:
-        InputError: the file is missing or not YAML, or what it says would fail later.
+        InputError: what the command line or the option file says would fail later.
     """
     report_in_one_line()
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument('-opt')
-    path = parser.parse_known_args()[0].opt
-    if path is not None:
-        check_blocks(read_options(path), path, is_train)
-    opt, args = _basicsr_parse_options(root_path, is_train)
-    find_paths(opt, Path(root_path))
+    args = read_command_line()
+    opt = read_options(args.opt)
+    force(opt, args.force_yml)
+    check_blocks(opt, args.opt, is_train)
+    complete(opt, args, Path(root_path), is_train)
     check_options(opt)
+    join_processes(opt, args.launcher)
     if opt['num_gpu'] == 0:
         keep_freed_memory()
     if is_train:
-        interruption.listen()
+        interruption.listen(patiently=opt['dist'])
         if (opt['logger'].get('wandb') or {}).get('project'):
             basicsr_compat.provide_wandb_ids()
     # These are defined in the file that is run, so they can be replaced only once it runs.
     basicsr_compat.replace_in_pipeline('load_resume_state', load_resume_state)
+    basicsr_compat.replace_in_pipeline('make_exp_dirs', make_folders)
     basicsr_compat.replace_in_pipeline('MessageLogger', PhaseLogger)
     basicsr_compat.replace_in_pipeline('EnlargedSampler', ResumableSampler)
     import basicsr.train
@@ -76,47 +67,28 @@ def parse_options(root_path: str, is_train: bool = True) -> tuple[Options, argpa
     return opt, args
 
 
-def read_options(path: str | Path) -> Options:
-    """Read an option file as plain data.
-
-    Raises:
-        InputError: it is missing, not YAML, or carries anything but plain data.
-    """
-    try:
-        with open(path, encoding='utf-8') as file:
-            opt = yaml.load(file, Loader=basicsr_compat.SafeLoader)
-    except OSError as error:
-        raise InputError(f'{path}: cannot read the option file ({error.strerror})') from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f'{path}: not a plain YAML file: {" ".join(str(error).split())}') from None
-    if not isinstance(opt, dict):
-        raise InputError(f'{path}: not an option file: expected NAME: VALUE lines, got {type(opt).__name__}')
-    return opt
-
-
-def check_blocks(opt: Options, path: str | Path, is_train: bool) -> None:
-    """Raise InputError unless everything is there that BasicSR reads without asking."""
-    blocks = BLOCKS + (TRAINING_BLOCKS if is_train else TEST_BLOCKS)
-    missing = [name for name in VALUES + blocks if name not in opt]
-    if missing:
-        raise InputError(f'{path}: {", ".join(missing)} missing; see options/lnca_photos.yml for a complete file')
-    for name in blocks:
-        if not isinstance(opt[name], dict):
-            raise InputError(f'{path}: {name} must be a block of options, got {opt[name]!r}')
-    for name, dataset in opt['datasets'].items():
-        if not isinstance(dataset, dict):
-            raise InputError(f'{path}: datasets.{name} must be a block of options, got {dataset!r}')
-    if is_train and 'train' not in opt['datasets']:
-        raise InputError(f'{path}: datasets.train is missing')
+def join_processes(opt: Options, launcher: str) -> None:
+    """Make this process one of those that a launcher has started, or the only one, and seed its random numbers."""
+    opt['dist'] = launcher != 'none'
+    if opt['dist']:
+        distributed.begin(launcher, opt['num_gpu'], **opt.get('dist_params') or {})
+    elif opt['num_gpu'] > 1:
+        print(
+            f'{opt["num_gpu"]} GPUs: one is used. For all: torchrun --nproc_per_node={opt["num_gpu"]} basicsr/train.py '
+            '-opt FILE --launcher pytorch',
+            flush=True,
+        )
+        opt['num_gpu'] = 1
+    opt.update(rank=distributed.rank(), world_size=distributed.count())
+    if opt.get('manual_seed') is None:
+        opt['manual_seed'] = distributed.agreed(lambda: random.randint(1, 10000))
+    set_random_seed(opt['manual_seed'] + opt['rank'])
 
 
-def find_paths(opt: Options, root: Path) -> None:
-    """Look for relative paths in the current directory, then under ``root``, so that a command works from anywhere."""
-    for block in [opt['path'], *opt['datasets'].values()]:
-        for key, value in block.items():
-            is_input = key.startswith(('dataroot', 'pretrain_network', 'resume_state'))
-            if is_input and isinstance(value, str) and not Path(value).exists() and (root / value).exists():
-                block[key] = str(root / value)
+def make_folders(opt: Options) -> None:
+    """BasicSR's make_exp_dirs, after which the folders are there for every process."""
+    make_exp_dirs(opt)
+    distributed.wait()
 
 
 def check_options(opt: Options) -> None:
@@ -153,23 +125,34 @@ def load_resume_state(opt: Options) -> Options | None:
     found = sorted(Path(opt['path']['training_states']).glob('[0-9]*.state'), key=lambda path: -int(path.stem))
     named = opt['path'].get('resume_state')
     candidates = found if opt['auto_resume'] and found else [Path(named)] if named else []
+    path, damaged = distributed.agreed(lambda: _first_whole(candidates, opt))
+    if path is None:
+        return None
+    # On the CPU: the optimisers move their state to their parameters' device themselves.
+    state = checkpoint.load(path)
+    opt['path']['resume_state'] = str(path)
+    check_resume(opt, state['iter'])
+    state['notes'] = damaged
+    opt['datasets']['train']['resumed'] = {key: state.get(key, 0) for key in ('iter', 'epoch', 'seen')}
+    return state
+
+
+def _first_whole(states: Iterable[Path], opt: Options) -> tuple[Path | None, list[str]]:
+    """The first training state that can be read, and its network too; and what is wrong with those before it."""
     damaged: list[str] = []
-    for path in candidates:
+    for path in states:
         try:
-            # On the CPU: the optimisers move their state to their parameters' device themselves.
             state = checkpoint.load(path)
-            opt['path']['resume_state'] = str(path)
-            check_resume(opt, state['iter'])
-            checkpoint.load(opt['path']['pretrain_network_g'])
+            if 'iter' not in state:
+                raise InputError(f'{path}: not a training state; a network is named under path.pretrain_network_g')
+            checkpoint.load(Path(opt['path']['models']) / f'net_g_{state["iter"]}.pth')
         except InputError as error:
             damaged.append(str(error))
-            continue
-        state['notes'] = damaged
-        opt['datasets']['train']['resumed'] = {key: state.get(key, 0) for key in ('iter', 'epoch', 'seen')}
-        return state
+        else:
+            return path, damaged
     if damaged:
         raise InputError(f'no checkpoint can be resumed from: {"; ".join(damaged)}')
-    return None
+    return None, []
 
 
 def for_the_whole_run(create: Callable) -> Callable:

@@ -1,5 +1,6 @@
 """The pool of states that an automaton trains on a second time (paper section 2.1, pool sampling)."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -76,16 +77,29 @@ class Pool:
             store[places.to(store.device)] = tensor.to(store.dtype)
 
     def state_dict(self) -> dict:
-        """What a resumed run needs: the triples and the place of the next one."""
+        """What a resumed run needs: the triples, on the CPU, and the place of the next one."""
         return {
-            'tensors': {name: tensor[: self._count] for name, tensor in self._tensors.items()},
+            'tensors': {name: tensor[: self._count].cpu() for name, tensor in self._tensors.items()},
             'next': self._next,
         }
 
     def load_state_dict(self, saved: dict, device: torch.device) -> None:
+        self._fill(saved['tensors'], device)
+        self._next = saved['next'] % self.size
+
+    def take_share(self, saved: Sequence[dict], share: int, shares: int, device: torch.device) -> None:
+        """Begin with what is one share of several pools' :meth:`state_dict`, as another number of processes does that
+        goes on with a training. No share is empty unless all are."""
+        filled = [pool['tensors'] for pool in saved if pool['tensors']]
+        if not filled:
+            self._fill({}, device)
+            return
+        together = {name: torch.cat([tensors[name] for tensors in filled]) for name in filled[0]}
+        count = len(together['state'])
+        self._fill({name: tensor[share % count :: shares] for name, tensor in together.items()}, device)
+
+    def _fill(self, tensors: dict[str, Tensor], device: torch.device) -> None:
         self._tensors = {}
         self._count = self._next = 0
-        tensors = {name: tensor.to(device) for name, tensor in saved['tensors'].items()}
         if tensors:
-            self.add(**tensors)
-        self._next = saved['next'] % self.size
+            self.add(**{name: tensor.to(device) for name, tensor in tensors.items()})

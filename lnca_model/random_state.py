@@ -1,4 +1,4 @@
-"""The state of all random number generators that a training draws from."""
+"""The state of all random number generators that a process draws from in training."""
 
 import random
 from collections.abc import Iterator
@@ -16,19 +16,19 @@ def random_state() -> dict[str, Any]:
         'python': random.getstate(),
         'numpy': (kind, keys.tolist(), *rest),
         'torch': torch.get_rng_state(),
-        'cuda': torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        'cuda': torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
     }
 
 
 def restore_random_state(state: dict[str, Any]) -> None:
-    """The opposite. Where there are other GPUs than there were, theirs go on from where they are."""
+    """The opposite. A GPU where there was none goes on from where it is."""
     version, keys, gauss = state['python']
     random.setstate((version, tuple(keys), gauss))
     kind, keys, *rest = state['numpy']
     np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
     torch.set_rng_state(state['torch'])
-    if torch.cuda.is_available() and len(state['cuda']) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state['cuda'])
+    if torch.cuda.is_available() and state['cuda'] is not None:
+        torch.cuda.set_rng_state(state['cuda'])
 
 
 @contextmanager

@@ -12,13 +12,15 @@ import cv2
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from lnca_arch.errors import InputError, check_known, construct, nearest
 from lnca_data.atomic import whole_file, write_json
 from lnca_data.corruption import build_corruption
 from lnca_data.sheet import write_sheet
-from lnca_model import interruption
+from lnca_model import distributed, interruption
+from lnca_model.batch_norm import synchronize_batch_norms
 from lnca_model.course import Course
 from lnca_model.optimization import build_optimizer, build_scheduler, normalize_gradients
 from lnca_model.phases import Phase, phase_at, phases_of, whole_number
@@ -53,6 +55,8 @@ class RestorationModel(SRModel):
         train.skip_non_finite: how many steps of the optimiser in a row may be left out because a loss or the gradient
             is NaN or infinite; 10 unless told otherwise.
         logger.keep_checkpoints: how many checkpoints to keep, the newest; all if left out.
+        train.sync_batch_norm: of several processes, whether batch norms normalise by the images of all of them; true
+            unless told otherwise. Else by their own, and what they keep for inference is averaged.
         train.normalize_gradients: divide each gradient tensor by its norm.
         train.NAME_opt: any number of losses, each called as ``loss(restored, gt)``.
         val.batch_size: tiles restored at once.
@@ -135,13 +139,17 @@ class RestorationModel(SRModel):
         self.phase: Phase | None = None
         self._due: tuple[int, int] | None = None
         self._random: dict[str, Any] | None = None
+        self._ending = False
         self.skipped = self.skipped_in_a_row = 0
         self.resources = Resources(torch.device('cuda' if opt['num_gpu'] else 'cpu'))
         super().__init__(opt)
 
     def init_training_settings(self) -> None:
         train_opt = self.opt['train']
-        self.network = self.get_bare_model(self.net_g)
+        self.network = self.net_g
+        if train_opt.get('sync_batch_norm', True):
+            synchronize_batch_norms(self.network)
+        distributed.share(self.network.state_dict().values())
         self.ema_decay = train_opt.get('ema_decay', 0)
         if self.ema_decay > 0:
             self.net_g_ema = deepcopy(self.network).eval()
@@ -166,12 +174,15 @@ class RestorationModel(SRModel):
         self.best: dict[str, float] = {}
         self.validated: dict[str, int] = {}  # dataset → the iteration of its last validation
 
+    def model_to_device(self, net: nn.Module) -> nn.Module:
+        """On its device, and not wrapped, also if there are several processes: see :mod:`lnca_model.distributed`."""
+        return net.to(self.device)
+
     def module_of(self, phase: Phase) -> nn.Module:
         """The part of the network that a phase trains; the rest is frozen, batch norms included."""
         return self.network
 
     def load_network(self, net: nn.Module, load_path: str, strict: bool = True, param_key: str = 'params') -> None:
-        net = self.get_bare_model(net)
         weights = checkpoint.read_weights(net, load_path, strict, param_key)
         net.load_state_dict(weights, strict=strict)
         get_root_logger().info(
@@ -182,7 +193,7 @@ class RestorationModel(SRModel):
 
     def update_learning_rate(self, current_iter: int, warmup_iter: int = -1) -> None:
         """Called by BasicSR before every iteration: enter the phase that it belongs to and set the rate."""
-        if interruption.asked() and self.course:
+        if self._ending:
             self._end()
         self.write_due_checkpoint()
         if self._random:  # as late as this: loaders draw a number when they begin
@@ -227,6 +238,8 @@ class RestorationModel(SRModel):
         self.log_dict = OrderedDict()
         self._buffers = [buffer.clone() for buffer in self.module_of(self.phase).buffers()]
         self.train_on_batch()
+        if not self.opt['train'].get('sync_batch_norm', True):
+            distributed.average(b for b in self.module_of(self.phase).buffers() if b.is_floating_point())
         self.update_ema()
         self.resources.stop()
 
@@ -236,8 +249,8 @@ class RestorationModel(SRModel):
         self.descend({name: loss(restored, self.gt) for name, loss in self.losses[self.phase.name].items()})
 
     def descend(self, losses: dict[str, Tensor]) -> bool:
-        """One step of the phase's optimiser down the sum of losses; whether there was one. There is none, and the
-        network stays as it is, if a loss or the gradient is NaN or infinite.
+        """One step of the phase's optimiser down the sum of losses, the mean of all processes; whether there was one.
+        There is none, and the network stays as it is, if a loss or the gradient is NaN or infinite.
 
         Raises:
             InputError: that was so more often in a row than train.skip_non_finite allows.
@@ -246,9 +259,15 @@ class RestorationModel(SRModel):
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group['params']]
-        gradient = nn.utils.get_total_norm(parameter.grad for parameter in parameters if parameter.grad is not None)
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        distributed.average(gradients)
+        # All end after the same iteration if one is asked to.
+        asked = total.new_tensor(float(interruption.asked() is not None))
+        of_process = torch.stack([*losses.values(), total, asked]).detach()
+        distributed.average([of_process])
         # One transfer from the device for all of them.
-        values = torch.stack([*losses.values(), total, gradient]).detach().tolist()
+        values = torch.stack([*of_process, nn.utils.get_total_norm(gradients)]).tolist()
+        self._ending |= values.pop(-2) > 0
         for name, value in zip(
             [*(f'loss {name}' for name in losses), 'sum of losses', 'gradient'], values, strict=True
         ):
@@ -296,27 +315,32 @@ class RestorationModel(SRModel):
         """
         nets, keys = (value if isinstance(value, list) else [value] for value in (net, param_key))
         content = {
-            key: {name: tensor.cpu() for name, tensor in self.get_bare_model(net).state_dict().items()}
+            key: {name: tensor.cpu() for name, tensor in net.state_dict().items()}
             for net, key in zip(nets, keys, strict=True)
         }
         name = f'{net_label}_{"latest" if current_iter == -1 else current_iter}.pth'
         checkpoint.save(content, Path(self.opt['path']['models']) / name)
 
-    @master_only
     def save_training_state(self, epoch: int, current_iter: int) -> None:
-        if current_iter != -1:
-            path = Path(self.opt['path']['training_states']) / f'{current_iter}.state'
-            checkpoint.save({'epoch': epoch, 'iter': current_iter, **self.training_state()}, path)
+        if current_iter == -1:
+            return
+        processes = distributed.gathered(self.process_state())
+        if distributed.rank() == 0:
+            state = {'epoch': epoch, 'iter': current_iter, **self.training_state(), 'processes': processes}
+            checkpoint.save(state, Path(self.opt['path']['training_states']) / f'{current_iter}.state')
+
+    def process_state(self) -> dict[str, Any]:
+        """What a resumed run needs of each process, on the CPU."""
+        return {'random': random_state()}
 
     def training_state(self) -> dict[str, Any]:
-        """What a resumed run needs beside the network."""
+        """What a resumed run needs beside the network and that."""
         return {
             'optimizers': [optimizer.state_dict() for optimizer in self.optimizers],
             'schedulers': [scheduler.state_dict() for scheduler in self.schedulers],
             'best': self.best,
             'validated': self.validated,
             'resources': self.resources.state_dict(),
-            'random': random_state(),
             'skipped': self.skipped,
             **({'seen': self.course.at(self.iteration)['seen']} if self.course else {}),
         }
@@ -324,16 +348,25 @@ class RestorationModel(SRModel):
     def resume_training(self, resume_state: dict[str, Any]) -> None:
         for note in resume_state.get('notes', []):
             get_root_logger().warning(note)
-        super().resume_training(resume_state)
+        # How far schedules are; their lengths and rates are what the options say now.
+        schedulers = [
+            {key: saved[key] for key in ('last_epoch', '_step_count')} for saved in resume_state['schedulers']
+        ]
+        super().resume_training(resume_state | {'schedulers': schedulers})
+        for optimizer, scheduler in zip(self.optimizers, self.schedulers, strict=True):
+            for group, rate in zip(optimizer.param_groups, scheduler.base_lrs, strict=True):
+                group['lr'] *= rate / group['initial_lr']
+                group['initial_lr'] = rate
         self.best = resume_state['best']
-        # Older states have none of the following.
-        if 'resources' in resume_state:
-            self.resources.load_state_dict(resume_state['resources'])
-        self.validated = resume_state.get('validated', {})
-        self._random = resume_state.get('random')
-        self.skipped = resume_state.get('skipped', 0)
-        at_end = {dataset['name'] for dataset in self.opt['datasets'].values() if dataset.get('at_end')}
-        forget_scores(Path(self.opt['path']['log']) / 'scores.csv', after=resume_state['iter'], of=at_end)
+        self.resources.load_state_dict(resume_state['resources'])
+        self.validated = resume_state['validated']
+        self.skipped = resume_state['skipped']
+        # Where there are more processes than there were, the others' go on from their seeds.
+        if distributed.rank() < len(resume_state['processes']):
+            self._random = resume_state['processes'][distributed.rank()]['random']
+        if distributed.rank() == 0:
+            at_end = {dataset['name'] for dataset in self.opt['datasets'].values() if dataset.get('at_end')}
+            forget_scores(Path(self.opt['path']['log']) / 'scores.csv', after=resume_state['iter'], of=at_end)
         # A run that was cut off after its last iteration has only to be scored.
         self.iteration = resume_state['iter']
         self.enter(phase_at(self.phases, self.iteration))
@@ -378,9 +411,9 @@ class RestorationModel(SRModel):
         if self.iteration > self.course.done:
             self.save(self.course.at(self.iteration)['epoch'], self.iteration)
         self.write_due_checkpoint()
-        get_root_logger().warning(
-            f'{interruption.asked()}: saved iteration {self.iteration:,}; --auto_resume goes on from there.'
-        )
+        distributed.wait()  # a launcher ends all when one has ended
+        asked = interruption.asked() or 'another process was asked to end'
+        get_root_logger().warning(f'{asked}: saved iteration {self.iteration:,}; --auto_resume goes on from there.')
         raise SystemExit(interruption.EXIT_CODE)
 
     @master_only
@@ -416,7 +449,7 @@ class RestorationModel(SRModel):
         reduced = torch.autocast(self.device.type, precision, enabled=precision != torch.float32)
         try:
             with torch.no_grad(), reduced:
-                yield self.get_bare_model(net)
+                yield net
         finally:
             for module in training:
                 module.training = True
@@ -454,16 +487,23 @@ class RestorationModel(SRModel):
 
     def _use_best_network(self) -> None:
         path = Path(self.opt['path']['models']) / 'net_g_best.pth'
-        if self.best and path.is_file():
+        if distributed.rank() == 0 and self.best and path.is_file():
             self.load_network(self.scored_network, str(path), param_key='params_ema')
+        distributed.share(self.scored_network.state_dict().values())
+
+    def dist_validation(self, dataloader: Any, current_iter: int | str, tb_logger: Any, save_img: bool) -> None:
+        self.nondist_validation(dataloader, current_iter, tb_logger, save_img)
 
     def nondist_validation(self, dataloader: Any, current_iter: int | str, tb_logger: Any, save_img: bool) -> None:
+        """Called by BasicSR with a loader of batch size 1. Each process restores and scores its share."""
         dataset_options = dataloader.dataset.opt
-        images = len(dataloader.dataset)
         name = dataset_options['name']
-        validation = Validation(self.opt['val'].get('metrics') or {}, images)
-        batches = equal_batches(dataloader, self.opt['val'].get('batch_size', DEFAULT_VALIDATION_BATCH))
-        with tqdm(total=images, unit='image', desc=name, leave=False) as progress:
+        share = distributed.share_of(len(dataloader.dataset))
+        validation = Validation(self.opt['val'].get('metrics') or {}, len(dataloader.dataset), share.start)
+        images = DataLoader(Subset(dataloader.dataset, share)) if len(share) < len(dataloader.dataset) else dataloader
+        batches = equal_batches(images, self.opt['val'].get('batch_size', DEFAULT_VALIDATION_BATCH))
+        others = distributed.rank() > 0
+        with tqdm(total=len(share), unit='image', desc=name, leave=False, disable=others) as progress:
             for batch in batches:
                 self.feed_data(batch)
                 self.test()
@@ -474,6 +514,12 @@ class RestorationModel(SRModel):
                     for image, key in zip(restored, batch['lq_path'], strict=True):
                         self._save_image(image, Path(key).stem, name, current_iter)
                 progress.update(len(restored))
+        validation.put_together()
+        if distributed.rank() == 0:
+            self._write_pictures(name, current_iter, validation, tb_logger)
+        self._report(dataset_options, current_iter, validation, tb_logger)
+
+    def _write_pictures(self, name: str, current_iter: int | str, validation: Validation, tb_logger: Any) -> None:
         folder = Path(self.opt['path']['visualization']) / name
         pictures = {'sheet': folder / f'sheet_{current_iter}.png'}
         validation.write_sheet(pictures['sheet'])
@@ -486,7 +532,6 @@ class RestorationModel(SRModel):
         for kind, path in pictures.items():
             if tb_logger and path.is_file():
                 tb_logger.add_image(f'{kind}/{name}', cv2.imread(str(path))[..., ::-1], current_iter, dataformats='HWC')
-        self._report(dataset_options, current_iter, validation, tb_logger)
 
     def _save_image(self, image: Any, name: str, dataset_name: str, current_iter: int | str) -> None:
         folder = Path(self.opt['path']['visualization'])
@@ -515,7 +560,8 @@ class RestorationModel(SRModel):
         if rows and self._selects_by(dataset_options):
             lines.append(self._keep_if_best(validation.scores('restored'), current_iter))
         get_root_logger().info('\n'.join(lines))
-        append_scores(Path(self.opt['path']['log']) / 'scores.csv', rows)
+        if distributed.rank() == 0:
+            append_scores(Path(self.opt['path']['log']) / 'scores.csv', rows)
 
     def scored_as(self) -> str:
         """What the log says of the network that was scored."""

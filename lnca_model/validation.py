@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lnca_data.atomic import whole_file
 from lnca_data.sheet import write_sheet
+from lnca_model import distributed
 from lnca_model.metrics import BATCH_METRICS
 
 from basicsr.metrics import calculate_metric
@@ -73,13 +74,14 @@ class Validation:
 
     Args:
         metrics: the block ``val.metrics`` of an option file: name → ``{type: calculate_psnr, ...}``.
-        images: how many images there will be.
+        images: how many images the dataset has.
+        first: the number of the first that this process scores.
     """
 
-    def __init__(self, metrics: Mapping[str, Mapping[str, Any]], images: int) -> None:
+    def __init__(self, metrics: Mapping[str, Mapping[str, Any]], images: int, first: int = 0) -> None:
         self._metrics = metrics
         self._sums = {side: dict.fromkeys(metrics, 0.0) for side in ('restored', 'corrupted')}
-        self._seen = 0
+        self._first, self._seen = first, 0
         self._sheet_every = max(1, math.ceil(images / SHEET_TILES))
         self._sheet: dict[str, list[np.ndarray]] = {'corrupted': [], 'restored': [], 'truth': []}
 
@@ -88,12 +90,20 @@ class Validation:
         for side, images in (('restored', restored), ('corrupted', corrupted)):
             for name, options in self._metrics.items():
                 self._sums[side][name] += _sum_of_scores(images, truth, options)
-        for index in range(-self._seen % self._sheet_every, len(truth), self._sheet_every):
+        for index in range(-(self._first + self._seen) % self._sheet_every, len(truth), self._sheet_every):
             for column, images in zip(self._sheet.values(), (corrupted, restored, truth), strict=True):
-                # A sheet is a grid: of photographs of several sizes it shows those of the first.
-                if not column or images[index].shape == column[0].shape:
-                    column.append(images[index][..., ::-1])
+                column.append(images[index][..., ::-1])
         self._seen += len(truth)
+
+    def put_together(self) -> None:
+        """Add up what all processes have scored: the scores are in all of them, the pictures in the first."""
+        parts = distributed.known_to_all((self._sums, self._seen))
+        self._seen = sum(seen for _, seen in parts)
+        self._sums = {
+            side: {name: sum(sums[side][name] for sums, _ in parts) for name in self._metrics} for side in self._sums
+        }
+        sheets = distributed.gathered(self._sheet)
+        self._sheet = {side: [image for sheet in sheets for image in sheet[side]] for side in self._sheet}
 
     def scores(self, side: str) -> dict[str, float]:
         """The means over all images, of the ``'restored'`` or the ``'corrupted'`` ones; none if there was no truth."""
@@ -103,7 +113,12 @@ class Validation:
         """Before, after and truth of about twenty tiles, as a PNG."""
         if self._seen:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_sheet(path, self._sheet)
+            # A sheet is a grid: of photographs of several sizes it shows those of the first.
+            shape = self._sheet['truth'][0].shape
+            write_sheet(
+                path,
+                {side: [image for image in images if image.shape == shape] for side, images in self._sheet.items()},
+            )
 
 
 def append_scores(path: Path, rows: Iterable[Sequence[Any]]) -> None:

@@ -5,6 +5,7 @@ import copy
 import os
 import random
 import resource
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -131,6 +132,14 @@ def model_options(options: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
     for name, dataset in opt['datasets'].items():
         dataset['phase'] = name.split('_')[0]
     return opt | {'is_train': True, 'dist': False, 'rank': 0, 'world_size': 1}
+
+
+@pytest.fixture
+def unused_port() -> int:
+    """One where nothing listens, for processes to meet at."""
+    with socket.socket() as listener:
+        listener.bind(('127.0.0.1', 0))
+        return listener.getsockname()[1]
 
 
 @pytest.fixture

@@ -129,3 +129,27 @@ def test_of_a_damaged_checkpoint_the_one_before_is_used(project, run, options):
     result = run('train', options, '--auto_resume')
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1].startswith('error: no checkpoint can be resumed from: ')
+
+
+def test_a_longer_or_slower_phase_on_resuming(project, run, options):
+    """What the options say of schedules holds from there on."""
+    options['logger']['save_checkpoint_freq'] = 7
+    assert run('train', options).returncode == 0
+    options['train'].update(total_iter=13)
+    options['train']['automaton'].update(iters=10)
+    options['train']['automaton']['optim_g'].update(lr=0.004)
+    result = run('train', options, '--auto_resume')
+    assert result.returncode == 0, result.stderr
+    # Half of 0.004 in the middle of the phase, which is 10 iterations long now: iteration 9 is its sixth.
+    assert 'iter:       9, lr:(2.000e-03,)' in result.stderr
+
+    options['train']['automaton']['scheduler'] = {'type': 'MultiStepLR', 'milestones': [6], 'gamma': 0.5}
+    options['name'] = 'steps'
+    assert run('train', options).returncode == 0
+    options['train'].update(total_iter=15)
+    options['train']['automaton'].update(iters=12)
+    options['train']['automaton']['optim_g'].update(lr=0.001)
+    result = run('train', options, '--auto_resume')
+    assert result.returncode == 0, result.stderr
+    assert 'iter:       8, lr:(1.000e-03,)' in result.stderr
+    assert 'iter:      10, lr:(5.000e-04,)' in result.stderr

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from lnca_model import distributed
 from lnca_model.losses import (
     MaskedTaskLoss,
     OverflowLoss,
@@ -118,3 +119,16 @@ def test_psnr():
 def test_overflow_bounds():
     with pytest.raises(ValueError, match='low must not be above high'):
         OverflowLoss(low=1, high=0)
+
+
+@pytest.mark.parametrize(('mean', 'expected'), [(-3.0, 0.0), (2.0, 3.0)])
+def test_the_hinge_acts_on_the_mean_of_all_processes(monkeypatch, mean, expected):
+    """The own distances alone would give max(0, 4 − 1 + 1)."""
+    monkeypatch.setattr(distributed, 'count', lambda: 2)
+    monkeypatch.setattr(distributed, 'average', lambda tensors: tensors[0].fill_(mean))
+    anchor = torch.zeros(1, 2, 1, 1, requires_grad=True)
+    loss = TripletDistanceLoss()(anchor, torch.full_like(anchor, 2), torch.full_like(anchor, 1))
+    assert loss.item() == expected
+    loss.backward()
+    # d/da of mean((a − 2)²) − mean((a − 1)²) at a = 0
+    assert torch.allclose(anchor.grad, torch.full_like(anchor, -1.0 if expected else 0.0))

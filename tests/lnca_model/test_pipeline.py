@@ -7,10 +7,10 @@ import pytest
 import yaml
 
 from lnca_arch import errors
-from lnca_arch.basicsr_compat import SafeLoader
 from lnca_arch.errors import InputError
 from lnca_data.lmdb_store import TileStore, write_lmdb
 from lnca_model import pipeline
+from lnca_model.options import SafeLoader
 
 
 @pytest.fixture

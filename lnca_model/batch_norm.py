@@ -1,0 +1,33 @@
+"""Batch norm over the images of several processes."""
+
+import torch
+from torch import Tensor, nn
+
+from lnca_model import distributed
+
+
+class SynchronizedBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm whose mean and variance, in training, are those of the images of all processes. PyTorch's own works on
+    GPUs alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, C, H, W)``, N the same in all processes."""
+        if not self.training or distributed.count() == 1:
+            return super().forward(x)
+        mean = distributed.Sum.apply(x.mean(dim=(0, 2, 3))) / distributed.count()
+        centred = x - mean[:, None, None]
+        variance = distributed.Sum.apply(centred.square().mean(dim=(0, 2, 3))) / distributed.count()
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            elements = distributed.count() * x.numel() // x.shape[1]
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * elements / (elements - 1), self.momentum)
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        return centred * scale[:, None, None] + self.bias[:, None, None]
+
+
+def synchronize_batch_norms(network: nn.Module) -> None:
+    """Have every batch norm of a network be a :class:`SynchronizedBatchNorm2d`; parameters and names stay."""
+    for module in network.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = SynchronizedBatchNorm2d

@@ -1,0 +1,118 @@
+"""Several processes that train one network. What runs in them is one_of_several.py."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from lnca_arch.errors import InputError
+from lnca_model import distributed
+from lnca_model.pool import Pool
+
+PROGRAM = Path(__file__).resolve().parents[1] / 'processes' / 'one_of_several.py'
+
+
+@pytest.fixture
+def train(model_options, tmp_path, unused_port):
+    """Train in so many processes; what each has left."""
+
+    def start(count):
+        model_options['train']['automaton']['pool_size'] = 100
+        (tmp_path / 'options.yml').write_text(yaml.safe_dump(model_options))
+        command = [sys.executable, PROGRAM, tmp_path]
+        environments = [
+            {} if count == 1 else {'RANK': f'{rank}', 'LOCAL_RANK': f'{rank}', 'WORLD_SIZE': f'{count}'}
+            for rank in range(count)
+        ]
+        address = {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(unused_port), 'OMP_NUM_THREADS': '1'}
+        processes = [
+            subprocess.Popen(command, env=os.environ | address | own, stderr=subprocess.PIPE, text=True)
+            for own in environments
+        ]
+        for process in processes:
+            _, said = process.communicate(timeout=240)
+            assert process.returncode == 0, said
+        return [torch.load(tmp_path / f'{rank}_of_{count}.pt', weights_only=True) for rank in range(count)]
+
+    return start
+
+
+def close(first, second):
+    """Equal to 1e-5, of the largest number in the tensor if that is above 1."""
+    return (first - second).abs().max() <= 1e-5 * second.abs().max().clamp(min=1)
+
+
+def test_two_processes_have_the_gradients_of_one(train, model_options):
+    model_options['network_g']['dropout'] = 0
+    model_options['train'].update(normalize_gradients=False)
+    for phase in ('autoencoder', 'automaton'):
+        # Adam would make much of the rounding in gradients that are almost 0.
+        model_options['train'][phase]['optim_g'] = {'type': 'SGD', 'lr': 1e-3}
+    (alone,) = train(1)
+    assert len(alone['gradients']) == 2 * model_options['train']['total_iter']
+    for process in train(2):
+        for step, (gradients, expected) in enumerate(zip(process['gradients'], alone['gradients'], strict=True)):
+            for number, (gradient, other) in enumerate(zip(gradients, expected, strict=True)):
+                assert close(gradient, other), (step, number)
+        for name, value in process['network'].items():
+            assert close(value.double(), alone['network'][name].double()), name
+        assert process['log'] == pytest.approx(alone['log'], rel=1e-4)
+
+
+def test_batch_norms_of_their_own(train, model_options):
+    model_options['train']['sync_batch_norm'] = False
+    first, second = train(2)
+    (alone,) = train(1)
+    assert not all(map(close, first['gradients'][0], alone['gradients'][0]))
+    for name, value in first['network'].items():
+        assert torch.equal(value, second['network'][name]), name
+
+
+def test_shares_are_all_there_is():
+    for items in range(12):
+        shares = []
+        for count in (1, 2, 3, 5):
+            for rank in range(count):
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setattr(distributed, 'rank', lambda rank=rank: rank)
+                    patch.setattr(distributed, 'count', lambda count=count: count)
+                    share = distributed.share_of(items)
+                shares += share
+                assert rank > 0 or len(share) > 0 or items == 0
+        assert sorted(shares) == sorted([*range(items)] * 4)
+
+
+@pytest.mark.parametrize('shares', [1, 2, 3, 7])
+def test_pools_are_dealt_out_anew(shares):
+    saved = []
+    for first in (0, 3):
+        pool = Pool(3)
+        images = torch.arange(first, first + 3.0).reshape(3, 1, 1, 1)
+        pool.add(images, images + 10, images + 20)
+        saved.append(pool.state_dict())
+    seen = []
+    for share in range(shares):
+        pool = Pool(6)
+        pool.take_share(saved, share, shares, torch.device('cpu'))
+        drawn = pool.draw(6)
+        assert torch.equal(drawn.lq, drawn.gt + 10)
+        assert torch.equal(drawn.state, drawn.gt + 20)
+        seen += drawn.gt.flatten().tolist()
+    assert set(seen) == set(range(6))
+    assert len(seen) == max(6, shares)
+
+
+def test_without_its_launcher_a_process_says_how_to_start_it(monkeypatch):
+    with pytest.raises(InputError, match='RANK, WORLD_SIZE, LOCAL_RANK not set; start it with torchrun'):
+        distributed.begin('pytorch', gpus=0)
+    with pytest.raises(InputError, match='SLURM_PROCID not set; start it with srun'):
+        distributed.begin('slurm', gpus=0)
+    monkeypatch.setenv('RANK', '0')
+    monkeypatch.setenv('WORLD_SIZE', '3')
+    monkeypatch.setenv('LOCAL_RANK', '2')
+    with pytest.raises(InputError, match='process 2 of this machine has no GPU: there are 2'):
+        distributed.begin('pytorch', gpus=2)

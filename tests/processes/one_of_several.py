@@ -1,0 +1,84 @@
+"""A process that trains its share of fixed batches, by itself or beside others: ``python one_of_several.py FOLDER``.
+
+FOLDER holds ``options.yml``, and gets ``RANK_of_COUNT.pt``: the gradients of every step of the optimiser, and the
+network after the last. All that is drawn by chance is the same whatever the number of processes: images, negatives,
+noise and places in the pool.
+"""
+
+import os
+import sys
+from pathlib import Path
+from unittest import mock
+
+import torch
+import yaml
+
+import lnca_model.lnca_model
+from lnca_model import distributed
+
+from basicsr.utils.registry import MODEL_REGISTRY
+
+BATCH, SHARES = 8, 2  # the fewest images that a process may have is BATCH / SHARES
+SHARE = BATCH // SHARES
+
+
+def in_each_share(choose):
+    """What ``choose`` chooses among the places of a share, in all shares that this process has."""
+    shares = torch.arange(SHARES).chunk(distributed.count())[distributed.rank()]
+    return torch.cat([choose() + SHARE * index for index in range(len(shares))])
+
+
+def place_in_pool(places, share):
+    """Pools are filled batch by batch, the shares of a batch side by side."""
+    shares = SHARES // distributed.count()
+    return places // SHARE * SHARE * shares + share * SHARE + places % SHARE
+
+
+def draw_from_pool(in_pool):
+    shares = SHARES // distributed.count()
+    places = torch.arange(in_pool // shares).flip(0)[:SHARE]
+    return torch.cat([place_in_pool(places, share) for share in range(shares)])
+
+
+def own_rows(like):
+    """Noise for this process's images of the batch."""
+    noise = torch.randn(BATCH, *like.shape[1:], generator=torch.Generator().manual_seed(1))
+    return noise.chunk(distributed.count())[distributed.rank()]
+
+
+def main(folder: Path) -> None:
+    options = yaml.safe_load((folder / 'options.yml').read_text())
+    torch.manual_seed(distributed.rank())  # the first weights are those of the first process
+    model = MODEL_REGISTRY.get(options['model_type'])(options)
+    gradients = []
+    for optimizer in model.optimizers:
+        optimizer.register_step_pre_hook(
+            lambda optimizer, *_: gradients.append(
+                [parameter.grad.clone() for group in optimizer.param_groups for parameter in group['params']]
+            )
+        )
+    draws = torch.Generator().manual_seed(0)
+    for iteration in range(1, options['train']['total_iter'] + 1):
+        gt = torch.rand(BATCH, 3, 16, 16, generator=draws)
+        lq = (gt + 0.2 * torch.randn(gt.shape, generator=draws)).clamp(0, 1)
+        own = {name: images.chunk(distributed.count())[distributed.rank()] for name, images in (('gt', gt), ('lq', lq))}
+        model.update_learning_rate(iteration)
+        model.feed_data(own)
+        with (
+            mock.patch.object(
+                lnca_model.lnca_model, 'derangement', lambda _: in_each_share(lambda: torch.arange(SHARE).roll(1))
+            ),
+            mock.patch.object(torch, 'randn_like', own_rows),
+            mock.patch.object(torch, 'randperm', draw_from_pool),
+        ):
+            model.optimize_parameters(iteration)
+    torch.save(
+        {'gradients': gradients, 'network': model.network.state_dict(), 'log': dict(model.log_dict)},
+        folder / f'{distributed.rank()}_of_{distributed.count()}.pt',
+    )
+
+
+if __name__ == '__main__':
+    if 'RANK' in os.environ:
+        distributed.begin('pytorch', gpus=0)
+    main(Path(sys.argv[1]))
