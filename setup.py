@@ -21,6 +21,7 @@ setup(
         'lmdb>=2.1.1,<4',  # 2.1.1 closes five holes in reading somebody else's LMDB (CVE-2019-16224 to -16228)
         'opencv-python>=5,<6',  # 4.12 and 4.14 rotate some blur kernels otherwise than the reference's golden numbers
         'pyyaml>=6,<7',
+        'jsonschema>=4.20,<5',  # option files are held against the schema that editors use
         'scikit-image>=0.22,<1',  # the bundled photographs
         'numpy>=2,<3',
         'pillow>=10,<14',
@@ -43,6 +44,7 @@ setup(
         'test': [
             'lnca[benchmarks,demo,onnx,restormer-noncommercial]',
             'pytest>=8,<10',
+            'hypothesis>=6.100,<7',  # feeds the parsers what nobody would write
             'ruff>=0.9,<1',
             'onnxruntime>=1.20,<2',  # runs what was exported
             'selenium>=4.20,<5',  # drives a browser through the page

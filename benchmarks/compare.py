@@ -37,7 +37,8 @@ from results_folder import ResultsFolder, duration, stored_settings
 from tqdm import tqdm
 
 from lnca_arch.errors import InputError, report_in_one_line
-from lnca_model.pipeline import read_options
+from lnca_model.options import read_options
+from lnca_model.pipeline import check_form
 
 RESULTS = ROOT / 'results'
 CHECKPOINTS_A_PHASE, LINES_A_PHASE = 4, 20
@@ -54,8 +55,9 @@ def main() -> None:
     networks = read_networks(arguments.models)
     print(_what_differs(networks))
     for network in networks.values():
-        check = options_for(task, network, LEAST_ITERATIONS) | {'is_train': True}
-        MODELS[network['model_type']].check_options(check)
+        options = options_for(task, network, LEAST_ITERATIONS)
+        check_form(options, arguments.opt, is_train=True)
+        MODELS[network['model_type']].check_options(options | {'is_train': True})
     tiles = {kind: fingerprint(dataset_of(task, kind)) for kind in ('train', 'val', 'test')}
 
     output = arguments.output or RESULTS / task['name']

@@ -14,7 +14,8 @@ from tqdm import tqdm
 import lnca_model  # noqa: F401  registers the plug-in
 from lnca_arch.errors import InputError, check_known, construct
 from lnca_data.lmdb_store import TileStore
-from lnca_model.pipeline import check_blocks, check_options, find_paths, read_options
+from lnca_model.options import find_paths, read_options
+from lnca_model.pipeline import check_form, check_options
 from lnca_model.restoration_model import SELECTION_METRIC, RestorationModel
 
 from basicsr.utils.registry import ARCH_REGISTRY, MODEL_REGISTRY
@@ -87,7 +88,7 @@ def read_task(path: Path) -> Options:
         InputError: it is not one, has no test set that is scored at the end, or its tiles are not packed yet.
     """
     opt = read_options(path)
-    check_blocks(opt, path, is_train=True)
+    check_form(opt, path, is_train=True)
     find_paths(opt, ROOT)
     check_known(opt['model_type'], MODELS, f'{path}: model_type')
     at_end = {bool(d.get('at_end')) for name, d in opt['datasets'].items() if name.startswith('val')}
@@ -102,7 +103,7 @@ def read_task(path: Path) -> Options:
                 raise InputError(f'{path}: datasets.{name}: {root} has no tiles yet; pack them: {_prepare_line(path)}')
         dataset['phase'] = name.split('_')[0]
     opt.setdefault('manual_seed', 0)
-    check_options({**opt, 'is_train': True})
+    check_options({**opt, 'is_train': True, 'num_gpu': int(uses_gpu(opt))})
     selection = opt['val'].setdefault('selection_metric', SELECTION_METRIC)
     check_known(selection, opt['val'].get('metrics') or {}, f'{path}: val.selection_metric')
     scheduler = shared_training(opt)[0].get('scheduler') or {}

@@ -2,6 +2,7 @@
 
 import difflib
 import errno
+import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
@@ -11,7 +12,7 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class InputError(ValueError):
-    """What is wrong, where, and what to do, in one line."""
+    """What is wrong, where, and what to do, in one line; several mistakes in as many lines."""
 
 
 class InstallationError(ImportError):
@@ -19,7 +20,7 @@ class InstallationError(ImportError):
 
 
 def report_in_one_line() -> None:
-    """Have the process end with one line on standard error, and exit code 1, when it runs into an
+    """Have the process end with one line on standard error, or one a mistake, and exit code 1, when it runs into an
     :class:`InputError`, an :class:`InstallationError`, or a file that cannot be read or written. What a command does
     first."""
     sys.excepthook = _report
@@ -28,8 +29,7 @@ def report_in_one_line() -> None:
 def _report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     if isinstance(error, InputError | InstallationError):
         # A data loader's worker wraps the message in its own trace, the message last.
-        line = str(error).strip().splitlines()[-1]
-        line = line.removeprefix(f'{InputError.__module__}.{InputError.__qualname__}: ')
+        line = str(error).strip().rpartition(f'{InputError.__module__}.{InputError.__qualname__}: ')[2]
     elif isinstance(error, OSError) and error.errno in DISK_FULL:
         line = f'cannot write {error.filename or "the output"} ({error.strerror}); make room, then run again'
     elif isinstance(error, OSError) and error.filename:
@@ -37,7 +37,8 @@ def _report(kind: type[BaseException], error: BaseException, trace: TracebackTyp
     else:
         sys.__excepthook__(kind, error, trace)
         return
-    print(f'error: {line}', file=sys.stderr)
+    for mistake in line.splitlines():
+        print(f'error: {mistake}', file=sys.stderr)
 
 
 def one_line(error: Exception) -> str:
@@ -63,6 +64,18 @@ def check_known(name: Any, known: Iterable[str], what: str) -> None:
         raise InputError(f'{what} {name!r} is unknown. {nearest(name, known)}')
 
 
+def check_all(checks: Iterable[Callable[[], object]]) -> None:
+    """Run all checks, then raise one InputError for all that they have found, a line each."""
+    mistakes = []
+    for check in checks:
+        try:
+            check()
+        except InputError as error:
+            mistakes += str(error).splitlines()
+    if mistakes:
+        raise InputError('\n'.join(dict.fromkeys(mistakes)))
+
+
 def construct(options: Any, known: Iterable[tuple[str, Callable]], where: str, *arguments: Any) -> Any:
     """Make what a block of options describes: ``{type: NAME, ...}``, the rest being keyword arguments.
 
@@ -81,7 +94,20 @@ def construct(options: Any, known: Iterable[tuple[str, Callable]], where: str, *
     keywords = dict(options)
     name = keywords.pop('type')
     check_known(name, known, f'{where}: type')
+    _check_keywords(known[name], keywords, where)
     try:
         return known[name](*arguments, **keywords)
-    except (TypeError, ValueError) as error:
-        raise InputError(f'{where}, type {name}: {error}') from None
+    # Whatever it is: the values are the user's, and many of these classes are others' and do not look at them.
+    except Exception as error:
+        raise InputError(f'{where}, type {name}: {one_line(error)}') from None
+
+
+def _check_keywords(kind: Callable, keywords: Mapping[str, Any], where: str) -> None:
+    """Raise InputError for a keyword argument that ``kind`` does not take."""
+    parameters = inspect.signature(kind).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return
+    taken = [parameter.name for parameter in parameters]
+    for key in keywords:
+        if key not in taken:
+            raise InputError(f'{where}.{key} is unknown. {nearest(key, taken)}')

@@ -17,6 +17,7 @@ from torch import Generator, Tensor
 from lnca_arch.errors import construct
 
 ANGLES = 360
+LARGEST_KERNEL = 255  # pixels; the kernels of all angles take 94 MB then
 
 
 class Corruption(Protocol):
@@ -36,11 +37,21 @@ class Noise:
         sigma: standard deviation of the Gaussian, in units of the image's range.
         probability: p in validation and test.
         curriculum: bounds of p in training, where p is the progress clipped to them.
+
+    Raises:
+        ValueError: sigma is negative, a probability outside [0, 1], or the bounds are the wrong way round.
     """
 
     def __init__(
         self, sigma: float = 0.2, probability: float = 0.5, curriculum: tuple[float, float] = (0.25, 0.75)
     ) -> None:
+        low, high = curriculum
+        if sigma < 0:
+            raise ValueError(f'sigma must be at least 0, got {sigma}')
+        if not 0 <= probability <= 1 or not 0 <= low <= high <= 1:
+            raise ValueError(
+                f'probabilities are in [0, 1], and curriculum is [lowest, highest]; got {probability}, {[low, high]}'
+            )
         self.sigma = sigma
         self.probability = probability
         self.curriculum = curriculum
@@ -60,9 +71,18 @@ class MotionBlur:
         size: side of the kernel, in pixels, in validation and test.
         full_size: the side that the curriculum is heading for, before clipping.
         curriculum: bounds of the side in training, where it is ``int(clip(full_size · progress))``.
+
+    Raises:
+        ValueError: a side is below 1 or above 255, or the bounds are the wrong way round.
     """
 
     def __init__(self, size: int = 7, full_size: int = 15, curriculum: tuple[int, int] = (4, 10)) -> None:
+        low, high = curriculum
+        if not 1 <= size <= LARGEST_KERNEL or full_size < 1 or not 1 <= low <= high <= LARGEST_KERNEL:
+            raise ValueError(
+                f'sides are from 1 to {LARGEST_KERNEL} pixels, and curriculum is [smallest, largest]; got size {size}, '
+                f'full_size {full_size}, curriculum {[low, high]}'
+            )
         self.size = size
         self.full_size = full_size
         self.curriculum = curriculum

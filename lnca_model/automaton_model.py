@@ -6,11 +6,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lnca_arch.errors import InputError, check_known
+from lnca_arch.errors import InputError
 from lnca_arch.network import AutomatonNetwork
-from lnca_arch.rollout import RECOMPUTED
 from lnca_model import distributed
-from lnca_model.phases import Phase, whole_number
+from lnca_model.phases import Phase
 from lnca_model.pool import Pool
 from lnca_model.restoration_model import RestorationModel
 
@@ -48,14 +47,9 @@ class AutomatonModel(RestorationModel):
         super().check_phase(phase, opt)
         if phase.name != 'automaton':
             return
-        whole_number(phase.options.get('pool_size', POOL_SIZE), f'{phase.where}.pool_size', least=1)
-        steps = phase.options.get('steps', TRAINING_STEPS)
-        if not isinstance(steps, list | tuple) or len(steps) != 2:
-            raise InputError(f'{phase.where}.steps must be [least, most], such as [8, 32], got {steps!r}')
-        if 'memory' in phase.options:
-            check_known(phase.options['memory'], RECOMPUTED, f'{phase.where}.memory')
-        least = whole_number(steps[0], f'{phase.where}.steps[0]', least=1)
-        whole_number(steps[1], f'{phase.where}.steps[1]', least=least)
+        least, most = phase.options.get('steps', TRAINING_STEPS)
+        if least > most:
+            raise InputError(f'{phase.where}.steps must be [least, most], such as [8, 32], got {[least, most]}')
 
     @classmethod
     def check_network(cls, network: nn.Module, opt: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from lnca_arch.errors import InputError, construct
+from lnca_arch.errors import construct
 
 from basicsr.models.lr_scheduler import CosineAnnealingRestartLR, MultiStepRestartLR
 
@@ -29,8 +29,6 @@ def build_optimizer(options: Mapping[str, Any], where: str, parameters: Iterable
     Raises:
         InputError: unknown type, or arguments that do not suit it.
     """
-    if not isinstance(options, Mapping) or not isinstance(options.get('lr'), float | int):
-        raise InputError(f'{where}: expected a block such as {{type: Adam, lr: 0.01}}, lr a number, got {options!r}')
     return construct(options, OPTIMIZERS.items(), where, list(parameters))
 
 

@@ -17,6 +17,8 @@ BLOCKS = ('network_g', 'datasets', 'path')
 TRAINING_BLOCKS = ('train', 'logger')
 TEST_BLOCKS = ('val',)
 DEBUG = 'debug'
+LARGEST_FILE = 1 << 20  # bytes
+MOST_VALUES = 10_000
 
 Options = dict[str, Any]
 
@@ -25,9 +27,16 @@ class SafeLoader(yaml.SafeLoader):
     """Reads plain data only, mappings in their order, and ``1e-2`` as the number that people mean by it."""
 
 
-SafeLoader.add_constructor(
-    yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, lambda loader, node: OrderedDict(loader.construct_pairs(node))
-)
+def _mapping(loader: SafeLoader, node: yaml.MappingNode) -> OrderedDict:
+    pairs = loader.construct_pairs(node, deep=True)
+    mapping = OrderedDict(pairs)
+    if len(mapping) < len(pairs):
+        twice = next(key for index, (key, _) in enumerate(pairs) if key in dict(pairs[:index]))
+        raise yaml.constructor.ConstructorError(None, None, f'{twice} is there twice', node.start_mark)
+    return mapping
+
+
+SafeLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 SafeLoader.add_implicit_resolver(
     'tag:yaml.org,2002:float', re.compile(r'[-+]?[0-9]+[eE][-+]?[0-9]+'), list('-+0123456789')
 )
@@ -59,16 +68,44 @@ def read_options(path: str | Path) -> Options:
         InputError: it is missing, not YAML, or carries anything but plain data.
     """
     try:
-        with open(path, encoding='utf-8') as file:
-            opt = yaml.load(file, Loader=SafeLoader)
+        with open(path, 'rb') as file:
+            content = file.read(LARGEST_FILE + 1)
     except OSError as error:
         raise InputError(f'{path}: cannot read the option file ({error.strerror})') from None
-    # ValueError: a date that is none, or bytes that are no text. RecursionError: brackets in brackets.
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-        raise InputError(f'{path}: not a plain YAML file: {one_line(error)}') from None
+    if len(content) > LARGEST_FILE:
+        raise InputError(f'{path}: not an option file: it is larger than {LARGEST_FILE >> 20} MB')
+    opt = _parse(content, str(path))
     if not isinstance(opt, dict):
         raise InputError(f'{path}: not an option file: expected NAME: VALUE lines, got {type(opt).__name__}')
     return opt
+
+
+def _parse(content: bytes | str, where: str) -> Any:
+    """Plain data from YAML.
+
+    Raises:
+        InputError: it is something else; or aliases make it endless, or much larger than its file.
+    """
+    try:
+        value = yaml.load(content, Loader=SafeLoader)
+        size = _size(value, {})
+    # ValueError: a date that is none, or bytes that are no text. RecursionError: brackets in brackets, or an alias of
+    # what it is in.
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        raise InputError(f'{where}: not a plain YAML file: {one_line(error)}') from None
+    if size > MOST_VALUES:
+        raise InputError(f'{where}: not an option file: written out it has more than {MOST_VALUES:,} values')
+    return value
+
+
+def _size(value: Any, known: dict[int, int]) -> int:
+    """How many values there are in nested containers if each is counted wherever it stands."""
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in known:
+        entries = [*value, *value.values()] if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_size(entry, known) for entry in entries)
+    return known[id(value)]
 
 
 def force(opt: Options, entries: Sequence[str]) -> None:
@@ -86,10 +123,7 @@ def force(opt: Options, entries: Sequence[str]) -> None:
         *blocks, key = (name.strip() for name in keys.split(':'))
         if not is_one or not key:
             raise InputError(f'--force_yml {entry}: expected BLOCK:KEY=VALUE, such as train:ema_decay=0.999')
-        try:
-            value = yaml.load(text, Loader=SafeLoader)
-        except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-            raise InputError(f'--force_yml {entry}: not a plain YAML value: {one_line(error)}') from None
+        value = _parse(text, f'--force_yml {entry}')
         block: Any = opt
         for name in blocks:
             if not isinstance(block, dict) or not isinstance(block.get(name), dict):
@@ -121,8 +155,7 @@ def complete(opt: Options, args: argparse.Namespace, root: Path, is_train: bool)
     Args:
         opt: checked by :func:`check_blocks`.
         args: from :func:`read_command_line`.
-        root: relative paths are looked for in the current directory, then here, so that a command works from anywhere;
-            and here is written what a run writes.
+        root: where paths are looked for, see :func:`find_paths`, and what a run writes is written.
         is_train: for train.py.
     """
     opt.update(auto_resume=args.auto_resume, is_train=is_train)
@@ -134,11 +167,7 @@ def complete(opt: Options, args: argparse.Namespace, root: Path, is_train: bool)
         dataset['phase'] = name.split('_')[0]
         if 'scale' in opt:
             dataset['scale'] = opt['scale']
-    for block in [opt['path'], *opt['datasets'].values()]:
-        for key, value in block.items():
-            if key.startswith(('dataroot', 'pretrain_network', 'resume_state')) and isinstance(value, str):
-                path = Path(value).expanduser()
-                block[key] = str(path if path.exists() or not (root / path).exists() else root / path)
+    find_paths(opt, root)
     folder = root / ('experiments' if is_train else 'results') / opt['name']
     paths = {'log': folder, 'visualization': folder / 'visualization'}
     if is_train:
@@ -154,3 +183,12 @@ def complete(opt: Options, args: argparse.Namespace, root: Path, is_train: bool)
         opt['logger'].update(print_freq=1, save_checkpoint_freq=8)
         if opt.get('val'):
             opt['val']['val_freq'] = 8
+
+
+def find_paths(opt: Options, root: Path) -> None:
+    """Look for relative paths in the current directory, then under ``root``, so that a command works from anywhere."""
+    for block in [opt['path'], *opt['datasets'].values()]:
+        for key, value in block.items():
+            if key.startswith(('dataroot', 'pretrain_network', 'resume_state')) and isinstance(value, str):
+                path = Path(value).expanduser()
+                block[key] = str(path if path.exists() or not (root / path).exists() else root / path)

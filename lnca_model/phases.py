@@ -41,17 +41,15 @@ def phases_of(train_options: Mapping[str, Any], names: Sequence[str]) -> list[Ph
         names: the blocks in it that are phases, each with its ``iters``; none where ``train:`` is one phase itself.
 
     Raises:
-        InputError: a phase is missing, or the numbers of iterations do not add up to ``total_iter``.
+        InputError: the numbers of iterations do not add up to ``total_iter``.
     """
-    total = whole_number(train_options.get('total_iter'), 'train.total_iter', least=1)
+    total = int(train_options['total_iter'])
     if not names:
         return [Phase('training', train_options, 'train', 1, total)]
     phases: list[Phase] = []
     for name in names:
-        if not isinstance(train_options.get(name), Mapping):
-            raise InputError(f'train.{name} is missing: a block with iters, optim_g and losses')
         first = phases[-1].last + 1 if phases else 1
-        iters = whole_number(train_options[name].get('iters'), f'train.{name}.iters', least=0)
+        iters = int(train_options[name]['iters'])
         phases.append(Phase(name, train_options[name], f'train.{name}', first, first + iters - 1))
     if phases[-1].last != total:
         sum_of = ' + '.join(f'train.{phase.name}.iters' for phase in phases)
@@ -62,10 +60,3 @@ def phases_of(train_options: Mapping[str, Any], names: Sequence[str]) -> list[Ph
 def phase_at(phases: Sequence[Phase], iteration: int) -> Phase:
     """The phase that an iteration belongs to."""
     return next(phase for phase in phases if phase.first <= iteration <= phase.last)
-
-
-def whole_number(value: Any, where: str, least: int) -> int:
-    """``value``, or InputError unless it is a whole number of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InputError(f'{where} must be a whole number of at least {least}, got {value!r}')
-    return value

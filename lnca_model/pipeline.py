@@ -8,13 +8,14 @@ import logging
 import random
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lnca_arch import basicsr_compat
-from lnca_arch.errors import InputError, check_known, report_in_one_line
+from lnca_arch.errors import InputError, check_all, check_known, report_in_one_line
 from lnca_data.lmdb_store import check_pair
-from lnca_model import distributed, interruption
+from lnca_model import distributed, interruption, option_schema
 from lnca_model.course import Course, ResumableSampler
 from lnca_model.options import Options, check_blocks, complete, force, read_command_line, read_options
 from lnca_model.phases import phase_at, phases_of
@@ -44,7 +45,7 @@ def parse_options(root_path: str, is_train: bool = True) -> tuple[Options, argpa
     args = read_command_line()
     opt = read_options(args.opt)
     force(opt, args.force_yml)
-    check_blocks(opt, args.opt, is_train)
+    check_form(opt, args.opt, is_train)
     complete(opt, args, Path(root_path), is_train)
     check_options(opt)
     join_processes(opt, args.launcher)
@@ -91,21 +92,46 @@ def make_folders(opt: Options) -> None:
     distributed.wait()
 
 
-def check_options(opt: Options) -> None:
-    """Raise InputError for what would fail later, when folders have been made and time has been spent.
-
-    Models and datasets that are not the plug-in's are left to BasicSR.
-    """
+def check_form(opt: Options, path: str | Path, is_train: bool) -> None:
+    """Raise InputError, a line for each mistake, for what is missing or unknown in an option file, or has a wrong type
+    or range. Models and datasets that are not the plug-in's are left to BasicSR."""
+    check_blocks(opt, path, is_train)
     check_known(opt['model_type'], MODEL_REGISTRY.keys(), 'model_type:')
-    for name, dataset in opt['datasets'].items():
-        check_known(dataset.get('type'), DATASET_REGISTRY.keys(), f'datasets.{name}: type')
-        _check_dataset(dataset)
+    if issubclass(MODEL_REGISTRY.get(opt['model_type']), RestorationModel):
+        option_schema.check(opt)
+
+
+def check_options(opt: Options) -> None:
+    """Raise InputError, a line for each mistake, for what would fail later, when folders have been made and time has
+    been spent.
+
+    Args:
+        opt: of which :func:`check_form` had nothing to say.
+    """
     model = MODEL_REGISTRY.get(opt['model_type'])
+    checks: list[Callable[[], object]] = [
+        partial(_check_dataset, name, dataset) for name, dataset in opt['datasets'].items()
+    ]
     if issubclass(model, RestorationModel):
-        model.check_options(opt)
+        checks.append(lambda: model.check_options(opt))
+    if opt['is_train']:
+        checks.append(partial(_check_loading, opt))
+    check_all(checks)
 
 
-def _check_dataset(options: Options) -> None:
+def _check_loading(opt: Options) -> None:
+    """Raise InputError for what BasicSR's loaders and loop would fail at."""
+    train = opt['datasets']['train']
+    if train.get('persistent_workers') and not train.get('num_worker_per_gpu'):
+        raise InputError('datasets.train.persistent_workers: there are none; set num_worker_per_gpu, or leave it out')
+    if train.get('prefetch_mode') == 'cuda' and not (train.get('pin_memory') and opt['num_gpu']):
+        raise InputError('datasets.train.prefetch_mode: cuda needs a GPU and pin_memory: true')
+    if opt.get('val') and 'val_freq' not in opt['val']:
+        raise InputError('val.val_freq is missing: validate every so many iterations')
+
+
+def _check_dataset(name: str, options: Options) -> None:
+    check_known(options.get('type'), DATASET_REGISTRY.keys(), f'datasets.{name}: type')
     check = getattr(DATASET_REGISTRY.get(options['type']), 'check_options', None)
     if check is not None:
         check(options)

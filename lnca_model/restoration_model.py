@@ -2,9 +2,10 @@
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,7 +16,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from lnca_arch.errors import InputError, check_known, construct, nearest
+from lnca_arch.errors import InputError, check_all, check_known, construct, nearest
 from lnca_data.atomic import whole_file, write_json
 from lnca_data.corruption import build_corruption
 from lnca_data.sheet import write_sheet
@@ -23,7 +24,7 @@ from lnca_model import distributed, interruption
 from lnca_model.batch_norm import synchronize_batch_norms
 from lnca_model.course import Course
 from lnca_model.optimization import build_optimizer, build_scheduler, normalize_gradients
-from lnca_model.phases import Phase, phase_at, phases_of, whole_number
+from lnca_model.phases import Phase, phase_at, phases_of
 from lnca_model.random_state import random_state, random_state_kept, restore_random_state
 from lnca_model.resources import Resources
 from lnca_model.validation import Batch, Validation, append_scores, equal_batches, forget_scores, to_bgr
@@ -72,25 +73,22 @@ class RestorationModel(SRModel):
     @classmethod
     def check_options(cls, opt: Mapping[str, Any]) -> None:
         """Raise InputError for what would fail when the model is made or trained."""
-        # On the meta device a network of any size takes no time and no memory.
-        with torch.device('meta'):
-            network = construct(opt['network_g'], ARCH_REGISTRY, 'network_g')
-        cls.check_network(network, opt)
-        val = opt.get('val') or {}
-        for name, options in (val.get('metrics') or {}).items():
-            check_known(options.get('type'), METRIC_REGISTRY.keys(), f'val.metrics.{name}: type')
-        whole_number(val.get('batch_size', DEFAULT_VALIDATION_BATCH), 'val.batch_size', least=1)
-        check_known(val.get('precision', 'float32'), PRECISIONS, 'val.precision')
-        if not opt['is_train']:
-            return
-        whole_number(opt['train'].get('skip_non_finite', SKIP_NON_FINITE), 'train.skip_non_finite', least=0)
-        if opt['logger'].get('keep_checkpoints') is not None:
-            whole_number(opt['logger']['keep_checkpoints'], 'logger.keep_checkpoints', least=1)
-        if opt['train'].get('warmup_iter', -1) > 0:
-            raise InputError('train.warmup_iter: warm-up is not supported; leave it out')
-        for phase in phases_of(opt['train'], cls.phase_names):
-            cls.check_phase(phase, opt)
-        train_set = opt['datasets'].get('train', {})
+        check_all(cls.checks(opt))
+
+    @classmethod
+    def checks(cls, opt: Mapping[str, Any]) -> Iterator[Callable[[], object]]:
+        """What can be wrong, one by one."""
+        yield lambda: cls.check_network(_described_network(opt), opt)
+        for name, options in ((opt.get('val') or {}).get('metrics') or {}).items():
+            yield partial(check_known, options.get('type'), METRIC_REGISTRY.keys(), f'val.metrics.{name}: type')
+        if opt['is_train']:
+            for phase in phases_of(opt['train'], cls.phase_names):
+                yield partial(cls.check_phase, phase, opt)
+            yield lambda: cls.check_corruption(opt['datasets'].get('train', {}))
+
+    @classmethod
+    def check_corruption(cls, train_set: Mapping[str, Any]) -> None:
+        """Raise InputError unless there will be images to restore."""
         if train_set.get('corruption'):
             build_corruption(train_set['corruption'])
         elif not train_set.get('dataroot_lq'):
@@ -596,3 +594,9 @@ class RestorationModel(SRModel):
             self.save_network([self.net_g, self.net_g_ema], 'net_g', current_iter, ['params', 'params_ema'])
         else:
             self.save_network(self.net_g, 'net_g', current_iter)
+
+
+def _described_network(opt: Mapping[str, Any]) -> nn.Module:
+    """On the meta device, where a network of any size takes no time and no memory."""
+    with torch.device('meta'):
+        return construct(opt['network_g'], ARCH_REGISTRY, 'network_g')

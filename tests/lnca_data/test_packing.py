@@ -408,7 +408,7 @@ def test_too_small_images_are_counted(pairs, tmp_path):
         ({'tiling': Tiling(8, (16, 4))}, 'tiles of 4 pixels cannot be shrunk to --tile-size 8'),
         ({'tiling': Tiling(8, (), (0, 1))}, '--grid 0 1'),
         ({'corruption': {'type': 'blurr'}}, 'Did you mean blur'),
-        ({'corruption': {'type': 'noise', 'size': 3}}, "'size'"),
+        ({'corruption': {'type': 'noise', 'size': 3}}, 'corruption.size is unknown'),
     ],
 )
 def test_mistakes_are_named(clean, tmp_path, more, message):

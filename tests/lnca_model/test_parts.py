@@ -97,18 +97,9 @@ def test_phases():
     assert phase_at(skipped, 1).name == 'b'
 
 
-@pytest.mark.parametrize(
-    ('train', 'message'),
-    [
-        ({'total_iter': 6, 'a': {'iters': 2}, 'b': {'iters': 3}}, 'total_iter is 6, but .* is 5'),
-        ({'total_iter': 2, 'a': {'iters': 2}}, 'train.b is missing'),
-        ({'total_iter': 5, 'a': {'iters': 2.5}, 'b': {'iters': 3}}, 'train.a.iters must be a whole number'),
-        ({'a': {'iters': 2}, 'b': {'iters': 3}}, 'train.total_iter must be a whole number'),
-    ],
-)
-def test_phases_that_do_not_add_up(train, message):
-    with pytest.raises(InputError, match=message):
-        phases_of(train, ['a', 'b'])
+def test_phases_that_do_not_add_up():
+    with pytest.raises(InputError, match='total_iter is 6, but .* is 5'):
+        phases_of({'total_iter': 6, 'a': {'iters': 2}, 'b': {'iters': 3}}, ['a', 'b'])
 
 
 @pytest.mark.parametrize('count', [2, 3, 8])

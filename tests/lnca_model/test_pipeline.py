@@ -2,15 +2,19 @@
 
 import shutil
 import sys
+from pathlib import Path
 
+import jsonschema
 import pytest
 import yaml
 
 from lnca_arch import errors
 from lnca_arch.errors import InputError
 from lnca_data.lmdb_store import TileStore, write_lmdb
-from lnca_model import pipeline
-from lnca_model.options import SafeLoader
+from lnca_model import option_schema, pipeline
+from lnca_model.options import SafeLoader, force, read_options
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -42,30 +46,48 @@ def change(options, path, value):
     ('path', 'value', 'message'),
     [
         ('network_g.type', 'LatentNAFCa', 'network_g: type .LatentNAFCa. is unknown. Did you mean LatentNAFCA?'),
-        ('network_g.hiden_channels', 4, 'network_g, type LatentNAFCA.*hiden_channels'),
+        ('network_g.hiden_channels', 4, 'network_g.hiden_channels is unknown. Did you mean hidden_channels?'),
         ('network_g.embed_channels', 7, 'embed_channels and ffn_expand × state channels must be even'),
-        ('network_g.type', 'NAFCA', 'network_g'),
+        ('network_g.type', 'EDSR', 'network_g.downsamplings is unknown'),
+        ('name', '../outside', 'name must be a name for a folder'),
+        ('num_gpu', 'all', "num_gpu must be a whole number of at least 0, or 'auto'"),
+        ('datasets.train.persistent_workers', True, 'datasets.train.persistent_workers: there are none'),
+        ('datasets.train.prefetch_mode', 'cuda', 'cuda needs a GPU and pin_memory: true'),
+        ('val.val_freq', None, 'val.val_freq is missing'),
+        ('logger.keep_checkpoints', 0, 'logger.keep_checkpoints must be a whole number or ~ of at least 1, got 0'),
+        ('train.autoencoder.optim_g.lr', float('nan'), 'train.autoencoder.optim_g.lr must be a finite number'),
+        ('train.autoencoder.optim_g.epsilon', 1, 'train.autoencoder.optim_g.epsilon is unknown. Did you mean eps?'),
+        ('train.autoencoder.optim_g.betas', [0.9], 'train.autoencoder.optim_g, type Adam'),
+        (
+            'train.autoencoder.scheduler.period',
+            [1],
+            'train.autoencoder.scheduler.period is unknown. Did you mean periods?',
+        ),
         ('network_g', 'LatentNAFCA', 'network_g must be a block'),
         ('model_type', 'LNCAmodel', 'model_type: .LNCAmodel. is unknown. Did you mean LNCAModel?'),
         ('train.autoencoder.task_opt.type', 'MaskTaskLoss', 'train.autoencoder.task_opt.*Did you mean MaskedTaskLoss?'),
-        ('train.autoencoder.task_opt.weight', 1, 'train.autoencoder.task_opt, type MaskedTaskLoss.*weight'),
+        (
+            'train.autoencoder.task_opt.weight',
+            1,
+            'train.autoencoder.task_opt.weight is unknown. Did you mean loss_weight?',
+        ),
         ('train.autoencoder.task_opt.reduction', 'none', 'use reduction: mean or sum'),
         ('train.autoencoder.tusk_opt', {'type': 'L1Loss'}, 'tusk_opt is unknown. Did you mean task_opt?'),
-        ('train.autoencoder.optim_g.lr', 'high', 'train.autoencoder.optim_g.*lr a number'),
+        ('train.autoencoder.optim_g.lr', 'high', 'train.autoencoder.optim_g.lr must be a number above 0, got .high.'),
         ('train.autoencoder.optim_g.type', 'Adams', 'train.autoencoder.optim_g.*Did you mean Adam?'),
         ('train.automaton.scheduler.type', 'Cosine', 'train.automaton.scheduler: type .Cosine. is unknown'),
         ('train.automaton.steps', [8], r'train.automaton.steps must be \[least, most\]'),
-        ('train.automaton.steps', [8, 4], r'train.automaton.steps\[1\] must be a whole number of at least 8'),
+        ('train.automaton.steps', [8, 4], r'train.automaton.steps must be \[least, most\]'),
         ('train.automaton.memory', 'lo', 'train.automaton.memory .lo. is unknown. Did you mean low?'),
         ('train.automaton.pool_size', 0, 'train.automaton.pool_size must be a whole number of at least 1'),
         ('train.total_iter', 8, 'train.total_iter is 8, but .* is 7; make them equal'),
-        ('train.warmup_iter', 5, 'warm-up is not supported'),
+        ('train.warmup_iter', 5, 'train.warmup_iter must be -1: warm-up is not supported, got 5'),
         ('train', None, 'train missing'),
         ('datasets.train', None, 'datasets.train is missing'),
         ('datasets.train.type', 'TilesDataset', 'datasets.train: type .* Did you mean TileDataset?'),
         ('datasets.train.corruption', None, 'with no dataroot_lq a corruption is needed'),
         ('datasets.train.corruption.type', 'nose', 'corruption: type .nose. is unknown. Did you mean noise?'),
-        ('datasets.train.corruption.strength', 1, 'corruption, type noise.*strength'),
+        ('datasets.train.corruption.strength', 1, 'datasets.train.corruption.strength is unknown'),
         ('datasets.val.dataroot_lq', None, 'photos_val.*validation and test need pairs'),
         ('datasets.val.dataroot_gt', '/nowhere/gt.lmdb', '/nowhere/gt.lmdb: there is no such LMDB'),
         ('val.metrics.ssim.type', 'calculate_sim', 'val.metrics.ssim: type .calculate_sim. is unknown'),
@@ -147,6 +169,87 @@ def test_relative_paths_are_found_under_the_project(parse, options, tiles, tmp_p
 
 def test_numbers_in_yaml():
     assert yaml.load('a: [1e-2, 2E+3, !!float 1e-7, 3, x1e2]', Loader=SafeLoader)['a'] == [0.01, 2000, 1e-7, 3, 'x1e2']
+
+
+def test_all_mistakes_are_named_at_once(parse, options):
+    options['train']['autoencoder']['optim_g']['lr'] = -1
+    options['train']['automaton']['pool_sise'] = 3
+    options['datasets']['train']['corruption']['curriculum'] = [0.5]
+    del options['logger']['print_freq']
+    with pytest.raises(InputError) as error:
+        parse(options)
+    assert sorted(str(error.value).splitlines()) == [
+        'datasets.train.corruption.curriculum must be a list of 2, got [0.5]',
+        'logger.print_freq is missing',
+        'train.autoencoder.optim_g.lr must be a number above 0, got -1',
+        'train.automaton.pool_sise is unknown. Did you mean pool_size?',
+    ]
+
+
+def test_all_that_a_schema_cannot_see_is_named_at_once(parse, options):
+    options['network_g']['embed_channels'] = 7
+    options['train']['autoencoder']['optim_g']['type'] = 'Adams'
+    options['train']['automaton']['steps'] = [8, 4]
+    options['datasets']['val']['dataroot_gt'] = '/nowhere/gt.lmdb'
+    with pytest.raises(InputError) as error:
+        parse(options)
+    for words in ('embed_channels and ffn_expand', 'Did you mean Adam?', '[least, most]', '/nowhere/gt.lmdb'):
+        assert words in str(error.value)
+
+
+def test_the_schema_for_editors_is_the_one_in_use():
+    """Else: python -c "from lnca_model.option_schema import as_json; print(as_json(), end='')" > options/schema.json"""
+    assert (ROOT / 'options' / 'schema.json').read_text() == option_schema.as_json()
+    jsonschema.Draft202012Validator.check_schema(option_schema.schema())
+    for file in (ROOT / 'options').glob('*.yml'):
+        assert file.read_text().startswith('# yaml-language-server: $schema=schema.json\n'), file
+        option_schema.check(read_options(file))
+
+
+@pytest.mark.parametrize(
+    ('entry', 'message'),
+    [
+        ('train:total_iter', 'expected BLOCK:KEY=VALUE'),
+        ('trian:total_iter=3', 'there is no block trian. Did you mean train?'),
+        ('val:suffix=[1', 'not a plain YAML file'),
+        ('name:x=1', 'there is no block name'),
+        ('val:suffix=!!python/object/apply:os.getcwd []', 'python/object'),
+    ],
+)
+def test_forced_options_that_are_none(options, entry, message):
+    with pytest.raises(InputError, match=message):
+        force(options, [entry])
+
+
+def test_forced_options_are_parsed_and_not_run(options, tmp_path):
+    code = f'__import__("os").mkdir("{tmp_path}/ran")'
+    force(options, ['train:ema_decay=0.999', 'train:automaton:steps=[2, 3]', 'val:suffix=~', f'name={code}'])
+    assert options['train']['ema_decay'] == 0.999
+    assert options['train']['automaton']['steps'] == [2, 3]
+    assert options['val']['suffix'] is None
+    assert options['name'] == code
+    assert not (tmp_path / 'ran').exists()
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        (
+            '\n'.join(['a0: &a0 [1, 2]'] + [f'a{n}: &a{n} [{", ".join([f"*a{n - 1}"] * 9)}]' for n in range(1, 12)]),
+            'values',
+        ),
+        ('a: &a [*a]', 'not a plain YAML file'),
+        ('a: 1\nb: 2\na: 3', 'a is there twice.*line 1'),
+        ('a: ' + '[' * 5000, 'not a plain YAML file'),
+        ('a: ' + '1' * 5000, 'not a plain YAML file'),
+        ('a: 2001-99-99', 'not a plain YAML file'),
+        ('# ' + 'x' * (1 << 20), 'larger than 1 MB'),
+    ],
+)
+def test_option_files_that_would_take_for_ever(tmp_path, text, message):
+    (tmp_path / 'options.yml').write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_options(tmp_path / 'options.yml')
 
 
 def test_right_options_pass(parse, options):

@@ -1,0 +1,347 @@
+"""The JSON Schema of option files: what :func:`check` holds them against, and what editors complete them by.
+
+``options/schema.json`` is what :func:`as_json` makes. Blocks that name a ``type``
+are closed for the plug-in's own types; those of BasicSR's other networks, datasets and losses are theirs to check.
+"""
+
+import inspect
+import json
+import math
+import re
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, get_args, get_origin, get_type_hints
+
+import jsonschema
+
+from lnca_arch import NETWORKS
+from lnca_arch.errors import InputError, nearest
+from lnca_arch.rollout import RECOMPUTED
+from lnca_data.corruption import CORRUPTIONS
+from lnca_data.tile_dataset import CACHES
+from lnca_model.automaton_model import AutomatonModel
+from lnca_model.lnca_model import LNCAModel
+from lnca_model.metrics import BATCH_METRICS
+from lnca_model.optimization import SCHEDULERS
+from lnca_model.restoration_model import PRECISIONS, RestorationModel
+
+from basicsr.utils.registry import LOSS_REGISTRY
+
+Schema = dict[str, Any]
+
+MODELS = (RestorationModel, AutomatonModel, LNCAModel)
+LOSSES = (
+    *('TripletDistanceLoss', 'MaskedTaskLoss', 'SwapEquivalenceLoss', 'OverflowLoss', 'PSNRLoss'),
+    *('L1Loss', 'MSELoss', 'CharbonnierLoss'),
+)
+IMAGE_METRICS = ['calculate_psnr', 'calculate_ssim']
+LONGEST_VALUE = 60
+
+STRING, BOOLEAN, NUMBER, WHOLE = ({'type': name} for name in ('string', 'boolean', 'number', 'integer'))
+PATH = {'type': ['string', 'null']}
+COUNT = {'type': 'integer', 'minimum': 1}
+LOSS = {'$ref': '#/$defs/loss'}
+NATURAL = {'type': 'integer', 'minimum': 0}
+
+
+def schema() -> Schema:
+    """Of the option files that train.py and test.py take for one of the plug-in's models."""
+    return {
+        '$schema': 'https://json-schema.org/draft/2020-12/schema',
+        'title': 'Option file of the LNCA plug-in for BasicSR',
+        **_block(
+            {
+                'name': {'type': 'string', 'pattern': r'^[^/\\.][^/\\]*$', 'title': 'a name for a folder'},
+                'model_type': {'type': 'string', 'examples': [model.__name__ for model in MODELS]},
+                'num_gpu': {'title': "a whole number of at least 0, or 'auto'", 'anyOf': [NATURAL, {'const': 'auto'}]},
+                'manual_seed': {'type': ['integer', 'null'], 'minimum': 0, 'maximum': 2**31},
+                'scale': COUNT,
+                'find_unused_parameters': BOOLEAN,
+                'dist_params': _block({'backend': STRING, 'port': {**COUNT, 'maximum': 65535}}),
+                'datasets': {
+                    'type': 'object',
+                    'properties': {'train': _train_set()},
+                    'patternProperties': {'^(val|test)(_.*)?$': _dataset({'at_end': BOOLEAN})},
+                    'additionalProperties': False,
+                },
+                'network_g': _by_type({name: _of(kind) for name, kind in NETWORKS.items()}),
+                'path': _block(
+                    {
+                        'pretrain_network_g': PATH,
+                        'resume_state': PATH,
+                        'strict_load_g': BOOLEAN,
+                        'param_key_g': PATH,
+                        'ignore_resume_networks': {'type': 'array', 'items': STRING},
+                    }
+                ),
+                'train': {'type': 'object'},
+                'val': {'type': ['object', 'null'], **_validation()},
+                'logger': _logger(),
+            }
+        ),
+        'allOf': [
+            {'if': _is('model_type', model.__name__), 'then': {'properties': {'train': _training(model)}}}
+            for model in MODELS
+        ],
+        '$defs': {'loss': _loss()},
+    }
+
+
+def as_json() -> str:
+    """What ``options/schema.json`` holds."""
+    return json.dumps(schema(), indent=2, ensure_ascii=False) + '\n'
+
+
+def _block(properties: Mapping[str, Schema], required: tuple[str, ...] = ()) -> Schema:
+    """Of a mapping that has these keys and no others."""
+    return {
+        'type': 'object',
+        'properties': dict(properties),
+        **({'required': list(required)} if required else {}),
+        'additionalProperties': False,
+    }
+
+
+def _is(key: str, value: str) -> Schema:
+    return {'properties': {key: {'const': value}}, 'required': [key]}
+
+
+def _by_type(known: Mapping[str, Schema]) -> Schema:
+    """Of a block with a ``type``, closed for those that are known here."""
+    return {
+        'type': 'object',
+        'properties': {'type': {'type': 'string', 'examples': list(known)}},
+        'required': ['type'],
+        'allOf': [{'if': _is('type', name), 'then': block} for name, block in known.items()],
+    }
+
+
+def _of(kind: Callable, given: int = 0, more: Mapping[str, Schema] | None = None) -> Schema:
+    """Of a block with the arguments of what makes something, but the first that are given."""
+    parameters = list(inspect.signature(kind).parameters.values())[given:]
+    hints = get_type_hints(kind.__init__ if isinstance(kind, type) else kind)
+    properties = {'type': STRING, **(more or {})}
+    for parameter in parameters:
+        if parameter.kind is parameter.VAR_KEYWORD:
+            continue
+        properties[parameter.name] = _argument(hints.get(parameter.name), parameter.default)
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+    return _block(properties, tuple(needed))
+
+
+def _argument(hint: Any, default: Any) -> Schema:
+    if hint is None and default is not inspect.Parameter.empty:
+        # BasicSR writes no types; its 1.0 is a number, its 'mean' a word.
+        hint = float if type(default) is int else type(default)
+    names = {int: WHOLE, float: NUMBER, bool: BOOLEAN, str: STRING}
+    if get_origin(hint) is tuple:
+        items = [_argument(item, inspect.Parameter.empty) for item in get_args(hint)]
+        result = {'type': 'array', 'items': items[0], 'minItems': len(items), 'maxItems': len(items)}
+    else:
+        result = dict(names.get(hint, {}))
+    if default is not inspect.Parameter.empty:
+        result['default'] = list(default) if isinstance(default, tuple) else default
+    return result
+
+
+def _dataset(more: Mapping[str, Schema], required: tuple[str, ...] = ()) -> Schema:
+    tiles = {
+        'name': STRING,
+        'type': STRING,
+        'dataroot_gt': PATH,
+        'dataroot_lq': PATH,
+        'io_backend': {'type': 'object'},
+        'use_hflip': BOOLEAN,
+        'use_rot': BOOLEAN,
+        'cache': {'enum': [*CACHES, None]},
+        'pin_memory': BOOLEAN,
+        'persistent_workers': BOOLEAN,
+        'prefetch_mode': {'enum': ['cpu', 'cuda', None]},
+        'num_prefetch_queue': COUNT,
+        **more,
+    }
+    return {
+        'type': 'object',
+        'properties': {'type': {'type': 'string', 'examples': ['TileDataset', 'PairedImageDataset']}},
+        'required': ['name', 'type', *required],
+        'allOf': [{'if': _is('type', 'TileDataset'), 'then': _block(tiles)}],
+    }
+
+
+def _train_set() -> Schema:
+    corruptions = {name: _of(kind) for name, kind in CORRUPTIONS.items()}
+    loading = {
+        'batch_size_per_gpu': COUNT,
+        'num_worker_per_gpu': NATURAL,
+        'dataset_enlarge_ratio': {'type': 'number', 'exclusiveMinimum': 0},
+        'corruption': _by_type(corruptions),
+        'gt_size': COUNT,
+    }
+    # The loader is BasicSR's whatever the dataset.
+    return {
+        'allOf': [_dataset(loading, ('batch_size_per_gpu', 'num_worker_per_gpu')), {'properties': loading}],
+    }
+
+
+def _loss() -> Schema:
+    """Null turns a loss off."""
+    return {**_by_type({name: _of(LOSS_REGISTRY.get(name)) for name in LOSSES}), 'type': ['object', 'null']}
+
+
+def _optimization() -> dict[str, Schema]:
+    rate = {'type': 'number', 'exclusiveMinimum': 0}
+    return {
+        'optim_g': {
+            'type': 'object',
+            'properties': {'type': {'type': 'string', 'examples': ['Adam', 'AdamW', 'SGD']}, 'lr': rate},
+            'required': ['type', 'lr'],
+        },
+        'scheduler': {
+            'type': ['object', 'null'],
+            'properties': {'type': {'type': 'string', 'examples': list(SCHEDULERS)}},
+            'required': ['type'],
+        },
+    }
+
+
+def _training(model: type[RestorationModel]) -> Schema:
+    """Of the block ``train`` of a model."""
+    shared = {
+        'total_iter': COUNT,
+        'warmup_iter': {'type': 'integer', 'maximum': 0, 'title': '-1: warm-up is not supported'},
+        'ema_decay': {'type': 'number', 'minimum': 0, 'exclusiveMaximum': 1},
+        'normalize_gradients': BOOLEAN,
+        'skip_non_finite': NATURAL,
+        'sync_batch_norm': BOOLEAN,
+    }
+    if not model.phase_names:
+        block = _block(shared | _optimization(), ('total_iter', 'optim_g'))
+        return block | {'patternProperties': {'_opt$': LOSS}}
+    phases = {name: _phase(name, model.known_losses[name]) for name in model.phase_names}
+    return _block(shared | phases, ('total_iter', *phases))
+
+
+def _phase(name: str, known_losses: tuple[str, ...]) -> Schema:
+    own = {
+        'autoencoder': {'swap_noise': {'type': 'number', 'minimum': 0}},
+        'automaton': {
+            'pool_size': COUNT,
+            'steps': {'type': 'array', 'items': COUNT, 'minItems': 2, 'maxItems': 2, 'title': '[least, most]'},
+            'memory': {'enum': [*RECOMPUTED, None]},
+        },
+    }
+    found = {f'{loss}_opt': LOSS for loss in known_losses}
+    return _block({'iters': NATURAL, **_optimization(), **own[name], **found}, ('iters', 'optim_g'))
+
+
+def _validation() -> Schema:
+    metric = {'type': STRING, 'better': {'enum': ['higher', 'lower']}}
+    of_images = metric | {
+        'crop_border': NATURAL,
+        'test_y_channel': BOOLEAN,
+        'input_order': {'enum': ['HWC', 'CHW']},
+    }
+    known = dict.fromkeys([*BATCH_METRICS, *IMAGE_METRICS], _block(of_images))
+    return _block(
+        {
+            'val_freq': COUNT,
+            'save_img': BOOLEAN,
+            'suffix': PATH,
+            'pbar': BOOLEAN,
+            'batch_size': COUNT,
+            'precision': {'enum': list(PRECISIONS)},
+            'selection_metric': STRING,
+            'metrics': {'type': ['object', 'null'], 'additionalProperties': _by_type(known)},
+        },
+        ('save_img',),
+    )
+
+
+def _logger() -> Schema:
+    return _block(
+        {
+            'print_freq': COUNT,
+            'save_checkpoint_freq': COUNT,
+            'use_tb_logger': BOOLEAN,
+            'keep_checkpoints': {'type': ['integer', 'null'], 'minimum': 1},
+            'wandb': {'type': ['object', 'null'], 'properties': {'project': PATH, 'resume_id': PATH}},
+        },
+        ('print_freq', 'save_checkpoint_freq', 'use_tb_logger'),
+    )
+
+
+# --- holding an option file against it
+
+
+def check(opt: Mapping[str, Any]) -> None:
+    """Raise InputError, a line for each mistake, unless options are as the schema says."""
+    mistakes = list(_beyond_json(opt, '')) or [
+        line for error in jsonschema.Draft202012Validator(schema()).iter_errors(opt) for line in _lines(error)
+    ]
+    if mistakes:
+        raise InputError('\n'.join(dict.fromkeys(mistakes)))
+
+
+def _beyond_json(value: Any, where: str) -> Iterator[str]:
+    """JSON has no such numbers, nor keys that are no text."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield f'{where} must be a finite number, got {value}'
+    elif isinstance(value, Mapping):
+        for key, entry in value.items():
+            if not isinstance(key, str):
+                yield f'{where or "the file"}: a key must be text, got {_short(key)}; put it in quotes'
+            else:
+                yield from _beyond_json(entry, f'{where}.{key}' if where else key)
+    elif isinstance(value, list | tuple):
+        for index, entry in enumerate(value):
+            yield from _beyond_json(entry, f'{where}[{index}]')
+
+
+def _lines(error: jsonschema.ValidationError) -> Iterator[str]:
+    """What is wrong in an option file, where, and what to do."""
+    where = ''
+    for step in error.absolute_path:
+        where += f'[{step}]' if isinstance(step, int) else f'.{step}' if where else str(step)
+    value, rule = _short(error.instance), error.validator_value
+    match error.validator:
+        case 'additionalProperties':
+            known = error.schema.get('properties', {})
+            patterns = error.schema.get('patternProperties', {})
+            for key in error.instance:
+                if key not in known and not any(re.search(pattern, key) for pattern in patterns):
+                    yield f'{f"{where}." if where else ""}{key} is unknown. {nearest(key, known)}'
+        case 'required':
+            for key in rule:
+                if key not in error.instance:
+                    yield f'{f"{where}." if where else ""}{key} is missing'
+        case 'enum':
+            yield f'{where} {value} is unknown. {nearest(error.instance, [str(entry) for entry in rule if entry])}'
+        case _:
+            yield f'{where} must be {error.schema.get("title") or _wanted(error.schema)}, got {value}'
+
+
+def _wanted(rules: Schema) -> str:
+    """What a value must be, in words."""
+    words = {
+        'object': 'a block of options',
+        'array': 'a list',
+        'string': 'text',
+        'boolean': 'true or false',
+        'number': 'a number',
+        'integer': 'a whole number',
+        'null': '~',
+    }
+    kinds = rules.get('type', [])
+    text = ' or '.join(words[kind] for kind in ([kinds] if isinstance(kinds, str) else kinds)) or 'something else'
+    bounds = {
+        'minimum': 'of at least',
+        'exclusiveMinimum': 'above',
+        'maximum': 'of at most',
+        'exclusiveMaximum': 'below',
+    }
+    text = ' '.join([text, *(f'{words} {rules[name]}' for name, words in bounds.items() if name in rules)])
+    return f'{text} of {rules["minItems"]}' if 'minItems' in rules else text
+
+
+def _short(value: Any) -> str:
+    return textwrap.shorten(repr(value), LONGEST_VALUE, placeholder=' …')
