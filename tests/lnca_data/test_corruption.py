@@ -126,7 +126,7 @@ def test_options_reach_the_corruption():
     ('options', 'message'),
     [
         ({'type': 'nose'}, "'nose' is unknown. Did you mean noise"),
-        ({'type': 'noise', 'sigm': 0.1}, "corruption.sigm is unknown. Did you mean sigma"),
+        ({'type': 'noise', 'sigm': 0.1}, 'corruption.sigm is unknown. Did you mean sigma'),
         ({'type': 'noise', 'sigma': -1}, 'sigma must be at least 0, got -1'),
         ({'type': 'noise', 'probability': 1.5}, 'probabilities are in'),
         ({'type': 'noise', 'curriculum': [0.7, 0.2]}, 'curriculum is .lowest, highest.'),
