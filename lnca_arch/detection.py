@@ -29,14 +29,18 @@ class Detected(NamedTuple):
 
 
 def detect(weights: Weights) -> Detected | None:
-    """The network that a state dict is of, None if it is none of this package's.
+    """The network that a state dict is of, None if it is none of this package's, or has none's shapes.
 
     What leaves no trace in the shapes keeps its default: a ViTCA's ``heads``, a NAFCA's ``dropout``, and
     ``update_rate``.
     """
     for kind, names in NAMES.items():
         if all(name in weights for name in names):
-            return Detected(kind, _SIZES[kind](weights))
+            try:
+                sizes = _SIZES[kind](weights)
+            except (KeyError, IndexError, ZeroDivisionError):  # parameters of another name, or without channels
+                return None
+            return Detected(kind, sizes) if min(sizes.values()) > 0 else None
     return None
 
 

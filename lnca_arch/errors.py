@@ -60,7 +60,7 @@ def nearest(name: Any, known: Iterable[str]) -> str:
 
 def check_known(name: Any, known: Iterable[str], what: str) -> None:
     """Raise InputError, naming the nearest known one, unless a name is known."""
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise InputError(f'{what} {name!r} is unknown. {nearest(name, known)}')
 
 

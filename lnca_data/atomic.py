@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+PARTIAL = '.*.partial*'  # what a killed process may leave of a file
+
 
 @contextmanager
 def whole_file(path: Path | str) -> Iterator[Path]:

@@ -16,6 +16,7 @@ from lnca_arch.errors import InputError, one_line
 from lnca_data.images import read_bytes
 
 CIFAR_SHAPE = (3, 32, 32)
+LARGEST_BATCH = 64 << 20  # bytes; a batch has 31 MB
 CIFAR_RECORD = 1 + 3 * 32 * 32  # of the binary version: a label, then the pixels
 
 
@@ -72,7 +73,7 @@ def archive_members(path: Path) -> list[str]:
             while archive.fileobj.read(1 << 20):  # to the checksum, which is the last thing in the file
                 pass
             return names
-    except (OSError, tarfile.TarError, EOFError, zlib.error) as error:
+    except (OSError, tarfile.TarError, EOFError, zlib.error, ValueError) as error:
         raise InputError(f'{path}: not a readable archive ({one_line(error)})') from None
 
 
@@ -80,9 +81,22 @@ def _archive_member(path: str, name: str) -> bytes:
     # Read in place: what is never unpacked cannot be written elsewhere.
     try:
         with tarfile.open(path) as archive:
-            return archive.extractfile(name).read()
-    except (OSError, tarfile.TarError, EOFError, zlib.error, KeyError, AttributeError) as error:
+            data = archive.extractfile(name).read(LARGEST_BATCH + 1)
+    # RecursionError: links to each other.
+    except (
+        OSError,
+        tarfile.TarError,
+        EOFError,
+        zlib.error,
+        KeyError,
+        ValueError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         raise InputError(f'{path}: cannot read {name} in the archive ({one_line(error)})') from None
+    if len(data) > LARGEST_BATCH:
+        raise InputError(f'{path}: {name} in the archive is larger than any batch of CIFAR-10')
+    return data
 
 
 class _PickledArray:

@@ -5,6 +5,7 @@ import errno
 import functools
 import os
 import re
+import struct
 from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar
@@ -24,6 +25,8 @@ BATCH_BYTES = 16 << 20
 # An image takes whole pages of its own, and about this much to be found.
 PAGE = 4096
 ENTRY = 100
+LONGEST_KEY = 511  # bytes, of LMDB
+PNG_SIGNATURE, PNG_HEADER = b'\x89PNG\r\n\x1a\n', 24  # up to width and height
 FIRST_MAP_SIZE = 64 << 20
 
 
@@ -178,10 +181,24 @@ class TileStore:
                 data = transaction.get(key.encode('ascii'))
         except lmdb.Error as error:
             raise InputError(f'{self.path}: cannot read {key!r} ({error}); pack the dataset again') from None
-        image = None if not data else cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        # Before it is decoded, which can take any amount of memory; what is no PNG is looked at afterwards.
+        if data and data.startswith(PNG_SIGNATURE) and len(data) >= PNG_HEADER:
+            width, height = struct.unpack('>II', data[16:24])
+            self._check_size(key, height, width)
+        try:
+            image = None if not data else cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        except cv2.error:  # more pixels than OpenCV takes
+            image = None
         if image is None:
             raise InputError(f'{self.path}: {key} is not a readable image; pack the dataset again')
+        self._check_size(key, *image.shape[:2])
         return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+    def _check_size(self, key: str, height: int, width: int) -> None:
+        if (height, width) not in self.sizes:
+            raise InputError(
+                f'{self.path}: {key} is {height}×{width}, which {META_INFO} says of no image; pack the dataset again'
+            )
 
     @classmethod
     def close_all(cls) -> None:
@@ -213,8 +230,14 @@ def check_same_keys(gt: TileStore, lq: TileStore) -> None:
 
 
 def image_sizes(path: Path | str) -> set[tuple[int, int]]:
-    """The heights and widths that occur in an LMDB, by its ``meta_info.txt``."""
-    shapes = re.findall(r'\((\d+),(\d+),\d+\)', (Path(path) / META_INFO).read_text())
+    """The heights and widths that occur in an LMDB, by its ``meta_info.txt``.
+
+    Raises:
+        InputError: it names none.
+    """
+    shapes = set(re.findall(r'\((\d{1,6}),(\d{1,6}),\d{1,6}\)', (Path(path) / META_INFO).read_text('ascii')))
+    if not shapes:
+        raise InputError(f'{path}: {META_INFO} names no sizes, such as KEY.png (32,32,3) 0; pack the dataset again')
     return {(int(height), int(width)) for height, width in shapes}
 
 
@@ -247,9 +270,13 @@ def _checked_keys(path: Path) -> np.ndarray:
     if not lines.isascii():
         raise InputError(f'{path}: {META_INFO} is damaged, it is not ASCII text; {advice} again')
     # PairedImageDataset, too, takes what comes before the first dot for the key.
-    keys = np.array([line.partition(b'.')[0] for line in lines.splitlines() if line.strip()], 'S')
-    if not keys.size:
+    names = [line.partition(b'.')[0] for line in lines.splitlines() if line.strip()]
+    if not names:
         raise InputError(f'{path}: the LMDB is empty; {advice}')
+    # An array of them takes the longest's room for each.
+    if not 0 < min(map(len, names)) <= max(map(len, names)) <= LONGEST_KEY:
+        raise InputError(f'{path}: {META_INFO} names a key of no letter, or of more than {LONGEST_KEY}; {advice} again')
+    keys = np.array(names, 'S')
     name = os.path.realpath(path)
     was_open = name in TileStore._open
     try:

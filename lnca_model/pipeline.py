@@ -14,6 +14,7 @@ from typing import Any
 
 from lnca_arch import basicsr_compat
 from lnca_arch.errors import InputError, check_all, check_known, report_in_one_line
+from lnca_data.atomic import PARTIAL
 from lnca_data.lmdb_store import check_pair
 from lnca_model import distributed, interruption, option_schema
 from lnca_model.course import Course, ResumableSampler
@@ -148,6 +149,8 @@ def load_resume_state(opt: Options) -> Options | None:
     Raises:
         InputError: the state that was named is damaged, or all that there are.
     """
+    if distributed.rank() == 0:
+        _remove_partial(opt)
     found = sorted(Path(opt['path']['training_states']).glob('[0-9]*.state'), key=lambda path: -int(path.stem))
     named = opt['path'].get('resume_state')
     candidates = found if opt['auto_resume'] and found else [Path(named)] if named else []
@@ -161,6 +164,13 @@ def load_resume_state(opt: Options) -> Options | None:
     state['notes'] = damaged
     opt['datasets']['train']['resumed'] = {key: state.get(key, 0) for key in ('iter', 'epoch', 'seen')}
     return state
+
+
+def _remove_partial(opt: Options) -> None:
+    """Remove the files that a run was writing when it was killed."""
+    for folder in ('models', 'training_states'):
+        for file in Path(opt['path'][folder]).glob(PARTIAL):
+            file.unlink(missing_ok=True)
 
 
 def _first_whole(states: Iterable[Path], opt: Options) -> tuple[Path | None, list[str]]:

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -52,7 +53,12 @@ def load(path: Path | str) -> dict[str, Any]:
     try:
         _check_sums(path)
         content = torch.load(path, map_location='cpu', weights_only=True)
-    except (RuntimeError, EOFError, OSError, KeyError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+    except Exception as error:  # what is damaged can raise anything
+        if isinstance(error, pickle.UnpicklingError) and re.search('GLOBAL|Unsupported', str(error)):
+            raise InputError(
+                f'{path}: refused: beside tensors and plain data it holds what could run code when it is read; nothing '
+                'was run'
+            ) from None
         raise InputError(
             f'{path}: not a readable checkpoint, perhaps truncated ({first_line(error)}); use an earlier one'
         ) from None
@@ -65,6 +71,8 @@ def _check_sums(path: Path | str) -> None:
     """torch.save stores a checksum with every tensor, and torch.load does not look at it."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise zipfile.BadZipFile('it is compressed, as no checkpoint of PyTorch is')
             damaged = archive.testzip()
         if damaged:
             raise zipfile.BadZipFile(f'the checksum of {damaged} is wrong')

@@ -1,0 +1,268 @@
+"""What goes wrong on real machines, done on purpose and counted: ``python benchmarks/faults.py``.
+
+Trainings are runs of ``basicsr/train.py``, a small LatentNAFCA on tiles of noise, with one worker and a checkpoint
+every other iteration. A fault is survived if nothing is lost: a run that is killed and goes on ends in the weights, to
+the last bit, and the scores of one that was left alone.
+"""
+
+import copy
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+import yaml
+from measure import argument_parser, in_one_line, machine, random_pairs
+from results_folder import markdown_table
+from tqdm import tqdm
+
+from lnca_arch.errors import InputError
+from lnca_data.atomic import PARTIAL, write_json
+from lnca_model import interruption
+from lnca_restore import checkpoint
+
+ROOT = Path(__file__).parents[1]
+ITERATIONS = 100  # a phase
+POLL_SECONDS = 2e-4
+
+Row = dict[str, Any]
+
+
+def main() -> None:
+    parser = argument_parser(__doc__, repeats=20)
+    parser.add_argument('--parts', nargs='+', choices=PARTS, default=list(PARTS), help='which faults')
+    parser.add_argument('--examples', type=int, default=10_000, help='inputs for each parser')
+    arguments = parser.parse_args()
+    rows: list[Row] = []
+    for part in arguments.parts:
+        for row in PARTS[part](arguments.examples if part == 'input' else arguments.repeats):
+            print(f'{row["fault"]}: tried {row["tried"]}, survived {row["survived"]}', file=sys.stderr)
+            rows.append(row)
+    print(markdown_table(list(rows[0]), [[str(cell) for cell in row.values()] for row in rows]))
+    print(f'\n{in_one_line(machine())}')
+    if arguments.json:
+        write_json(arguments.json, {'machine': machine(), 'faults': rows})
+    if any(row['survived'] < row['tried'] for row in rows):
+        raise SystemExit(1)
+
+
+class Project:
+    """A folder in which trainings run, each in an experiment of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / 'basicsr').mkdir()
+        (folder / 'basicsr' / 'train.py').write_text((ROOT / 'basicsr' / 'train.py').read_text())
+        pairs = random_pairs(folder, tiles=21)
+        options = yaml.safe_load((ROOT / 'options' / 'lnca_photos.yml').read_text())
+        train, val = options['datasets']['train'], options['datasets']['val']
+        train.update(dataroot_gt=pairs['dataroot_gt'], batch_size_per_gpu=4, persistent_workers=False)
+        val.update(pairs)
+        del options['datasets']['val_test']
+        options['network_g'].update(latent_channels=4, hidden_channels=4, embed_channels=8)
+        options['train']['total_iter'] = 2 * ITERATIONS
+        options['train']['autoencoder']['iters'] = options['train']['automaton']['iters'] = ITERATIONS
+        options['train']['automaton'].update(pool_size=20, steps=[1, 3])
+        options['val']['val_freq'] = 25
+        options['logger'].update(print_freq=1, save_checkpoint_freq=2, keep_checkpoints=3, use_tb_logger=False)
+        options['num_gpu'] = 0
+        self.options = options
+
+    def start(self, name: str, processes: int = 1) -> subprocess.Popen:
+        """Begin a training, or go on with it."""
+        options = copy.deepcopy(self.options) | {'name': name}
+        file = self.folder / f'{name}.yml'
+        file.write_text(yaml.safe_dump(options))
+        launcher = ['-m', 'torch.distributed.run', f'--nproc_per_node={processes}'] if processes > 1 else []
+        more = ['--launcher', 'pytorch'] if processes > 1 else []
+        return subprocess.Popen(
+            [sys.executable, *launcher, 'basicsr/train.py', '-opt', file, '--auto_resume', *more],
+            cwd=self.folder,
+            # Compiling would take longer than what is trained here.
+            env=os.environ | {'TORCHDYNAMO_DISABLE': '1'},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def ended(self, name: str, processes: int = 1) -> None:
+        """Have a training go on to its end."""
+        process = self.start(name, processes)
+        _, said = process.communicate()
+        if process.returncode:
+            raise RuntimeError(said)
+
+    def experiment(self, name: str) -> Path:
+        return self.folder / 'experiments' / name
+
+    def partial(self, name: str) -> list[Path]:
+        """Files that are being written."""
+        return [file for kind in ('models', 'training_states') for file in (self.experiment(name) / kind).glob(PARTIAL)]
+
+    def same(self, first: str, second: str) -> bool:
+        """Whether two experiments have ended in the same weights and scores."""
+        folders = self.experiment(first), self.experiment(second)
+        for network in ('net_g_latest.pth', 'net_g_best.pth'):
+            weights, others = (checkpoint.load(folder / 'models' / network)['params'] for folder in folders)
+            if not all(torch.equal(weights[key], others[key]) for key in others):
+                return False
+        scores = [(folder / 'scores.csv').read_text() for folder in folders]
+        return scores[0] == scores[1]
+
+
+def until(process: subprocess.Popen, iteration: int) -> None:
+    """Read what a training says until it has come to an iteration."""
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if 'iter:' in line and 'lr:(' in line and int(line.split('iter:')[1].split(',')[0]) >= iteration:
+            return
+    raise RuntimeError(''.join(said))
+
+
+def _kills(count: int) -> Iterator[Row]:
+    """SIGKILL at random moments, and as soon as a checkpoint is being written."""
+    with tempfile.TemporaryDirectory() as folder:
+        project = Project(Path(folder))
+        project.ended('whole')
+        for phase, first in (('autoencoder', 0), ('automaton', ITERATIONS)):
+            for moment in ('at any moment', 'while a checkpoint is written'):
+                name = f'{phase}_{moment.split()[0]}'
+                met = 0
+                for kill in tqdm(range(count), desc=f'kills, {phase}, {moment}', unit='kill', leave=False):
+                    process = project.start(name)
+                    until(process, first + 1 + kill * (ITERATIONS - 10) // count)
+                    if moment == 'at any moment':
+                        time.sleep(random.random() * 0.1)
+                    else:
+                        while not project.partial(name) and process.poll() is None:
+                            time.sleep(POLL_SECONDS)
+                    process.kill()
+                    process.communicate()
+                    met += bool(project.partial(name))
+                project.ended(name)
+                yield _row(
+                    f'SIGKILL in phase {phase}, {moment}',
+                    count,
+                    count * project.same(name, 'whole'),
+                    f'resumed each time; {met} kills left a half-written file; final and best weights bit-identical, '
+                    'scores too',
+                )
+
+
+def _signals(count: int) -> Iterator[Row]:
+    with tempfile.TemporaryDirectory() as folder:
+        project = Project(Path(folder))
+        # No checkpoint but the one that the signal asks for.
+        project.options['logger']['save_checkpoint_freq'] = 10 * ITERATIONS
+        project.ended('whole')
+        for name in interruption.SIGNALS:
+            survived = 0
+            for turn in tqdm(range(count), desc=name, unit='signal', leave=False):
+                process = project.start(name)
+                until(process, 1 + turn * (2 * ITERATIONS - 10) // count)
+                process.send_signal(getattr(signal, name))
+                process.communicate()
+                survived += process.returncode == interruption.EXIT_CODE
+            project.ended(name)
+            yield _row(
+                name,
+                count,
+                survived if project.same(name, 'whole') else 0,
+                f'saved, exit code {interruption.EXIT_CODE}; after all of them the weights bit-identical, scores too',
+            )
+
+
+def _damaged(count: int) -> Iterator[Row]:
+    """A bit flipped anywhere in the newest training state, or its end cut off."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / '3.state'
+        checkpoint.save({'iter': 3, 'weights': torch.rand(500)}, file)
+        whole, expected = file.read_bytes(), checkpoint.load(file)['weights']
+        flips = [whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :] for at in range(len(whole))]
+        for fault, contents in (
+            ('a bit of a checkpoint flipped', flips),
+            ('a checkpoint cut off', [whole[:length] for length in range(len(whole))]),
+        ):
+            survived = refused = 0
+            for content in contents:
+                file.write_bytes(content)
+                try:
+                    loaded = checkpoint.load(file)
+                    survived += loaded['iter'] == 3 and torch.equal(loaded['weights'], expected)
+                except InputError:
+                    refused += 1
+            yield _row(
+                fault,
+                len(contents),
+                survived + refused,
+                f'{refused} refused, so that the one before is used; {survived} of no consequence',
+            )
+
+
+def _lost_process(count: int) -> Iterator[Row]:
+    """One of two processes is killed."""
+    with tempfile.TemporaryDirectory() as folder:
+        project = Project(Path(folder))
+        project.options['datasets']['train']['batch_size_per_gpu'] = 2
+        project.ended('whole', processes=2)
+        survived, slowest = 0, 0.0
+        for turn in tqdm(range(count), desc='lost processes', unit='kill', leave=False):
+            process = project.start('lost', processes=2)
+            until(process, 1 + turn * (2 * ITERATIONS - 10) // count)
+            children = psutil.Process(process.pid).children()
+            random.choice(children).kill()
+            killed = time.monotonic()
+            process.communicate()
+            slowest = max(slowest, time.monotonic() - killed)
+            survived += not any(child.is_running() for child in children)
+        project.ended('lost', processes=2)
+        yield _row(
+            'SIGKILL of one of two processes',
+            count,
+            survived if project.same('lost', 'whole') else 0,
+            f'the other ended within {slowest:.0f} s; after all of them the weights bit-identical, scores too',
+        )
+
+
+def _input(count: int) -> Iterator[Row]:
+    """Input that nobody would write, for the parsers that are ours."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / 'report.xml'
+        command = [sys.executable, '-m', 'pytest', '-q', f'--junit-xml={report}', ROOT / 'tests' / 'fuzz']
+        subprocess.run(
+            command, cwd=ROOT, env=os.environ | {'FUZZ_EXAMPLES': str(count)}, stdout=sys.stderr, check=False
+        )
+        for case in ElementTree.parse(report).iter('testcase'):
+            failed = case.find('failure') is not None or case.find('error') is not None
+            what = case.get('name').removeprefix('test_').replace('_', ' ')
+            took = float(case.get('time'))
+            yield _row(
+                f'hostile input: {what}', count, 0 if failed else count, f'taken or refused in one line; {took:.0f} s'
+            )
+
+
+def _row(fault: str, tried: int, survived: int, what_happened: str) -> Row:
+    return {'fault': fault, 'tried': tried, 'survived': survived, 'what happened': what_happened}
+
+
+PARTS: dict[str, Callable[[int], Iterator[Row]]] = {
+    'kills': _kills,
+    'signals': _signals,
+    'damage': _damaged,
+    'processes': _lost_process,
+    'input': _input,
+}
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,266 @@
+"""What nobody would write, fed to the parsers that are ours: each takes it, or says in one InputError what is wrong.
+
+``FUZZ_EXAMPLES=10000 pytest tests/fuzz`` tries more.
+"""
+
+import copy
+import io
+import os
+import pickle
+import tarfile
+from pathlib import Path
+
+import lmdb
+import numpy as np
+import pytest
+import torch
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lnca_arch.detection import detect
+from lnca_arch.errors import InputError
+from lnca_data.cifar import archive_members, cifar_batch
+from lnca_data.lmdb_store import META_INFO, TileStore, write_lmdb
+from lnca_data.source import inside, rows_of
+from lnca_data.sources import SOURCES
+from lnca_model import pipeline
+from lnca_model.options import force, read_options
+from lnca_restore import checkpoint
+
+EXAMPLES = int(os.environ.get('FUZZ_EXAMPLES', '100'))
+fuzz = settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    derandomize='FUZZ_EXAMPLES' not in os.environ,  # so that a test that passes does so again
+    suppress_health_check=list(HealthCheck),
+    database=None,
+)
+
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=8),
+    st.sampled_from(['auto', 'Adam', 'LatentViTCA', 'noise', '~', 'TileDataset', 1e300, -1, 0, 2**40]),
+)
+VALUES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+)
+
+
+def edited(data: bytes) -> st.SearchStrategy[bytes]:
+    """Bytes of which a few are others, cut out, or doubled."""
+
+    def apply(edits: list[tuple[int, int, bytes]]) -> bytes:
+        result = data
+        for position, length, new in edits:
+            place = position % (len(result) + 1)
+            result = result[:place] + new + result[place + length :]
+        return result
+
+    edit = st.tuples(st.integers(0, 1 << 20), st.sampled_from([0, 1, 2, 4, 64, 1 << 20]), st.binary(max_size=6))
+    return st.lists(edit, min_size=1, max_size=4).map(apply)
+
+
+def refused_or_taken(call, *arguments):
+    """What a call returns, or None where it refuses in lines that a user can read."""
+    try:
+        return call(*arguments)
+    except InputError as error:
+        assert str(error).strip()
+        return None
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp('fuzz')
+
+
+def paths_in(tree, path=()):
+    yield path
+    entries = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    for key, value in entries:
+        yield from paths_in(value, (*path, key))
+
+
+@fuzz
+@given(data=st.data())
+def test_options_of_which_some_are_others(folder, options, data):
+    options = copy.deepcopy(options)
+    for _ in range(data.draw(st.integers(1, 3))):
+        path = data.draw(st.sampled_from([path for path in paths_in(options) if path]))
+        block = options
+        for step in path[:-1]:
+            block = block[step]
+        action = data.draw(st.sampled_from(['replace', 'replace', 'delete', 'rename']))
+        if action == 'replace' or isinstance(block, list):
+            block[path[-1]] = data.draw(VALUES)
+        elif action == 'delete':
+            del block[path[-1]]
+        else:
+            block[data.draw(st.text(max_size=8))] = block.pop(path[-1])
+    file = folder / 'options.yml'
+    file.write_text(yaml.safe_dump(options, allow_unicode=True), encoding='utf-8')
+
+    def parse():
+        opt = read_options(file)
+        pipeline.check_form(opt, file, is_train=True)
+        pipeline.complete(opt, pipeline.read_command_line(['-opt', str(file)]), folder, is_train=True)
+        # What the plug-in does not know is BasicSR's to check.
+        if opt['model_type'] in ('LNCAModel', 'AutomatonModel', 'RestorationModel') and {
+            dataset.get('type') for dataset in opt['datasets'].values()
+        } <= {'TileDataset'}:
+            pipeline.check_options(opt)
+
+    refused_or_taken(parse)
+
+
+@fuzz
+@given(content=st.binary(max_size=200) | st.text(alphabet='[]{}&*!:-?|>#\'"%@`,~ \na1', max_size=60).map(str.encode))
+def test_option_files_of_any_bytes(folder, content):
+    file = folder / 'any.yml'
+    file.write_bytes(content)
+    refused_or_taken(read_options, file)
+
+
+@fuzz
+@given(entry=st.text(max_size=30) | st.builds('{}={}'.format, st.text(max_size=8), st.text(max_size=20)))
+def test_forced_options(entry):
+    refused_or_taken(force, {'train': {'a': 1}, 'name': 'x'}, [entry])
+
+
+@fuzz
+@given(content=st.binary(max_size=200) | edited(b'RealBlur/gt/gt_1.png RealBlur/blur/blur_1.png\n../a /b c\n'))
+def test_list_files(folder, content):
+    root = folder / 'lists'
+    root.mkdir(exist_ok=True)
+    (root / 'RealBlur_J_train_list.txt').write_bytes(content)
+    rows = refused_or_taken(lambda: list(rows_of(root / 'RealBlur_J_train_list.txt')))
+    for row in rows or []:
+        for name in row:
+            path = refused_or_taken(inside, root, name)
+            assert path is None or Path(os.path.normpath(path)).is_relative_to(root)
+    refused_or_taken(lambda: SOURCES['realblur'].list(root, variant='J'))
+
+
+@pytest.fixture(scope='module')
+def lmdb_folder(folder):
+    path = folder / 'tiles.lmdb'
+    numbers = np.random.default_rng(0)
+    write_lmdb(path, [(f'tile_{n}', numbers.integers(0, 256, (16, 16, 3), dtype=np.uint8)) for n in range(3)])
+    return path, (path / META_INFO).read_bytes()
+
+
+@fuzz
+@given(data=st.data())
+def test_metadata_of_lmdbs(lmdb_folder, data):
+    path, right = lmdb_folder
+    (path / META_INFO).write_bytes(data.draw(st.binary(max_size=100) | edited(right)))
+    store = refused_or_taken(TileStore, path)
+    if store is None:
+        return
+    assert all(0 < len(key) <= 511 for key in store.keys)
+    sizes = refused_or_taken(lambda: store.sizes)
+    for key in store.keys:
+        image = refused_or_taken(lambda key=key: store[key])
+        assert image is None or image.shape[:2] in sizes
+
+
+@fuzz
+@given(data=st.data())
+def test_images_in_lmdbs(folder, data):
+    path = folder / 'images.lmdb'
+    if not path.exists():
+        write_lmdb(path, [('tile', np.zeros((16, 16, 3), np.uint8))])
+    right = TileStore(path)['tile']
+    TileStore.close_all()
+    with lmdb.open(str(path)) as environment:
+        with environment.begin() as transaction:
+            png = transaction.get(b'tile')
+        with environment.begin(write=True) as transaction:
+            transaction.put(b'tile', data.draw(edited(png)) or b'0')
+    store = TileStore(path)
+    image = refused_or_taken(lambda: store['tile'])
+    assert image is None or image.shape == right.shape
+    TileStore.close_all()
+    with lmdb.open(str(path)) as environment, environment.begin(write=True) as transaction:
+        transaction.put(b'tile', png)
+
+
+CIFAR = {b'data': np.arange(2 * 3072, dtype=np.uint8).reshape(2, 3072), b'labels': [1, 2]}
+
+
+@fuzz
+@given(data=st.data())
+def test_batches_of_cifar(folder, data):
+    content = data.draw(
+        st.binary(max_size=300) | st.one_of(*(edited(pickle.dumps(CIFAR, protocol)) for protocol in (0, 2, 4)))
+    )
+    for name in ('data_batch_1', 'data_batch_1.bin'):
+        (folder / name).write_bytes(content)
+        cifar_batch.cache_clear()
+        images = refused_or_taken(cifar_batch, str(folder / name))
+        assert images is None or images.shape[1:] == (32, 32, 3)
+
+
+def packed(names: dict[str, bytes]) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode='w') as archive:
+        for name, content in names.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return file.getvalue()
+
+
+@fuzz
+@given(content=edited(packed({'cifar-10-batches-py/data_batch_1': pickle.dumps(CIFAR, 2)})))
+def test_archives_of_cifar(folder, content):
+    path = folder / 'cifar-10-python.tar.gz'
+    path.write_bytes(content)
+    for cached in (archive_members, cifar_batch):
+        cached.cache_clear()
+    for name in refused_or_taken(archive_members, path) or []:
+        images = refused_or_taken(cifar_batch, str(path), name)
+        assert images is None or images.shape[1:] == (32, 32, 3)
+
+
+NAMES = [
+    *('autoencoder.encoder.down1.conv.weight', 'autoencoder.encoder.down2.conv.weight'),
+    *('autoencoder.encoder.down3.conv.weight', 'automaton.perception_norm.weight', 'automaton.embed.weight'),
+    *('automaton.ffn_expand.weight', 'automaton.qkv.weight', 'automaton.mlp_in.weight', 'automaton.head.weight'),
+]
+
+
+@fuzz
+@given(
+    shapes=st.dictionaries(
+        st.sampled_from(NAMES), st.lists(st.integers(0, 70), max_size=4), min_size=2 if EXAMPLES < 1000 else 0
+    )
+)
+def test_state_dicts(shapes):
+    detected = detect({name: torch.empty(shape, device='meta') for name, shape in shapes.items()})
+    if detected:
+        assert all(size > 0 for size in detected.sizes.values())
+
+
+@pytest.fixture(scope='module')
+def saved(folder):
+    file = folder / 'network.pth'
+    checkpoint.save({'params': {'weight': torch.arange(6.0)}, 'iter': 3}, file)
+    return file.read_bytes()
+
+
+@fuzz
+@given(data=st.data())
+def test_checkpoints(folder, saved, data):
+    """What is taken for whole is what was saved."""
+    content = data.draw(edited(saved) | st.binary(max_size=100))
+    file = folder / 'edited.pth'
+    file.write_bytes(content)
+    loaded = refused_or_taken(checkpoint.load, file)
+    if loaded:
+        assert torch.equal(loaded['params']['weight'], torch.arange(6.0))
+        assert loaded['iter'] == 3
