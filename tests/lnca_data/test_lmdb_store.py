@@ -2,7 +2,10 @@
 
 import multiprocessing
 import os
+import re
 import shutil
+import struct
+import zlib
 
 import cv2
 import lmdb
@@ -12,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from lnca_arch.errors import InputError
 from lnca_data import lmdb_store
-from lnca_data.lmdb_store import LmdbWriter, TileStore, check_pair, encode_png, image_sizes, write_lmdb
+from lnca_data.lmdb_store import META_INFO, LmdbWriter, TileStore, check_pair, encode_png, image_sizes, write_lmdb
 from lnca_data.tile_dataset import TileDataset
 
 
@@ -292,3 +295,39 @@ def test_packed_again_in_the_same_process(path):
     images = images_of(3)
     write_lmdb(path, images)
     assert_same(read_all(TileStore(path)), images)
+
+
+def put(path, key, value):
+    TileStore.close_all()
+    with lmdb.open(str(path)) as environment, environment.begin(write=True) as transaction:
+        transaction.put(key.encode(), value)
+
+
+def test_meta_info_lies_about_sizes(path):
+    key = TileStore(path).keys[0]
+    lines = (path / META_INFO).read_text()
+    (path / META_INFO).write_text(re.sub(r'\(\d+,\d+,', '(7,9,', lines))
+    with pytest.raises(InputError, match=f'{key} is .*, which meta_info.txt says of no image; pack the dataset again'):
+        TileStore(path)[key]
+    (path / META_INFO).write_text(re.sub(r'\(.*\)', '', lines))
+    with pytest.raises(InputError, match='meta_info.txt names no sizes'):
+        TileStore(path)[key]
+
+
+def test_a_small_png_of_a_huge_image_is_not_decoded(path):
+    """Of 10 gigapixels, said by its header alone; decoded it would take 30 GB."""
+    key = TileStore(path).keys[0]
+    header = struct.pack('>II5B', 100_000, 100_000, 8, 2, 0, 0, 0)
+    chunk = b'IHDR' + header
+    png = b'\x89PNG\r\n\x1a\n' + struct.pack('>I', len(header)) + chunk + struct.pack('>I', zlib.crc32(chunk))
+    put(path, key, png)
+    with pytest.raises(InputError, match=f'{key} is 100000×100000'):
+        TileStore(path)[key]
+
+
+@pytest.mark.parametrize('name', ['', 'x' * 600])
+def test_keys_of_no_letter_or_too_many(path, name):
+    lines = (path / META_INFO).read_text().splitlines()
+    (path / META_INFO).write_text('\n'.join([f'{name}.png (4,4,3) 0', *lines[1:]]))
+    with pytest.raises(InputError, match='names a key of no letter, or of more than 511'):
+        TileStore(path)

@@ -1,5 +1,8 @@
 """Optimisation, pool, phases, metrics and checkpoints."""
 
+import os
+import zipfile
+
 import numpy as np
 import pytest
 import torch
@@ -192,3 +195,33 @@ def test_truncated_foreign_and_hostile_checkpoints(tmp_path):
         with pytest.raises(InputError, match=f'{name}.pth') as error:
             checkpoint.load(tmp_path / f'{name}.pth')
         assert '\n' not in str(error.value)
+
+
+class Hostile:
+    """Its pickle calls something."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.marker),)
+
+
+@pytest.mark.parametrize('in_zip', [True, False])
+def test_a_checkpoint_that_would_run_code_is_refused(tmp_path, in_zip):
+    file = tmp_path / 'net.pth'
+    torch.save({'params': Hostile(tmp_path / 'ran')}, file, _use_new_zipfile_serialization=in_zip)
+    with pytest.raises(
+        InputError, match='net.pth: refused: .* could run code when it is read; nothing was run'
+    ) as error:
+        checkpoint.load(file)
+    assert '\n' not in str(error.value)
+    assert not (tmp_path / 'ran').exists()
+
+
+def test_a_compressed_checkpoint_is_refused_before_it_is_unpacked(tmp_path):
+    file = tmp_path / 'net.pth'
+    with zipfile.ZipFile(file, 'w', zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr('net/data.pkl', bytes(1 << 20))
+    with pytest.raises(InputError, match='it is compressed, as no checkpoint of PyTorch is'):
+        checkpoint.load(file)

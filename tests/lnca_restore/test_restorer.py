@@ -301,3 +301,11 @@ def test_bundled_models_load(name):
 
 def test_two_models_come_along():
     assert sorted(BUNDLED) == ['deblur', 'denoise']
+
+
+@pytest.mark.parametrize('shape', [(), (0, 4), (4,)])
+def test_names_of_a_network_with_shapes_of_none(network, shape):
+    weights = dict(network.state_dict())
+    weights['autoencoder.encoder.down1.conv.weight'] = torch.zeros(shape)
+    weights['autoencoder.encoder.down2.conv.weight'] = torch.zeros(shape)
+    assert detect(weights) is None
