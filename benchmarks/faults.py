@@ -87,8 +87,8 @@ class Project:
         return subprocess.Popen(
             [sys.executable, *launcher, 'basicsr/train.py', '-opt', file, '--auto_resume', *more],
             cwd=self.folder,
-            # Compiling would take longer than what is trained here.
-            env=os.environ | {'TORCHDYNAMO_DISABLE': '1'},
+            # Compiling would take longer than what is trained here, and threads would wait for each other.
+            env=os.environ | {'TORCHDYNAMO_DISABLE': '1', 'OMP_NUM_THREADS': '1'},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
