@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from lnca_arch.errors import DISK_FULL, InputError, report_in_one_line
+from lnca_arch.errors import DISK_FULL, InputError, first_line, report_in_one_line
 from lnca_arch.network import INFERENCE_STEPS
 from lnca_data.images import to_8_bits
 from lnca_data.photographs import SUFFIXES, Photograph, check_format, read_photograph, write_photograph
@@ -32,6 +32,8 @@ class Job(NamedTuple):
 
 def main() -> int:
     report_in_one_line()
+    for stream in (sys.stdout, sys.stderr):  # names of files may have letters that a terminal has not
+        stream.reconfigure(errors='backslashreplace')
     arguments = _parser().parse_args()
     jobs = _jobs(arguments)
     restorer = Restorer.from_pretrained(
@@ -48,6 +50,10 @@ def main() -> int:
                 raise
             failed += 1
             bar.write(f'error: {error}', file=sys.stderr)
+        except (MemoryError, RuntimeError, cv2.error) as error:  # torch, too, is out of memory by a RuntimeError
+            failed += 1
+            advice = 'if there was not enough memory, --tile 256 needs less'
+            bar.write(f'error: {job.source}: {first_line(error)}; {advice}', file=sys.stderr)
         else:
             bar.write(f'{job.source} → {job.target}')
     if failed and len(jobs) > 1:
@@ -104,7 +110,10 @@ def _files_of(path: Path, with_restored: bool) -> list[Path]:
     """The photographs in a folder; unless they go elsewhere, without those that an earlier run has restored."""
     if not path.is_dir():
         return [path]
-    files = [file for file in sorted(path.iterdir()) if file.suffix.lower() in SUFFIXES]
+    # Hidden ones are what a killed run or a file manager has left.
+    files = [
+        file for file in sorted(path.iterdir()) if file.suffix.lower() in SUFFIXES and not file.name.startswith('.')
+    ]
     files = files if with_restored else [file for file in files if not file.stem.endswith(RESTORED)]
     if not files:
         raise InputError(f'{path}: holds no photographs ({", ".join(SUFFIXES)})')
@@ -165,12 +174,12 @@ def _restore(
     for path in (job.target, arguments.trace, arguments.compare):
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
+    write_photograph(job.target, restored)
     if arguments.trace:
         shown = [_to_look_at(photograph.with_pixels(frame)) for frame in frames]
         write_trace(arguments.trace, shown, [f'{number} steps' for number in at])
     if arguments.compare:
         write_sheet(arguments.compare, {'before': [_to_look_at(photograph)], 'after': [_to_look_at(restored)]})
-    write_photograph(job.target, restored)
 
 
 def _to_look_at(photograph: Photograph) -> np.ndarray:

@@ -17,6 +17,7 @@ import numpy as np
 from lnca_arch.errors import InputError
 
 META_INFO = 'meta_info.txt'
+PACK = 'pack the dataset with datasets/prepare.py'
 # A tile of 32×32 fills one page of the LMDB, compressed or not, and is encoded and decoded in half the time if not.
 PNG_COMPRESSION = 0
 ENCODING = [cv2.IMWRITE_PNG_COMPRESSION, PNG_COMPRESSION, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE]
@@ -233,9 +234,9 @@ def image_sizes(path: Path | str) -> set[tuple[int, int]]:
     """The heights and widths that occur in an LMDB, by its ``meta_info.txt``.
 
     Raises:
-        InputError: it names none.
+        InputError: it names none, or there is no such LMDB.
     """
-    shapes = set(re.findall(r'\((\d{1,6}),(\d{1,6}),\d{1,6}\)', (Path(path) / META_INFO).read_text('ascii')))
+    shapes = set(re.findall(rb'\((\d{1,6}),(\d{1,6}),\d{1,6}\)', _meta_info(Path(path))))
     if not shapes:
         raise InputError(f'{path}: {META_INFO} names no sizes, such as KEY.png (32,32,3) 0; pack the dataset again')
     return {(int(height), int(width)) for height, width in shapes}
@@ -258,24 +259,28 @@ def _environment(path: Path | str) -> lmdb.Environment:
     return environment
 
 
-def _checked_keys(path: Path) -> np.ndarray:
-    data, meta_info = path / 'data.mdb', path / META_INFO
-    advice = 'pack the dataset with datasets/prepare.py'
+def _meta_info(path: Path) -> bytes:
+    """The lines of an LMDB's ``meta_info.txt``, which are ASCII."""
     if not path.is_dir():
-        raise InputError(f'{path}: there is no such LMDB; {advice}')
-    for file in (data, meta_info):
+        raise InputError(f'{path}: there is no such LMDB; {PACK}')
+    for file in (path / 'data.mdb', path / META_INFO):
         if not file.is_file():
-            raise InputError(f'{path}: {file.name} is missing, so this is not an LMDB that BasicSR can read; {advice}')
-    lines = meta_info.read_bytes()
+            raise InputError(f'{path}: {file.name} is missing, so this is not an LMDB that BasicSR can read; {PACK}')
+    lines = (path / META_INFO).read_bytes()
     if not lines.isascii():
-        raise InputError(f'{path}: {META_INFO} is damaged, it is not ASCII text; {advice} again')
+        raise InputError(f'{path}: {META_INFO} is damaged, it is not ASCII text; {PACK} again')
+    return lines
+
+
+def _checked_keys(path: Path) -> np.ndarray:
+    data, lines = path / 'data.mdb', _meta_info(path)
     # PairedImageDataset, too, takes what comes before the first dot for the key.
     names = [line.partition(b'.')[0] for line in lines.splitlines() if line.strip()]
     if not names:
-        raise InputError(f'{path}: the LMDB is empty; {advice}')
+        raise InputError(f'{path}: the LMDB is empty; {PACK}')
     # An array of them takes the longest's room for each.
     if not 0 < min(map(len, names)) <= max(map(len, names)) <= LONGEST_KEY:
-        raise InputError(f'{path}: {META_INFO} names a key of no letter, or of more than {LONGEST_KEY}; {advice} again')
+        raise InputError(f'{path}: {META_INFO} names a key of no letter, or of more than {LONGEST_KEY}; {PACK} again')
     keys = np.array(names, 'S')
     name = os.path.realpath(path)
     was_open = name in TileStore._open
@@ -286,10 +291,10 @@ def _checked_keys(path: Path) -> np.ndarray:
         if not was_open:  # so that BasicSR's own datasets can open it
             TileStore._open.pop(name)[0].close()
     except lmdb.Error as error:
-        raise InputError(f'{path}: the LMDB is damaged ({error}); {advice} again') from None
+        raise InputError(f'{path}: the LMDB is damaged ({error}); {PACK} again') from None
     # Reading past the end of a truncated file would kill the process.
     if data.stat().st_size < needed:
-        raise InputError(f'{path}: data.mdb is truncated, {data.stat().st_size} of {needed} bytes; {advice} again')
+        raise InputError(f'{path}: data.mdb is truncated, {data.stat().st_size} of {needed} bytes; {PACK} again')
     if entries != len(keys):
-        raise InputError(f'{path}: {META_INFO} lists {len(keys)} images, data.mdb holds {entries}; {advice} again')
+        raise InputError(f'{path}: {META_INFO} lists {len(keys)} images, data.mdb holds {entries}; {PACK} again')
     return keys

@@ -164,7 +164,11 @@ def _write_with_opencv(path: Path, photograph: Photograph) -> bool:
     kinds = [kind for kind, block in blocks.items() if block]
     options = [cv2.IMWRITE_WEBP_QUALITY, QUALITY] if path.suffix.lower() in WEBP else []
     blocks = [np.frombuffer(blocks[kind], np.uint8) for kind in kinds]
-    return cv2.imwriteWithMetadata(str(path), _swapped(photograph.pixels), kinds, blocks, options)
+    # Not into the file: OpenCV crashes at a name that is no UTF-8.
+    done, data = cv2.imencodeWithMetadata(path.suffix, _swapped(photograph.pixels), kinds, blocks, options)
+    if done:
+        path.write_bytes(data)
+    return done
 
 
 def _write_jpeg(path: Path, photograph: Photograph) -> None:

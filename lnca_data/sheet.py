@@ -21,7 +21,7 @@ def write_sheet(path: Path | str, columns: Mapping[str, Sequence[np.ndarray]], r
         columns: title → images ``(H, W, 3)`` uint8 RGB, all of one size and number.
         rows: rows before a new group of columns begins.
     """
-    side = max(image.shape[0] for images in columns.values() for image in images)
+    side = max(max(image.shape[:2]) for images in columns.values() for image in images)
     enlarge = max(1, TARGET_SIDE // side)
     groups = []
     count = len(next(iter(columns.values())))

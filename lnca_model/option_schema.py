@@ -37,6 +37,14 @@ LOSSES = (
 IMAGE_METRICS = ['calculate_psnr', 'calculate_ssim']
 LONGEST_VALUE = 60
 
+# To JSON 3.0 is a whole number; to what counts with it here it is none.
+VALIDATOR = jsonschema.validators.extend(
+    jsonschema.Draft202012Validator,
+    type_checker=jsonschema.Draft202012Validator.TYPE_CHECKER.redefine(
+        'integer', lambda _, value: isinstance(value, int) and not isinstance(value, bool)
+    ),
+)
+
 STRING, BOOLEAN, NUMBER, WHOLE = ({'type': name} for name in ('string', 'boolean', 'number', 'integer'))
 PATH = {'type': ['string', 'null']}
 COUNT = {'type': 'integer', 'minimum': 1}
@@ -276,7 +284,7 @@ def _logger() -> Schema:
 def check(opt: Mapping[str, Any]) -> None:
     """Raise InputError, a line for each mistake, unless options are as the schema says."""
     mistakes = list(_beyond_json(opt, '')) or [
-        line for error in jsonschema.Draft202012Validator(schema()).iter_errors(opt) for line in _lines(error)
+        line for error in VALIDATOR(schema()).iter_errors(opt) for line in _lines(error)
     ]
     if mistakes:
         raise InputError('\n'.join(dict.fromkeys(mistakes)))

@@ -21,7 +21,7 @@ from lnca_model.course import Course, ResumableSampler
 from lnca_model.options import Options, check_blocks, complete, force, read_command_line, read_options
 from lnca_model.phases import phase_at, phases_of
 from lnca_model.resources import keep_freed_memory
-from lnca_model.restoration_model import RestorationModel
+from lnca_model.restoration_model import RestorationModel, states_in
 from lnca_restore import checkpoint
 
 from basicsr.utils import MessageLogger, check_resume, make_exp_dirs, set_random_seed
@@ -151,7 +151,7 @@ def load_resume_state(opt: Options) -> Options | None:
     """
     if distributed.rank() == 0:
         _remove_partial(opt)
-    found = sorted(Path(opt['path']['training_states']).glob('[0-9]*.state'), key=lambda path: -int(path.stem))
+    found = sorted(states_in(opt['path']['training_states']), key=lambda path: -int(path.stem))
     named = opt['path'].get('resume_state')
     candidates = found if opt['auto_resume'] and found else [Path(named)] if named else []
     path, damaged = distributed.agreed(lambda: _first_whole(candidates, opt))

@@ -1,6 +1,7 @@
 """What every compared network trains with."""
 
 import math
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -81,6 +82,10 @@ class RestorationModel(SRModel):
         yield lambda: cls.check_network(_described_network(opt), opt)
         for name, options in ((opt.get('val') or {}).get('metrics') or {}).items():
             yield partial(check_known, options.get('type'), METRIC_REGISTRY.keys(), f'val.metrics.{name}: type')
+        if opt['is_train'] and opt.get('val'):
+            chosen = opt['val'].get('selection_metric')
+            if chosen:
+                yield partial(check_known, chosen, opt['val'].get('metrics') or {}, 'val.selection_metric:')
         if opt['is_train']:
             for phase in phases_of(opt['train'], cls.phase_names):
                 yield partial(cls.check_phase, phase, opt)
@@ -398,8 +403,9 @@ class RestorationModel(SRModel):
         if not kept:
             return
         paths = self.opt['path']
-        iterations = sorted(int(path.stem) for path in Path(paths['training_states']).glob('[0-9]*.state'))
-        for iteration in iterations[:-kept]:
+        # By when they were written: a run that went back to an earlier one overtakes what it had left behind.
+        states = sorted(states_in(paths['training_states']), key=lambda path: path.stat().st_mtime_ns)
+        for iteration in (int(path.stem) for path in states[:-kept]):
             # The state first: no state is without its network, should this be cut off.
             for path in (f'{paths["training_states"]}/{iteration}.state', f'{paths["models"]}/net_g_{iteration}.pth'):
                 Path(path).unlink(missing_ok=True)
@@ -574,7 +580,7 @@ class RestorationModel(SRModel):
             for key, options in self.opt['datasets'].items()
             if key.startswith('val') and not options.get('at_end')
         ]
-        return dataset_options['name'] == candidates[0] and self._selection_metric() in self.opt['val']['metrics']
+        return candidates[:1] == [dataset_options['name']] and self._selection_metric() in self.opt['val']['metrics']
 
     def _selection_metric(self) -> str:
         return self.opt['val'].get('selection_metric', SELECTION_METRIC)
@@ -594,6 +600,11 @@ class RestorationModel(SRModel):
             self.save_network([self.net_g, self.net_g_ema], 'net_g', current_iter, ['params', 'params_ema'])
         else:
             self.save_network(self.net_g, 'net_g', current_iter)
+
+
+def states_in(folder: Path | str) -> list[Path]:
+    """The training states in a folder: ``ITERATION.state``; other names are somebody's own."""
+    return [path for path in Path(folder).glob('*.state') if re.fullmatch('[0-9]+', path.stem)]
 
 
 def _described_network(opt: Mapping[str, Any]) -> nn.Module:

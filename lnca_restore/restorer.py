@@ -58,8 +58,7 @@ class Restorer:
         if side <= 0 or side % 8:
             raise InputError(f'tile: must be a multiple of 8 and at least 8, got {side}')
         if overlap is None:
-            wanted = default.overlap if tile is None else side // 8
-            overlap = min(max(wanted // least, 1), side // 2 // least) * least
+            overlap = min(default.overlap // least, side // 2 // least) * least
         if overlap % least or not 0 <= overlap <= side // 2:
             raise InputError(
                 f'overlap: must be a multiple of {least} and at most half of the tile of {side} pixels, got {overlap}'

@@ -1,5 +1,6 @@
 """The commands of inference/, run as a user runs them."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -161,3 +162,24 @@ def test_export_for_other_programs(model, tmp_path, suffix):
     result = run('export', model, '-o', tmp_path / f'mine{suffix}', '--steps', 2)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / f'mine{suffix}').stat().st_size > 1000
+
+
+def test_names_that_are_no_utf_8(tmp_path, model):
+    """Of old folders: neither OpenCV nor a terminal that has no such letters stops the command."""
+    folder = tmp_path / 'in'
+    folder.mkdir()
+    names = (b'caf\xe9.png', b'b.png')
+    data = cv2.imencode('.png', np.full((9, 7, 3), 90, np.uint8))[1].tobytes()
+    for name in names:
+        with open(os.path.join(os.fsencode(folder), name), 'wb') as file:
+            file.write(data)
+    (folder / '._b.png').write_bytes(b'what a file manager leaves')
+    run = subprocess.run(
+        [sys.executable, ROOT / 'inference' / 'restore.py', folder, '-o', tmp_path / 'out', '--model', model],
+        capture_output=True,
+        text=True,
+        env={**os.environ, 'PYTHONIOENCODING': 'ascii'},
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert sorted(os.listdir(os.fsencode(tmp_path / 'out'))) == sorted(names)

@@ -225,3 +225,20 @@ def test_a_compressed_checkpoint_is_refused_before_it_is_unpacked(tmp_path):
         archive.writestr('net/data.pkl', bytes(1 << 20))
     with pytest.raises(InputError, match='it is compressed, as no checkpoint of PyTorch is'):
         checkpoint.load(file)
+
+
+def test_a_pool_of_another_size_goes_on():
+    """A full pool whose next place is in its middle; nothing is drawn that was never put in."""
+    pool = Pool(10)
+    for first in range(0, 15, 5):
+        values = torch.arange(first, first + 5.0).view(5, 1, 1, 1) + 1
+        pool.add(values, values, values)
+    for size in (10, 20, 4):
+        copy = Pool(size)
+        copy.load_state_dict(pool.state_dict(), torch.device('cpu'))
+        assert len(copy) == min(size, 10)
+        new = torch.full((2, 1, 1, 1), 100.0)
+        copy.add(new, new, new)
+        drawn = copy.draw(size).state.flatten().tolist()
+        assert len(drawn) == min(size, 12) and drawn.count(100) == 2
+        assert set(drawn) <= {100.0, *range(6, 16)}
