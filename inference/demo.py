@@ -5,6 +5,8 @@ Needs the extra: ``pip install -e ".[demo]"``. It is served to this computer alo
 
 import argparse
 import os
+import signal
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -95,7 +97,7 @@ def page(models: Sequence[str]) -> 'gradio.Blocks':
         return (frames[0], shown), str(file)
 
     fonts = {'font': ['system-ui', 'sans-serif'], 'font_mono': ['monospace']}  # fetched from nowhere
-    # Files of a picture are removed when they are old, and when the page is shut down.
+    # Files of a picture are removed when they are old.
     with gradio.Blocks(
         title='LNCA', theme=gradio.themes.Default(**fonts), delete_cache=(SECONDS_KEPT, SECONDS_KEPT)
     ) as blocks:
@@ -139,10 +141,14 @@ def main() -> None:
     arguments = parser.parse_args()
     if gradio is None:
         raise InstallationError('the page needs an extra: pip install -e ".[demo]"')
-    blocks = page(arguments.model)
-    blocks.queue(max_size=20).launch(
-        server_name=arguments.host, server_port=arguments.port, max_file_size=UPLOAD_BYTES, show_api=False
-    )
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    # Nobody else may see what is uploaded, and nothing of it stays.
+    with tempfile.TemporaryDirectory(prefix='lnca_demo_', ignore_cleanup_errors=True) as folder:
+        os.environ['GRADIO_TEMP_DIR'] = folder
+        blocks = page(arguments.model)
+        blocks.queue(max_size=20).launch(
+            server_name=arguments.host, server_port=arguments.port, max_file_size=UPLOAD_BYTES, show_api=False
+        )
 
 
 if __name__ == '__main__':

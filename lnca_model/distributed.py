@@ -43,12 +43,21 @@ def begin(launcher: str, gpus: int, backend: str | None = None, port: int | None
             'basicsr/train.py'
         )
     if gpus:
-        local = int(os.environ['LOCAL_RANK'])
+        # With --gpus-per-task Slurm shows each process its own GPU only.
+        local = 0 if launcher == 'slurm' and gpus == 1 else int(os.environ['LOCAL_RANK'])
         if local >= gpus:
             raise InputError(f'process {local} of this machine has no GPU: there are {gpus}; start as many processes')
         torch.cuda.set_device(local)
-    with _connected():
+    if backend == 'nccl' and not gpus:
+        raise InputError('dist_params.backend: nccl needs GPUs; leave it out, or use gloo')
+    try:
         dist.init_process_group(backend or ('cpu:gloo,cuda:nccl' if gpus else 'gloo'))
+    except RuntimeError as error:
+        where = f'{os.environ.get("MASTER_ADDR")}, port {os.environ.get("MASTER_PORT")}'
+        raise InputError(
+            f'process {os.environ["RANK"]} of {os.environ["WORLD_SIZE"]} did not meet the others at {where}; another '
+            f'port is --master_port for torchrun, or dist_params.port on Slurm ({first_line(error)})'
+        ) from None
     atexit.register(dist.destroy_process_group)
 
 

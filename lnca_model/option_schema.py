@@ -65,7 +65,7 @@ def schema() -> Schema:
                 'manual_seed': {'type': ['integer', 'null'], 'minimum': 0, 'maximum': 2**31},
                 'scale': COUNT,
                 'find_unused_parameters': BOOLEAN,
-                'dist_params': _block({'backend': STRING, 'port': {**COUNT, 'maximum': 65535}}),
+                'dist_params': _block({'backend': {'enum': ['gloo', 'nccl']}, 'port': {**COUNT, 'maximum': 65535}}),
                 'datasets': {
                     'type': 'object',
                     'properties': {'train': _train_set()},

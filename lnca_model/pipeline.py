@@ -205,6 +205,8 @@ def for_the_whole_run(create: Callable) -> Callable:
     @functools.wraps(create)
     def create_train_val_dataloader(opt: Options, logger: logging.Logger) -> tuple:
         train_loader, train_sampler, val_loaders, _, total_iters = create(opt, logger)
+        # What is scored with the best network comes after what chooses that.
+        val_loaders.sort(key=lambda loader: loader.dataset.opt.get('at_end', False))
         if not len(train_loader):
             raise InputError(
                 f'datasets.train: {len(train_loader.dataset)} images are fewer than a batch; '

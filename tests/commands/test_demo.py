@@ -47,8 +47,11 @@ def address(tmp_path_factory):
             _wait_for(url, server, temporary / 'log')
             yield url
         finally:
+            kept = list(temporary.glob('lnca_demo_*'))
             server.terminate()
             server.wait(30)
+    # Readable for nobody else, and nothing stays of what was uploaded and shown.
+    assert len(kept) == 1 and not list(temporary.glob('lnca_demo_*'))
 
 
 def _wait_for(url, server, log):
