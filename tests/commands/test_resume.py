@@ -131,6 +131,24 @@ def test_of_a_damaged_checkpoint_the_one_before_is_used(project, run, options):
     assert result.stderr.splitlines()[-1].startswith('error: no checkpoint can be resumed from: ')
 
 
+def test_a_run_that_went_back_keeps_what_it_wrote_last(project, run, options):
+    options['logger'].update(save_checkpoint_freq=1, keep_checkpoints=2)
+    assert run('train', options).returncode == 0
+    experiment = project / 'experiments' / 'lnca_photos'
+    states = experiment / 'training_states'
+    # What a longer run had left, and a copy of somebody's.
+    (states / '6.state').rename(states / '9.state')
+    (experiment / 'models' / 'net_g_6.pth').rename(experiment / 'models' / 'net_g_9.pth')
+    (states / '7_good.state').write_bytes((states / '7.state').read_bytes())
+    options['path']['resume_state'] = str(states / '7.state')
+    options['train']['total_iter'] += 1
+    options['train']['automaton']['iters'] += 1
+    result = run('train', options)
+    assert result.returncode == 0, result.stderr
+    assert 'iter: 7.' in result.stderr
+    assert sorted(path.name for path in states.iterdir()) == ['7.state', '7_good.state', '8.state']
+
+
 def test_a_longer_or_slower_phase_on_resuming(project, run, options):
     """What the options say of schedules holds from there on."""
     options['logger']['save_checkpoint_freq'] = 7
