@@ -140,11 +140,14 @@ def _size(path: str, data: bytes) -> tuple[int, int]:
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # the limit here is ours
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return image.size
+            frames, size = getattr(image, 'n_frames', 1), image.size
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         raise InputError(f'{path}: not a readable image ({one_line(error).partition("<")[0].strip()})') from None
     finally:
         Image.MAX_IMAGE_PIXELS = limit
+    if frames > 1:
+        raise InputError(f'{path}: holds {frames} pictures; save each by itself')
+    return size
 
 
 def _read_with_opencv(path: str, data: bytes) -> tuple[np.ndarray, bytes | None, bytes | None]:

@@ -161,6 +161,7 @@ def load_resume_state(opt: Options) -> Options | None:
     state = checkpoint.load(path)
     opt['path']['resume_state'] = str(path)
     check_resume(opt, state['iter'])
+    opt['path']['param_key_g'] = 'params'  # not the moving average, which is beside it
     state['notes'] = damaged
     opt['datasets']['train']['resumed'] = {key: state.get(key, 0) for key in ('iter', 'epoch', 'seen')}
     return state

@@ -58,8 +58,10 @@ def load(path: Path | str) -> dict[str, Any]:
                 f'{path}: refused: beside tensors and plain data it holds what could run code when it is read; nothing '
                 'was run'
             ) from None
+        # PyTorch's own words advise to run whatever the file holds.
+        reason = 'no file of PyTorch' if isinstance(error, pickle.UnpicklingError) else first_line(error)
         raise InputError(
-            f'{path}: not a readable checkpoint, perhaps truncated ({first_line(error)}); use an earlier one'
+            f'{path}: not a readable checkpoint, perhaps truncated ({reason}); use an earlier one'
         ) from None
     if not isinstance(content, dict):
         raise InputError(f'{path}: not a checkpoint: it holds a {type(content).__name__}, not named parameters')
@@ -97,9 +99,18 @@ def read_params(path: Path | str, param_key: str | None = None) -> Weights:
         if key in weights:
             weights = weights[key]
             break
-    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+    if not isinstance(weights, dict) or not all(_is_parameter(*item) for item in weights.items()):
         raise InputError(f'{path}: holds no parameters of a network; training states, for one, do not')
     return {name.removeprefix('module.'): value for name, value in weights.items()}
+
+
+def _is_parameter(name: Any, value: Any) -> bool:
+    return (
+        isinstance(name, str)
+        and isinstance(value, Tensor)
+        and value.layout is torch.strided
+        and not (value.is_meta or value.is_nested or value.is_complex())
+    )
 
 
 def fitting(network: nn.Module, weights: Weights, path: Path | str, strict: bool) -> Weights:

@@ -119,6 +119,8 @@ class Restorer:
             A photograph for each of these.
         """
         if not isinstance(image, np.ndarray):
+            if not isinstance(image, str | Path):
+                raise InputError(f'an array or a path is needed, got a {type(image).__name__}; np.asarray makes one')
             image = read_photograph(image).upright()
         _check_image(image)
         at = self.checked_steps(at)
@@ -154,7 +156,7 @@ class Restorer:
                 raise InputError(f'{type(self.network).__name__} has no automaton, so it takes no steps')
             return [None]
         at = [INFERENCE_STEPS] if at is None else list(at)
-        if not at or at[0] < 0 or at != sorted(at):
+        if not at or not all(isinstance(steps, int | np.integer) for steps in at) or at[0] < 0 or at != sorted(at):
             raise InputError(f'steps: whole numbers from 0 on that rise are needed, got {at}')
         return at
 
@@ -194,3 +196,6 @@ def _check_image(image: np.ndarray) -> None:
         raise InputError(f'an image of uint8, uint16 or floating-point numbers is needed, got {image.dtype}')
     if np.issubdtype(image.dtype, np.floating) and not np.isfinite(image).all():
         raise InputError('the image has values that are not numbers')
+    # Somewhat beyond is what a resized image has; 0 to 255 is a mistake.
+    if np.issubdtype(image.dtype, np.floating) and not -1 <= image.min() <= image.max() <= 2:
+        raise InputError(f'a floating-point image has values in [0, 1], got {image.min():g} to {image.max():g}')

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from lnca_arch import LatentNAFCA, LatentViTCA, PixelViTCA
 from lnca_arch.baselines import NAFNet
@@ -309,3 +310,18 @@ def test_names_of_a_network_with_shapes_of_none(network, shape):
     weights['autoencoder.encoder.down1.conv.weight'] = torch.zeros(shape)
     weights['autoencoder.encoder.down2.conv.weight'] = torch.zeros(shape)
     assert detect(weights) is None
+
+
+def test_what_is_no_photograph_in_python(tmp_path):
+    restorer = Restorer(LatentNAFCA(latent_channels=4, hidden_channels=5, embed_channels=8))
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    with pytest.raises(InputError, match='got a Image; np.asarray makes one'):
+        restorer(Image.fromarray(pixels))
+    with pytest.raises(InputError, match=r'values in \[0, 1\], got 0 to 255'):
+        restorer(np.linspace(0, 255, 192, dtype=np.float32).reshape(8, 8, 3))
+    with pytest.raises(InputError, match='steps: whole numbers'):
+        restorer(pixels, steps=2.5)
+    frames = [Image.fromarray(pixels + value) for value in (0, 90)]
+    frames[0].save(tmp_path / 'moving.webp', save_all=True, append_images=frames[1:])
+    with pytest.raises(InputError, match='moving.webp: holds 2 pictures; save each by itself'):
+        restorer(tmp_path / 'moving.webp')
