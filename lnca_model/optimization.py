@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from lnca_arch.errors import construct
+from lnca_arch.errors import InputError, construct
 
 from basicsr.models.lr_scheduler import CosineAnnealingRestartLR, MultiStepRestartLR
 
@@ -42,11 +42,13 @@ def build_scheduler(options: Mapping[str, Any] | None, where: str, optimizer: Op
         iters: length of the phase, in iterations.
 
     Raises:
-        InputError: unknown type, or arguments that do not suit it.
+        InputError: unknown type, periods that end before the phase, or arguments that do not suit it.
     """
     options = {'type': 'CosineAnnealingRestartLR'} if options is None else dict(options)
     if options.get('type') == 'CosineAnnealingRestartLR':
-        options.setdefault('periods', [max(iters, 1)])
+        periods = options.setdefault('periods', [max(iters, 1)])
+        if isinstance(periods, list) and all(isinstance(period, int) for period in periods) and sum(periods) < iters:
+            raise InputError(f'{where}: periods {periods} end before the phase, which has {iters:,} iterations')
     return construct(options, SCHEDULERS.items(), where, optimizer)
 
 

@@ -46,6 +46,7 @@ VALIDATOR = jsonschema.validators.extend(
 )
 
 STRING, BOOLEAN, NUMBER, WHOLE = ({'type': name} for name in ('string', 'boolean', 'number', 'integer'))
+FOLDER_NAME = {'type': 'string', 'pattern': r'^[^/\\.][^/\\]*$', 'title': 'a name for a folder'}
 PATH = {'type': ['string', 'null']}
 COUNT = {'type': 'integer', 'minimum': 1}
 LOSS = {'$ref': '#/$defs/loss'}
@@ -59,7 +60,7 @@ def schema() -> Schema:
         'title': 'Option file of the LNCA plug-in for BasicSR',
         **_block(
             {
-                'name': {'type': 'string', 'pattern': r'^[^/\\.][^/\\]*$', 'title': 'a name for a folder'},
+                'name': FOLDER_NAME,
                 'model_type': {'type': 'string', 'examples': [model.__name__ for model in MODELS]},
                 'num_gpu': {'title': "a whole number of at least 0, or 'auto'", 'anyOf': [NATURAL, {'const': 'auto'}]},
                 'manual_seed': {'type': ['integer', 'null'], 'minimum': 0, 'maximum': 2**31},
@@ -154,7 +155,7 @@ def _argument(hint: Any, default: Any) -> Schema:
 
 def _dataset(more: Mapping[str, Schema], required: tuple[str, ...] = ()) -> Schema:
     tiles = {
-        'name': STRING,
+        'name': FOLDER_NAME,
         'type': STRING,
         'dataroot_gt': PATH,
         'dataroot_lq': PATH,

@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lnca_arch import basicsr_compat
 from lnca_arch.errors import InputError, check_all, check_known, report_in_one_line
 from lnca_data.atomic import PARTIAL
@@ -115,9 +117,18 @@ def check_options(opt: Options) -> None:
     ]
     if issubclass(model, RestorationModel):
         checks.append(lambda: model.check_options(opt))
+    checks.append(partial(_check_gpus, opt['num_gpu']))
     if opt['is_train']:
         checks.append(partial(_check_loading, opt))
     check_all(checks)
+
+
+def _check_gpus(wanted: int) -> None:
+    there = torch.cuda.device_count()
+    if wanted > there:
+        raise InputError(
+            f'num_gpu: {wanted} are wanted, and there are {there}; auto takes what there is, 0 trains without'
+        )
 
 
 def _check_loading(opt: Options) -> None:
@@ -162,6 +173,11 @@ def load_resume_state(opt: Options) -> Options | None:
     opt['path']['resume_state'] = str(path)
     check_resume(opt, state['iter'])
     opt['path']['param_key_g'] = 'params'  # not the moving average, which is beside it
+    if state['iter'] > opt['train']['total_iter']:
+        raise InputError(
+            f'{path}: is of iteration {state["iter"]:,}, beyond train.total_iter of {opt["train"]["total_iter"]:,}; '
+            'set that higher, or give the run another name'
+        )
     state['notes'] = damaged
     opt['datasets']['train']['resumed'] = {key: state.get(key, 0) for key in ('iter', 'epoch', 'seen')}
     return state

@@ -50,6 +50,13 @@ def change(options, path, value):
         ('network_g.embed_channels', 7, 'embed_channels and ffn_expand × state channels must be even'),
         ('network_g.type', 'EDSR', 'network_g.downsamplings is unknown'),
         ('name', '../outside', 'name must be a name for a folder'),
+        ('num_gpu', 99, 'num_gpu: 99 are wanted, and there are'),
+        ('datasets.val.name', '../outside', 'datasets.val.name must be a name for a folder'),
+        (
+            'train.automaton.scheduler',
+            {'type': 'CosineAnnealingRestartLR', 'periods': [2]},
+            r'train.automaton.scheduler: periods \[2\] end before the phase, which has',
+        ),
         ('num_gpu', 'all', "num_gpu must be a whole number of at least 0, or 'auto'"),
         ('datasets.train.persistent_workers', True, 'datasets.train.persistent_workers: there are none'),
         ('datasets.train.prefetch_mode', 'cuda', 'cuda needs a GPU and pin_memory: true'),
