@@ -196,7 +196,7 @@ def _first_whole(states: Iterable[Path], opt: Options) -> tuple[Path | None, lis
     for path in states:
         try:
             state = checkpoint.load(path)
-            if 'iter' not in state:
+            if not {'iter', 'epoch', 'optimizers', 'schedulers'} <= state.keys():
                 raise InputError(f'{path}: not a training state; a network is named under path.pretrain_network_g')
             checkpoint.load(Path(opt['path']['models']) / f'net_g_{state["iter"]}.pth')
         except InputError as error:
