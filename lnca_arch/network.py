@@ -1,6 +1,6 @@
 """What the networks share that restore an image with an automaton: ``net(image) → restored image``."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from lnca_arch.automaton import CellularAutomaton, check_update_rate
 
 INFERENCE_STEPS = 64
+REPORTED_STEPS = 4
 
 
 class AutomatonNetwork(nn.Module):
@@ -53,12 +54,19 @@ class AutomatonNetwork(nn.Module):
         """
         return self.frames(image, [steps], update_rate)[0]
 
-    def frames(self, image: Tensor, at: Sequence[int], update_rate: float | None = None) -> list[Tensor]:
+    def frames(
+        self,
+        image: Tensor,
+        at: Sequence[int],
+        update_rate: float | None = None,
+        on_steps: Callable[[int], object] | None = None,
+    ) -> list[Tensor]:
         """What becomes of images on the way.
 
         Args:
             image, update_rate: see :meth:`forward`.
             at: numbers of steps, rising.
+            on_steps: called every few steps with how many these were, for who shows progress.
 
         Returns:
             The images as they are after each of these numbers of steps.
@@ -68,7 +76,12 @@ class AutomatonNetwork(nn.Module):
         state, skip = self.seed(pad_to_multiple(image, self.stride))
         frames = []
         for done, steps in zip([0, *at], at, strict=False):
-            state = self.automaton(state, steps - done, rate)
+            at_once = max(1, steps - done) if on_steps is None else REPORTED_STEPS
+            for start in range(done, steps, at_once):
+                following = min(at_once, steps - start)
+                state = self.automaton(state, following, rate)
+                if on_steps is not None:
+                    on_steps(following)
             frames.append(self.render(state, skip)[..., :height, :width])
         return frames
 

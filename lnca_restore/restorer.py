@@ -1,7 +1,7 @@
 """Restoring photographs with a trained network."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -136,10 +136,13 @@ class Restorer:
         rows, columns = (
             windows(length, side, overlap, self.stride, exact=self.is_tied) for length in colours.shape[:2]
         )
-        with tqdm(total=len(rows) * len(columns), unit='tile', leave=False, disable=not progress) as bar:
-            restore = functools.partial(self._restore_tiles, at=at)
-            for done in restore_by_tiles(colours, restore, restored, rows, columns, max(1, PIXELS_AT_ONCE // side**2)):
-                bar.update(done)
+        # A photograph of one tile, too, has an estimate: of an automaton its steps count.
+        total, unit = len(rows) * len(columns), 'tile'
+        if at[-1] is not None:
+            total, unit = total * at[-1], 'step'
+        with tqdm(total=total, unit=unit, leave=False, disable=not progress) as bar:
+            restore = functools.partial(self._restore_tiles, at=at, on_done=bar.update if progress else None)
+            restore_by_tiles(colours, restore, restored, rows, columns, max(1, PIXELS_AT_ONCE // side**2))
         if is_too_small:
             for output, result in zip(outputs, restored, strict=True):
                 output[..., :3] = result[:height, :width]
@@ -161,7 +164,9 @@ class Restorer:
         return at
 
     @torch.no_grad()
-    def _restore_tiles(self, tiles: np.ndarray, at: list[int | None]) -> list[np.ndarray]:
+    def _restore_tiles(
+        self, tiles: np.ndarray, at: list[int | None], on_done: Callable[[int], object] | None
+    ) -> list[np.ndarray]:
         parameter = next(self.network.parameters())
         scale = 1 if np.issubdtype(tiles.dtype, np.floating) else np.iinfo(tiles.dtype).max
         given = torch.from_numpy(tiles.astype(np.float32) / np.float32(scale)).permute(0, 3, 1, 2).to(parameter.device)
@@ -171,8 +176,13 @@ class Restorer:
         elif channels > self.image_channels:  # colours for a network of grey, each by itself
             given = given.flatten(0, 1)[:, None]
         given = given.contiguous()
-        is_automaton = isinstance(self.network, AutomatonNetwork)
-        results = self.network.frames(given, at) if is_automaton else [self.network(given)]
+        if isinstance(self.network, AutomatonNetwork):
+            on_steps = None if on_done is None else lambda steps: on_done(steps * len(tiles))
+            results = self.network.frames(given, at, on_steps=on_steps)
+        else:
+            results = [self.network(given)]
+            if on_done is not None:
+                on_done(len(tiles))
         if channels < self.image_channels:
             results = (result.mean(dim=1, keepdim=True) for result in results)
         elif channels > self.image_channels:

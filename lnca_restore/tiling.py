@@ -57,8 +57,8 @@ def restore_by_tiles(
     rows: list[Window],
     columns: list[Window],
     at_once: int,
-) -> Iterator[int]:
-    """Restore an image tile by tile; yields after each call of ``restore`` how many tiles it has done.
+) -> None:
+    """Restore an image tile by tile.
 
     Above the image and the outputs, memory is that of the tiles and of one row of them.
 
@@ -82,7 +82,6 @@ def restore_by_tiles(
                 for column, result in zip(group, results, strict=True):
                     share = row.share[:, None, None] * column.share[:, None]
                     band[:, column.written] += share * result[_within(row), _within(column)]
-            yield len(group)
         complete = height if following is None else following.written.start
         for index, (band, output) in enumerate(zip(bands, outputs, strict=True)):
             output[top:complete] = _as_stored(band[: complete - top], output.dtype)

@@ -114,7 +114,9 @@ def test_small_tiles_go_together(network, monkeypatch):
     pixels = image(64, 200, 3)
     batches = []
     frames = network.frames
-    monkeypatch.setattr(network, 'frames', lambda given, at: batches.append(len(given)) or frames(given, at))
+    monkeypatch.setattr(
+        network, 'frames', lambda given, *rest, **named: batches.append(len(given)) or frames(given, *rest, **named)
+    )
     Restorer(network, tile=32, overlap=8)(pixels, steps=1)
     assert max(batches) > 1
 
@@ -325,3 +327,15 @@ def test_what_is_no_photograph_in_python(tmp_path):
     frames[0].save(tmp_path / 'moving.webp', save_all=True, append_images=frames[1:])
     with pytest.raises(InputError, match='moving.webp: holds 2 pictures; save each by itself'):
         restorer(tmp_path / 'moving.webp')
+
+
+def test_progress_is_by_steps(capsys):
+    """Of one tile, too, and what comes out is the same."""
+    restorer = Restorer(LatentNAFCA(latent_channels=4, hidden_channels=5, embed_channels=8), tile=32, overlap=8)
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 44, 3), dtype=np.uint8)
+    expected = restorer.trace(pixels, [0, 3, 3, 13])
+    assert capsys.readouterr().err == ''
+    found = restorer.trace(pixels, [0, 3, 3, 13], progress=True)
+    assert all(np.array_equal(*pair) for pair in zip(expected, found, strict=True))
+    said = capsys.readouterr().err
+    assert '0/26 [' in said and 'step/s]' in said
