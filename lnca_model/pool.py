@@ -81,13 +81,12 @@ class Pool:
         return {
             'tensors': {name: tensor[: self._count].cpu() for name, tensor in self._tensors.items()},
             'next': self._next,
-            'size': self.size,
         }
 
     def load_state_dict(self, saved: dict, device: torch.device) -> None:
         self._fill(saved['tensors'], device)
-        if saved['size'] == self.size:  # of another size, what was kept has been put into its first places
-            self._next = saved['next']
+        if self._count == self.size:  # else there is room after the last
+            self._next = saved['next'] % self.size
 
     def take_share(self, saved: Sequence[dict], share: int, shares: int, device: torch.device) -> None:
         """Begin with what is one share of several pools' :meth:`state_dict`, as another number of processes does that

@@ -82,11 +82,10 @@ class RestorationModel(SRModel):
         yield lambda: cls.check_network(_described_network(opt), opt)
         for name, options in ((opt.get('val') or {}).get('metrics') or {}).items():
             yield partial(check_known, options.get('type'), METRIC_REGISTRY.keys(), f'val.metrics.{name}: type')
-        if opt['is_train'] and opt.get('val'):
-            chosen = opt['val'].get('selection_metric')
-            if chosen:
-                yield partial(check_known, chosen, opt['val'].get('metrics') or {}, 'val.selection_metric:')
         if opt['is_train']:
+            validation = opt.get('val') or {}
+            if chosen := validation.get('selection_metric'):
+                yield partial(check_known, chosen, validation.get('metrics') or {}, 'val.selection_metric:')
             for phase in phases_of(opt['train'], cls.phase_names):
                 yield partial(cls.check_phase, phase, opt)
             yield lambda: cls.check_corruption(opt['datasets'].get('train', {}))

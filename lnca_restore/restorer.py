@@ -204,8 +204,10 @@ def _check_image(image: np.ndarray) -> None:
         raise InputError(f'an image (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) is needed, got {image.shape}')
     if image.dtype not in (np.uint8, np.uint16) and not np.issubdtype(image.dtype, np.floating):
         raise InputError(f'an image of uint8, uint16 or floating-point numbers is needed, got {image.dtype}')
-    if np.issubdtype(image.dtype, np.floating) and not np.isfinite(image).all():
+    if not np.issubdtype(image.dtype, np.floating):
+        return
+    if not np.isfinite(image).all():
         raise InputError('the image has values that are not numbers')
     # Somewhat beyond is what a resized image has; 0 to 255 is a mistake.
-    if np.issubdtype(image.dtype, np.floating) and not -1 <= image.min() <= image.max() <= 2:
+    if not -1 <= image.min() <= image.max() <= 2:
         raise InputError(f'a floating-point image has values in [0, 1], got {image.min():g} to {image.max():g}')

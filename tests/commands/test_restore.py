@@ -164,7 +164,7 @@ def test_export_for_other_programs(model, tmp_path, suffix):
     assert (tmp_path / f'mine{suffix}').stat().st_size > 1000
 
 
-def test_names_that_are_no_utf_8(tmp_path, model):
+def test_names_that_are_no_utf_8(tmp_path, model, monkeypatch):
     """Of old folders: neither OpenCV nor a terminal that has no such letters stops the command."""
     folder = tmp_path / 'in'
     folder.mkdir()
@@ -174,12 +174,7 @@ def test_names_that_are_no_utf_8(tmp_path, model):
         with open(os.path.join(os.fsencode(folder), name), 'wb') as file:
             file.write(data)
     (folder / '._b.png').write_bytes(b'what a file manager leaves')
-    run = subprocess.run(
-        [sys.executable, ROOT / 'inference' / 'restore.py', folder, '-o', tmp_path / 'out', '--model', model],
-        capture_output=True,
-        text=True,
-        env={**os.environ, 'PYTHONIOENCODING': 'ascii'},
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
+    monkeypatch.setenv('PYTHONIOENCODING', 'ascii')
+    result = run('restore', folder, '-o', tmp_path / 'out', '--model', model)
+    assert result.returncode == 0, result.stderr
     assert sorted(os.listdir(os.fsencode(tmp_path / 'out'))) == sorted(names)
