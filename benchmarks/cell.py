@@ -2,6 +2,7 @@
 carries over to the next: ``python benchmarks/cell.py`` reads a :class:`Cell` as JSON and prints its figures as JSON."""
 
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from networks import options_for, uses_gpu
+from networks import options_for, shares_of, uses_gpu
 
 from lnca_arch import kept_step
 from lnca_arch.errors import first_line
@@ -115,13 +116,14 @@ def measure(cell: Cell) -> Iterator[dict[str, Any]]:
             network was made.
         training_bytes: the same peak in training, an automaton's steps being the most there are.
         iteration_seconds, epoch_seconds: an iteration of training; an epoch, validation included: medians of the
-            epochs, summed over phases. validation_seconds: of an image, in the last phase.
+            epochs, summed over phases, each as often as its share. validation_seconds: of an image, in the last phase.
     """
     device = torch.device('cuda' if uses_gpu(cell.task) else 'cpu')
     torch.backends.cudnn.benchmark = True  # as basicsr/train.py does
     iterations = -(-cell.train_images // cell.batch)
+    shares = list(shares_of(cell.network).values())
     # An epoch more, for the iteration whose memory is measured.
-    opt = options_for(cell.task, cell.network, (cell.epochs + 1) * iterations)
+    opt = options_for(cell.task, cell.network, math.ceil((cell.epochs + 1) * iterations / min(shares)))
     opt.update(is_train=True, dist=False)
     opt['datasets']['train'].setdefault('corruption', {'type': 'noise'})  # a stand-in for pairs
     opt['train']['skip_non_finite'] = 0  # a step that is left out takes less time
@@ -158,7 +160,9 @@ def measure(cell: Cell) -> Iterator[dict[str, Any]]:
             validated = _timed(lambda: _validate(model, validation, cell.batch), device)
             epochs.append((trained, validated))
         medians.append([statistics.median(column) for column in zip(*epochs[1:], strict=True)])
-    trained, validated = (sum(column) for column in zip(*medians, strict=True))
+    trained, validated = (
+        sum(share * value for share, value in zip(shares, column, strict=True)) for column in zip(*medians, strict=True)
+    )
     yield {
         'iteration_seconds': trained / iterations,
         'epoch_seconds': trained + validated,

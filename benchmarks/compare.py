@@ -27,10 +27,10 @@ from networks import (
     dataset_of,
     fingerprint,
     options_for,
-    phase_count,
     read_networks,
     read_task,
     shared_training,
+    shares_of,
     with_batch,
 )
 from results_folder import ResultsFolder, duration, stored_settings
@@ -180,7 +180,7 @@ def _what_differs(networks: Mapping[str, Options]) -> str:
     lines = ['What differs:']
     for name, network in networks.items():
         lines.append(f'  {name}: {network["model_type"]}, {_plain(network["network_g"])}')
-        phases = network['train'] if phase_count(network) > 1 else {'training': network['train']}
+        phases = network['train'] if len(shares_of(network)) > 1 else {'training': network['train']}
         lines += [f'    {phase}: {_plain(block)}' for phase, block in phases.items()]
     return '\n'.join(lines)
 

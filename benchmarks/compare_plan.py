@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import cell
-from networks import Options, dataset_of, phase_count, shared_training
+from networks import Options, dataset_of, shared_training, shares_of
 from results_folder import read_json
 from tqdm import tqdm
 
@@ -50,11 +50,11 @@ class Planner:
                 tqdm.write(f'{name} cannot be measured: {cell.reason(figures)}', file=sys.stderr)
 
     def seconds(self, name: str, iters: int) -> float:
-        """How long a run of a network that was measured will take, with ``iters`` iterations a phase."""
+        """How long a run of a network that was measured will take, with ``iters`` iterations in a phase of share 1."""
         estimate = self.estimates.get(name)
         if estimate is None:  # it will fail at once
             return START_SECONDS
-        validations = phase_count(self._networks[name]) * validations_of(self._task, iters)
+        validations = round(sum(shares_of(self._networks[name]).values()) * validations_of(self._task, iters))
         images = validations * self._tiles['val'] + self._tiles['test']
         return START_SECONDS + iters * estimate['iteration_seconds'] + images * estimate['validation_seconds']
 

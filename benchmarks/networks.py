@@ -62,11 +62,15 @@ def read_network(name: str) -> Options:
     if network.keys() != set(OWN):
         raise InputError(f'{file}: expected {", ".join(OWN)} and nothing else, got {", ".join(network)}')
     check_known(network['model_type'], MODELS, f'{file}: model_type')
-    phases = MODELS[network['model_type']].phase_names
+    model = MODELS[network['model_type']]
+    phases = [name for name in model.phase_names if name in network['train'] or name not in model.optional_phases]
     blocks = [network['train'].get(phase) for phase in phases] if phases else [network['train']]
     for block in blocks:
         if not isinstance(block, dict) or set(block.get('optim_g') or ()) != {'lr'}:
             raise InputError(f'{file}: train: expected optim_g: {{lr: NUMBER}} and losses{_in_each(phases)}')
+        share = block.get('share', 1)
+        if not isinstance(share, int | float) or not share > 0:
+            raise InputError(f'{file}: train: a share of the iterations of a phase must be above 0, got {share!r}')
     stray = [key for key in network['train'] if key not in (phases or ('optim_g',)) and not key.endswith('_opt')]
     if stray:
         raise InputError(f'{file}: train.{stray[0]} does not belong there: it holds for all networks, or for none')
@@ -142,9 +146,9 @@ def _prepare_line(path: Path) -> str:
 
 def shared_training(task: Options) -> tuple[Options, int]:
     """What holds for every network of an option file's ``train:`` block, its optimiser without the rate, and the
-    iterations of a phase, of the last one if there are several."""
+    iterations of a phase: of the automaton's if there are several."""
     phases = MODELS[task['model_type']].phase_names
-    block = task['train'][phases[-1]] if phases else task['train']
+    block = task['train']['automaton'] if phases else task['train']
     shared = {key: value for key, value in task['train'].items() if key not in (*phases, *OF_ONE_NETWORK)}
     shared = {key: value for key, value in shared.items() if not key.endswith('_opt')}
     shared['optim_g'] = {key: value for key, value in block['optim_g'].items() if key != 'lr'}
@@ -154,26 +158,32 @@ def shared_training(task: Options) -> tuple[Options, int]:
 
 
 def options_for(task: Options, network: Options, iters: int) -> Options:
-    """An option file of a task for a network, with ``iters`` iterations a phase: what basicsr/train.py takes."""
+    """An option file of a task for a network, with ``iters`` iterations in a phase of share 1: what basicsr/train.py
+    takes."""
     opt, network = copy.deepcopy(task), copy.deepcopy(network)
     shared, _ = shared_training(opt)
     common = {key: shared.pop(key) for key in ('optim_g', 'scheduler') if key in shared}
-    phases = MODELS[network['model_type']].phase_names
-    for name in phases or (None,):
+    total = 0
+    for name, share in shares_of(network).items():
         block = network['train'][name] if name else network['train']
+        block.pop('share', None)
         block.update({**common, 'optim_g': {**common['optim_g'], **block['optim_g']}})
-        block['iters' if name else 'total_iter'] = iters
-    if phases:
-        network['train']['total_iter'] = iters * len(phases)
+        of_phase = max(1, round(iters * share))
+        if name:
+            block['iters'] = of_phase
+        total += of_phase
+    network['train']['total_iter'] = total
     opt.update({**network, 'train': {**shared, **network['train']}})
     opt['num_gpu'] = int(uses_gpu(opt))
     opt['path'] = {'pretrain_network_g': None, 'strict_load_g': True, 'resume_state': None}
     return opt
 
 
-def phase_count(network: Options) -> int:
-    """Phases in which a network trains."""
-    return len(MODELS[network['model_type']].phase_names) or 1
+def shares_of(network: Options) -> dict[str | None, float]:
+    """The phases in which a network trains, None for one without a name → its share: how long it is, a phase of the
+    paper's recipe being 1."""
+    phases = [name for name in MODELS[network['model_type']].phase_names if name in network['train']]
+    return {name: network['train'][name].get('share', 1) for name in phases} or {None: 1}
 
 
 def dataset_of(task: Options, kind: str) -> Options:

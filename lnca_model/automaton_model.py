@@ -70,22 +70,25 @@ class AutomatonModel(RestorationModel):
         return self.network.automaton
 
     def train_on_batch(self) -> None:
+        # Of a state the pool keeps what steps change; what the automaton is given is seen afresh, as an encoder that
+        # trains meanwhile sees it now.
+        given = self.network.automaton.in_channels
         state, skip = self.seed(self.lq)
         state = self.train_from(state, skip, self.gt)
         if state is not None:
-            self.pool.add(self.gt, self.lq, state)
+            self.pool.add(self.gt, self.lq, state[:, given:])
         if not len(self.pool):
             return
 
         drawn = self.pool.draw(len(self.gt))
-        _, skip = self.seed(drawn.lq)
-        state = self.train_from(drawn.state, skip, drawn.gt)
+        seed, skip = self.seed(drawn.lq)
+        state = self.train_from(torch.cat([seed[:, :given], drawn.state], dim=1), skip, drawn.gt)
         if state is not None:
-            self.pool.put_back(drawn.places, state)
+            self.pool.put_back(drawn.places, state[:, given:])
 
     def seed(self, image: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The state before the first step, and the skip; both without gradients."""
-        with torch.no_grad():
+        """The state before the first step, and the skip; without gradients, unless the phase trains what makes them."""
+        with torch.set_grad_enabled(self.module_of(self.phase) is self.network):
             return self.network.seed(image)
 
     def train_from(self, state: Tensor, skip: Tensor | None, gt: Tensor) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""The two phases of the latent automata (paper section 3.2)."""
+"""The phases of the latent automata: the two of the paper (section 3.2), and a third that is ours."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -19,7 +19,8 @@ SWAP_NOISE = 0.5
 
 @MODEL_REGISTRY.register()
 class LNCAModel(AutomatonModel):
-    """Trains LatentNAFCA or LatentViTCA: first the autoencoder alone, then the automaton in its frozen latent space.
+    """Trains LatentNAFCA or LatentViTCA: first the autoencoder alone, then the automaton in its frozen latent space. If
+    there is a block ``train.joint``, both go on together.
 
     Options, in the block ``train.autoencoder``:
         iters, optim_g, scheduler: of the phase.
@@ -32,12 +33,18 @@ class LNCAModel(AutomatonModel):
 
     In the block ``train.automaton``, beside those of :class:`AutomatonModel`:
         latent_opt: ``loss(output channels, latent of gt)`` (equation 8).
+
+    In the block ``train.joint``, with the automaton's pool and steps:
+        iters, optim_g, scheduler: of the phase.
+        reconstruction_opt, output_overflow_opt, hidden_overflow_opt: as there.
     """
 
-    phase_names = ('autoencoder', 'automaton')
+    phase_names = ('autoencoder', 'automaton', 'joint')
+    optional_phases = ('joint',)
     known_losses: ClassVar[Mapping[str, tuple[str, ...]]] = {
         'autoencoder': ('reconstruction', 'distance', 'task', 'equivalence'),
         'automaton': ('reconstruction', 'latent', 'output_overflow', 'hidden_overflow'),
+        'joint': ('reconstruction', 'latent', 'output_overflow', 'hidden_overflow'),
     }
 
     @classmethod
@@ -73,10 +80,11 @@ class LNCAModel(AutomatonModel):
                 )
 
     def module_of(self, phase: Phase) -> nn.Module:
-        return self.network.autoencoder if phase.name == 'autoencoder' else self.network.automaton
+        parts = {'autoencoder': self.network.autoencoder, 'automaton': self.network.automaton}
+        return parts.get(phase.name, self.network)
 
     def train_on_batch(self) -> None:
-        if self.phase.name == 'automaton':
+        if self.phase.name != 'autoencoder':
             super().train_on_batch()
             return
         for losses in (self.reconstruction_losses, self.equivalence_losses):
@@ -114,7 +122,7 @@ class LNCAModel(AutomatonModel):
 
     def losses_of(self, state: Tensor, skip: Tensor | None, gt: Tensor) -> dict[str, Tensor]:
         losses = super().losses_of(state, skip, gt)
-        latent_loss = self.losses['automaton'].get('latent')
+        latent_loss = self.losses[self.phase.name].get('latent')
         if latent_loss:
             with torch.no_grad():
                 latent, _ = self.network.autoencoder.encode(gt)

@@ -227,7 +227,8 @@ def _training(model: type[RestorationModel]) -> Schema:
         block = _block(shared | _optimization(), ('total_iter', 'optim_g'))
         return block | {'patternProperties': {'_opt$': LOSS}}
     phases = {name: _phase(name, model.known_losses[name]) for name in model.phase_names}
-    return _block(shared | phases, ('total_iter', *phases))
+    needed = (name for name in phases if name not in model.optional_phases)
+    return _block(shared | phases, ('total_iter', *needed))
 
 
 def _phase(name: str, known_losses: tuple[str, ...]) -> Schema:
@@ -238,6 +239,7 @@ def _phase(name: str, known_losses: tuple[str, ...]) -> Schema:
             'steps': {'type': 'array', 'items': COUNT, 'minItems': 2, 'maxItems': 2, 'title': '[least, most]'},
             'memory': {'enum': [*RECOMPUTED, None]},
         },
+        'joint': {},
     }
     found = {f'{loss}_opt': LOSS for loss in known_losses}
     return _block({'iters': NATURAL, **_optimization(), **own[name], **found}, ('iters', 'optim_g'))

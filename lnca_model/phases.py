@@ -38,7 +38,8 @@ def phases_of(train_options: Mapping[str, Any], names: Sequence[str]) -> list[Ph
 
     Args:
         train_options: the block ``train:`` of an option file.
-        names: the blocks in it that are phases, each with its ``iters``; none where ``train:`` is one phase itself.
+        names: the blocks in it that are phases, each with its ``iters``; none where ``train:`` is one phase itself. A
+            block that is not there is no phase.
 
     Raises:
         InputError: the numbers of iterations do not add up to ``total_iter``.
@@ -47,13 +48,14 @@ def phases_of(train_options: Mapping[str, Any], names: Sequence[str]) -> list[Ph
     if not names:
         return [Phase('training', train_options, 'train', 1, total)]
     phases: list[Phase] = []
-    for name in names:
+    for name in (name for name in names if train_options.get(name)):
         first = phases[-1].last + 1 if phases else 1
         iters = int(train_options[name]['iters'])
         phases.append(Phase(name, train_options[name], f'train.{name}', first, first + iters - 1))
-    if phases[-1].last != total:
-        sum_of = ' + '.join(f'train.{phase.name}.iters' for phase in phases)
-        raise InputError(f'train.total_iter is {total}, but {sum_of} is {phases[-1].last}; make them equal')
+    last = phases[-1].last if phases else 0
+    if last != total:
+        sum_of = ' + '.join(f'{phase.where}.iters' for phase in phases) or f'the sum of {", ".join(names)}'
+        raise InputError(f'train.total_iter is {total}, but {sum_of} is {last}; make them equal')
     return phases
 
 

@@ -68,6 +68,8 @@ class RestorationModel(SRModel):
 
     #: Blocks of ``train:`` that are phases; none if ``train:`` itself is the only one.
     phase_names: ClassVar[tuple[str, ...]] = ()
+    #: Of these, the ones that a run does without if their block is not there.
+    optional_phases: ClassVar[tuple[str, ...]] = ()
     #: Phase → the losses it can have; a phase that is not named takes any.
     known_losses: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 

@@ -82,6 +82,52 @@ def test_each_phase_trains_its_part_alone(model_options):
     }
 
 
+def with_joint_phase(opt):
+    opt = copy.deepcopy(opt)
+    automaton = opt['train']['automaton']
+    names = ('optim_g', 'reconstruction_opt', 'output_overflow_opt', 'hidden_overflow_opt')
+    opt['train']['joint'] = {'iters': 3, **{name: automaton[name] for name in names}}
+    opt['train']['total_iter'] += 3
+    return opt
+
+
+def test_the_third_phase_trains_everything_on_the_image(model_options):
+    opt = with_joint_phase(model_options)
+    model = build_model(opt)
+    assert [phase.name for phase in model.phases] == ['autoencoder', 'automaton', 'joint']
+    train(model, opt, range(1, 8))
+    before = dict(model.network.named_parameters())
+    before = {name: value.detach().clone() for name, value in before.items()}
+    statistics = state_of(model.network)['autoencoder.decoder.mix.norm.running_mean']
+    train(model, opt, range(8, 11))
+    assert model.log_dict.keys() == {
+        f'l_joint_{name}' for name in ('reconstruction', 'output_overflow', 'hidden_overflow')
+    }
+    unchanged = [name for name, value in model.network.named_parameters() if torch.equal(before[name], value)]
+    assert unchanged == []
+    assert not torch.equal(statistics, model.network.autoencoder.decoder.mix.norm.running_mean)
+
+
+def test_states_of_the_pool_are_given_what_the_encoder_sees_now(model_options, monkeypatch):
+    opt = with_joint_phase(model_options)
+    model = build_model(opt)
+    automaton, autoencoder = model.network.automaton, model.network.autoencoder
+    train(model, opt, range(1, 9))
+    encoded, given = [], []
+    encode, rollout = autoencoder.encode, automaton.forward
+    monkeypatch.setattr(autoencoder, 'encode', lambda image: (encoded.append(encode(image)), encoded[-1])[1])
+    monkeypatch.setattr(
+        automaton, 'forward', lambda s, n, rate: (given.append(s[:, : automaton.in_channels]), rollout(s, n, rate))[1]
+    )
+    train(model, opt, [9])
+    assert len(given) == 2  # from a seed, and from the pool
+    for state, (latent, _) in zip(given, encoded, strict=True):
+        assert torch.equal(state, latent)
+        assert state.requires_grad  # the encoder learns from both
+    kept = model.pool.state_dict()['tensors']['state']
+    assert kept.shape[1] == automaton.changing_channels
+
+
 def test_rates_fall_as_cosines_in_each_phase(model_options):
     model = build_model(model_options)
     rates = []
