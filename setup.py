@@ -22,7 +22,8 @@ setup(
         'opencv-python>=5,<6',  # 4.12 and 4.14 rotate some blur kernels otherwise than the reference's golden numbers
         'pyyaml>=6,<7',
         'jsonschema>=4.20,<5',  # option files are held against the schema that editors use
-        'scikit-image>=0.22,<1',  # the bundled photographs
+        'scikit-image>=0.22,<1',  # bundled photographs, to train on and to test with
+        'scikit-learn>=1.3,<2',  # two more, to test with
         'numpy>=2,<3',
         'pillow>=10,<14',
         'tifffile>=2023.1',  # TIFFs with what belongs to them: OpenCV drops it, Pillow reads 8 bits only

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from compare_plan import ESTIMATES, LEAST_ITERATIONS, Planner, validations_of
+from compare_plan import ESTIMATES, LEAST_ITERATIONS, Planner, iterations_of_an_epoch, validations_of
 from compare_report import write_pictures, write_tables
 from measure import machine
 from networks import (
@@ -53,27 +53,55 @@ def main() -> None:
     if arguments.batch is not None:
         task = with_batch(task, arguments.batch)
     networks = read_networks(arguments.models)
+    output = arguments.output or RESULTS / task['name']
+    compare(task, networks, output, arguments.seeds, arguments.epochs, arguments.budget)
+
+
+def compare(
+    task: Options,
+    networks: Mapping[str, Options],
+    output: Path,
+    seeds: int,
+    epochs: float | None = None,
+    budget: float | None = None,
+) -> list[dict[str, Any]]:
+    """Train networks on a task, write and print what came out, and go on where an earlier call was.
+
+    Args:
+        task: from :func:`read_task`.
+        networks: name → as from :func:`networks.read_network`.
+        output: folder of the results.
+        seeds: trainings of each network.
+        epochs: of a phase; as many as the task says unless given.
+        budget: minutes for everything, in place of epochs.
+
+    Returns:
+        The rows of ``table.json``.
+
+    Raises:
+        InputError: options do not fit together, the folder has results of other settings, or a training failed.
+    """
     print(_what_differs(networks))
-    for network in networks.values():
+    for name, network in networks.items():
         options = options_for(task, network, LEAST_ITERATIONS)
-        check_form(options, arguments.opt, is_train=True)
+        check_form(options, name, is_train=True)
         MODELS[network['model_type']].check_options(options | {'is_train': True})
     tiles = {kind: fingerprint(dataset_of(task, kind)) for kind in ('train', 'val', 'test')}
 
-    output = arguments.output or RESULTS / task['name']
     stored = stored_settings(output)
     planner = Planner(task, networks, {kind: count for kind, (count, _) in tiles.items()}, output)
-    # A folder of something else is refused below.
-    iters = (stored or {}).get('iterations a phase') or planner.iterations(arguments.seeds, arguments.budget)
-    folder = ResultsFolder(output, _settings(task, tiles, iters, arguments.budget), networks)
+    # A folder of something else is refused below, and one of other epochs.
+    iters = (stored or {}).get('iterations a phase') if epochs is None else None
+    iters = iters or planner.iterations(seeds, epochs, budget)
+    folder = ResultsFolder(output, _settings(task, tiles, iters, budget), networks)
     print(_what_is_the_same(folder.settings))
 
-    runs = [(name, seed) for seed in range(arguments.seeds) for name in networks]
+    runs = [(name, seed) for seed in range(seeds) for name in networks]
     finished = {run for run in runs if folder.read_json(_record_of(*run))}
     planner.measure(dict.fromkeys(name for name, seed in runs if (name, seed) not in finished))
     folder.write_json(ESTIMATES, planner.estimates)
     seconds = sum(planner.seconds(name, iters) for name, seed in runs if (name, seed) not in finished)
-    if stored and arguments.budget is not None and seconds > 60 * arguments.budget:
+    if stored and budget is not None and seconds > 60 * budget:
         print(
             f'note: this takes about {duration(seconds)}, more than --budget: how long each network trains was settled '
             f'by the first call that wrote to {output}',
@@ -106,6 +134,7 @@ def main() -> None:
     print(f'{output}: table.md, table.csv, table.json, chart.png, sheet.png')
     if failed:
         raise InputError(f'{len(failed)} of {len(runs)} runs failed; the same command tries them again')
+    return rows
 
 
 def _record_of(name: str, seed: int) -> str:
@@ -135,20 +164,33 @@ def _arguments() -> argparse.Namespace:
         '-opt', type=Path, required=True, help='option file of the task, such as options/lnca_gopro.yml'
     )
     add_models_option(parser)
+    add_training_options(parser)
+    arguments = parser.parse_args()
+    check_training_options(arguments)
+    return arguments
+
+
+def add_training_options(parser: argparse.ArgumentParser) -> None:
+    """Have a command take what :func:`compare` needs to know."""
     parser.add_argument('--seeds', type=int, default=1, help='trainings of each network: mean and deviation are given')
-    parser.add_argument(
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument('--epochs', type=float, help="epochs a phase, in place of the option file's; equally for all")
+    length.add_argument(
         '--budget', type=float, metavar='MINUTES', help='train for fewer epochs, equally for all, to end within that'
     )
     parser.add_argument('--batch', type=int, help="images a batch, in place of the option file's")
     parser.add_argument('--output', type=Path, metavar='FOLDER', help="default: results/ and the option file's name")
-    arguments = parser.parse_args()
+
+
+def check_training_options(arguments: argparse.Namespace) -> None:
+    """Raise InputError unless the values of :func:`add_training_options` make sense."""
     if arguments.seeds < 1:
         raise InputError('--seeds must be at least 1')
     if arguments.batch is not None and arguments.batch < 2:
         raise InputError('--batch must be at least 2: the negatives of a latent network are other images of its batch')
-    if arguments.budget is not None and arguments.budget <= 0:
-        raise InputError('--budget must be a positive number of minutes')
-    return arguments
+    for name, value in (('--budget', arguments.budget), ('--epochs', arguments.epochs)):
+        if value is not None and not value > 0:
+            raise InputError(f'{name} must be a positive number')
 
 
 def _settings(task: Options, tiles: Mapping[str, tuple[int, str]], iters: int, budget: float | None) -> Options:
@@ -156,7 +198,7 @@ def _settings(task: Options, tiles: Mapping[str, tuple[int, str]], iters: int, b
     shared, full = shared_training(task)
     training = dataset_of(task, 'train')
     batch = training['batch_size_per_gpu']
-    an_epoch = max(1, tiles['train'][0] * training.get('dataset_enlarge_ratio', 1) // batch)
+    an_epoch = iterations_of_an_epoch(task, tiles['train'][0])
     return {
         'task': task['name'],
         'tiles': {kind: {'count': number, 'sha256': digest} for kind, (number, digest) in tiles.items()},

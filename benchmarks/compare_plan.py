@@ -27,7 +27,7 @@ class Planner:
     Args:
         task: the option file.
         networks: name → its options.
-        tiles: numbers of validation and test tiles.
+        tiles: numbers of training, validation and test tiles.
         output: folder of the results, where the estimates of an earlier call are.
     """
 
@@ -58,17 +58,20 @@ class Planner:
         images = validations * self._tiles['val'] + self._tiles['test']
         return START_SECONDS + iters * estimate['iteration_seconds'] + images * estimate['validation_seconds']
 
-    def iterations(self, seeds: int, budget: float | None) -> int:
-        """Iterations a phase: those of the option file, or fewer, as many as a budget allows.
+    def iterations(self, seeds: int, epochs: float | None, budget: float | None) -> int:
+        """Iterations a phase: those of the option file, or of so many epochs, or as many as a budget allows.
 
         Args:
             seeds: runs of each network.
-            budget: minutes for everything.
+            epochs: of a phase.
+            budget: minutes for everything, in place of epochs.
 
         Raises:
             InputError: the budget is too small for any training.
         """
         _, full = shared_training(self._task)
+        if epochs is not None:
+            full = max(LEAST_ITERATIONS, round(epochs * iterations_of_an_epoch(self._task, self._tiles['train'])))
         if budget is None:
             return self._in_equal_parts(full)
         start = time.monotonic()
@@ -92,6 +95,12 @@ class Planner:
 
     def _all(self, iters: int, seeds: int) -> float:
         return seeds * sum(self.seconds(name, iters) for name in self._networks)
+
+
+def iterations_of_an_epoch(task: Options, images: int) -> int:
+    """Whole batches of a training set of so many images."""
+    training = dataset_of(task, 'train')
+    return max(1, images * training.get('dataset_enlarge_ratio', 1) // training['batch_size_per_gpu'])
 
 
 def validations_of(task: Options, iters: int) -> int:

@@ -55,9 +55,9 @@ def write_tables(
             raise InputError(f'{folder.path}: {record["network"]} was scored on other tiles than the rest')
     dataset = Path(dataset_of(task, 'test')['dataroot_gt']).parent.name
     metrics = list(folder.settings['metrics'])
-    rows = [_row(name, of_network, dataset, metrics) for name, of_network in records.items()]
+    rows = [_row(name, of_network, dataset, folder.settings) for name, of_network in records.items()]
     rows.insert(0, dict.fromkeys(rows[0]) | {'network': 'corrupted input', **corrupted})
-    command = f'python benchmarks/compare.py {shlex.join(sys.argv[1:])}'
+    command = f'python benchmarks/{Path(sys.argv[0]).name} {shlex.join(sys.argv[1:])}'
     content = {'command': command, 'rows': rows, 'failed': failed, 'settings': folder.settings, 'runs': finished}
     folder.write_json('table.json', content)
     folder.write_csv('table.csv', rows)
@@ -66,7 +66,7 @@ def write_tables(
     return rows
 
 
-def _row(name: str, records: Sequence[Record], dataset: str, metrics: Sequence[str]) -> dict[str, Any]:
+def _row(name: str, records: Sequence[Record], dataset: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The figures of a network: means over seeds and their deviations; None where there is nothing."""
 
     def over_seeds(values: Sequence[float]) -> tuple[float | None, float | None]:
@@ -75,7 +75,9 @@ def _row(name: str, records: Sequence[Record], dataset: str, metrics: Sequence[s
 
     row: dict[str, Any] = {'network': name, 'seeds': len(records)}
     row['parameters'] = records[0]['parameters'] if records else None
-    for metric in metrics:
+    epochs_an_iteration = settings['epochs a phase'] / settings['iterations a phase']
+    row['epochs'] = round(records[0]['iterations'] * epochs_an_iteration, 2) if records else None
+    for metric in settings['metrics']:
         scores = [record['scores'][metric] for record in records]
         row[metric], row[f'{metric} deviation'] = over_seeds([score['restored'] for score in scores])
         row[f'{metric} gain'], _ = over_seeds([score['gain'] for score in scores])
@@ -87,13 +89,13 @@ def _row(name: str, records: Sequence[Record], dataset: str, metrics: Sequence[s
 
 def _table(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> str:
     with_paper = any(row["paper's ssim"] for row in rows)
-    columns = ['network', 'parameters']
+    columns = ['network', 'parameters', 'epochs']
     for metric in metrics:
         columns += [f'{metric.upper()}{UNITS.get(metric, "")}', 'gain']
     columns += ["paper's SSIM"] * with_paper + ['training time', 'peak training memory']
     lines = []
     for row in rows:
-        line = [row['network'], '' if row['parameters'] is None else f'{row["parameters"]:,}']
+        line = [row['network'], *('' if row[key] is None else f'{row[key]:,}' for key in ('parameters', 'epochs'))]
         for metric in metrics:
             digits, deviation = DIGITS.get(metric, 3), row[f'{metric} deviation']
             line.append(_number(row[metric], digits) + ('' if deviation is None else f' ± {deviation:.{digits}f}'))
@@ -116,16 +118,16 @@ def _notes(command: str, settings: Mapping[str, Any], seeds: set[int], failed: M
     notes = [
         f'`{command}`',
         f'{count["train"]} training, {count["val"]} validation and {count["test"]} test tiles, the same for all; '
-        f'batch {settings["batch"]}; {epochs:g} epochs a phase; '
-        f'{_of_seeds(seeds)}. Latent networks train in two '
-        f'phases, the others in one. Scored is the best network by {settings["selection"].upper()} on validation. '
+        f'batch {settings["batch"]}; {epochs:g} epochs a phase; {_of_seeds(seeds)}. Epochs: over all phases, of which '
+        f'latent networks have several. Scored is the best network by {settings["selection"].upper()} on validation. '
         'Training time: iterations alone, of all phases; memory: on a GPU the '
         'tensors, else above what the process had before the network was made.',
         in_one_line(settings['machine']),
     ]
-    if settings['budget, minutes'] is not None and epochs < full:
-        budget = f'Budget of {settings["budget, minutes"]:g} minutes'
-        notes.insert(1, f'**{budget}: {epochs:g} instead of {full:g} epochs a phase, equally for all.**')
+    if epochs != full:
+        budget = settings['budget, minutes']
+        why = '' if budget is None else f'Budget of {budget:g} minutes: '
+        notes.insert(1, f'**{why}{epochs:g} instead of {full:g} epochs a phase, equally for all.**')
     notes += [f'{run} failed: {reason}' for run, reason in failed.items()]
     return '\n\n'.join(notes)
 

@@ -59,26 +59,31 @@ def read_network(name: str) -> Options:
     check_known(name, known_networks(), '--models:')
     file = FOLDER / f'{name}.yml'
     network = read_options(file)
+    check_network(network, str(file))
+    return network
+
+
+def check_network(network: Options, where: str) -> None:
+    """Raise an error as :func:`read_network` does unless a network is described in full, and nothing else is."""
     if network.keys() != set(OWN):
-        raise InputError(f'{file}: expected {", ".join(OWN)} and nothing else, got {", ".join(network)}')
-    check_known(network['model_type'], MODELS, f'{file}: model_type')
+        raise InputError(f'{where}: expected {", ".join(OWN)} and nothing else, got {", ".join(network)}')
+    check_known(network['model_type'], MODELS, f'{where}: model_type')
     model = MODELS[network['model_type']]
     phases = [name for name in model.phase_names if name in network['train'] or name not in model.optional_phases]
     blocks = [network['train'].get(phase) for phase in phases] if phases else [network['train']]
     for block in blocks:
         if not isinstance(block, dict) or set(block.get('optim_g') or ()) != {'lr'}:
-            raise InputError(f'{file}: train: expected optim_g: {{lr: NUMBER}} and losses{_in_each(phases)}')
+            raise InputError(f'{where}: train: expected optim_g: {{lr: NUMBER}} and losses{_in_each(phases)}')
         share = block.get('share', 1)
         if not isinstance(share, int | float) or not share > 0:
-            raise InputError(f'{file}: train: a share of the iterations of a phase must be above 0, got {share!r}')
+            raise InputError(f'{where}: train: a share of the iterations of a phase must be above 0, got {share!r}')
     stray = [key for key in network['train'] if key not in (phases or ('optim_g',)) and not key.endswith('_opt')]
     if stray:
-        raise InputError(f'{file}: train.{stray[0]} does not belong there: it holds for all networks, or for none')
+        raise InputError(f'{where}: train.{stray[0]} does not belong there: it holds for all networks, or for none')
     with torch.device('meta'):
-        made = construct(network['network_g'], ARCH_REGISTRY, f'{file}: network_g')
+        made = construct(network['network_g'], ARCH_REGISTRY, f'{where}: network_g')
     if hasattr(made, 'licence_notice'):
         print(made.licence_notice)
-    return network
 
 
 def _in_each(phases: Sequence[str]) -> str:

@@ -87,10 +87,11 @@ class RawFile:
 
 @dataclass(frozen=True, slots=True)
 class Bundled:
-    """Rows of a photograph that scikit-image brings along. ``path`` is its name in ``skimage.data``.
+    """Rows of a photograph that scikit-image or scikit-learn brings along.
 
     Args:
-        path: the name; a pair of photographs is followed by the number of the one meant, ``stereo_motorcycle/0``.
+        path: its name in ``skimage.data``, a pair of photographs followed by the number of the one meant:
+            ``stereo_motorcycle/0``; or its file in ``sklearn.datasets``: ``china.jpg``.
         first, last: shares of the height between which the rows lie, multiples of ``rows``.
         rows: what the borders are multiples of, in pixels.
     """
@@ -101,10 +102,15 @@ class Bundled:
     rows: int = 1
 
     def read(self) -> np.ndarray:
-        from skimage import data
-
         name, _, number = self.path.partition('/')
-        image = getattr(data, name)()
+        if name.endswith('.jpg'):
+            from sklearn.datasets import load_sample_image
+
+            image = load_sample_image(name)
+        else:
+            from skimage import data
+
+            image = getattr(data, name)()
         image = image[int(number)] if number else image
         top, bottom = (
             len(image) if share == 1 else int(share * len(image)) // self.rows * self.rows

@@ -1,4 +1,4 @@
-"""The colour photographs that scikit-image brings along: enough to train and score a small network at once."""
+"""The colour photographs that scikit-image and scikit-learn bring along: enough to train and score a small network."""
 
 from collections.abc import Iterator
 
@@ -14,6 +14,7 @@ TRAINING = {
     'motorcycle_left': 'stereo_motorcycle/0',
     'motorcycle_right': 'stereo_motorcycle/1',
 }
+TEST = {'chelsea': 'chelsea', 'china': 'china.jpg', 'flower': 'flower.jpg'}
 # Seven photographs are too few to keep some for validation: the bottom fifth of each is. The border is where tiles of
 # 32 and of 64 pixels end.
 BORDER = 0.8
@@ -25,12 +26,13 @@ def pairs(_: None) -> Iterator[Pair]:
         scene = name.partition('_')[0] if name.startswith('motorcycle') else name  # one scene from two sides
         yield Pair(f'{name}_top', scene, Bundled(data, last=BORDER, rows=ROWS), split='train')
         yield Pair(f'{name}_bottom', scene, Bundled(data, first=BORDER, rows=ROWS), split='val')
-    yield Pair('chelsea', 'chelsea', Bundled('chelsea'), split='test')
+    for name, data in TEST.items():
+        yield Pair(name, name, Bundled(data), split='test')
 
 
 SOURCE = Source(
     name='photos',
-    title="scikit-image's colour photographs, chelsea held out for the test",
+    title="scikit-image's and scikit-learn's colour photographs, three of them held out for the test",
     layout='nothing: they are installed',
     pairs=pairs,
     synthetic=True,

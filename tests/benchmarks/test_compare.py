@@ -193,17 +193,18 @@ def planner(project, network, seconds, **tiles):
 def test_a_budget_shortens_the_training(project, edit):
     edit('task.yml', lambda task: task['train']['automaton'].update(iters=1000))
     edit('task.yml', lambda task: task['train'].update(total_iter=1004))
-    plan = planner(project, 'NAFNet', 1.0, val=10, test=10)
+    plan = planner(project, 'NAFNet', 1.0, train=400, val=10, test=10)
     _, full = shared_training(read_task(project / 'task.yml'))
-    assert plan.iterations(1, None) == full == 1000
-    ten, twenty = plan.iterations(1, 10), plan.iterations(1, 20)
+    assert plan.iterations(1, None, None) == full == 1000
+    ten, twenty = plan.iterations(1, None, 10), plan.iterations(1, None, 20)
     for iters, minutes in ((ten, 10), (twenty, 20)):
         assert plan.seconds('NAFNet', iters) < 0.85 * 60 * minutes
     assert LEAST_ITERATIONS < ten < twenty < full
-    assert plan.iterations(2, 20) == pytest.approx(ten, abs=2)
-    assert plan.iterations(1, 1e6) == full
+    assert plan.iterations(2, None, 20) == pytest.approx(ten, abs=2)
+    assert plan.iterations(1, None, 1e6) == full
+    assert plan.iterations(1, 30, None) == 30 * 100  # of 400 tiles in batches of 4
     with pytest.raises(InputError, match='need at least'):
-        plan.iterations(1, 0.1)
+        plan.iterations(1, None, 0.1)
 
 
 def test_a_budget_is_said_in_the_table(project, benchmark, edit):
@@ -222,6 +223,7 @@ def test_a_budget_is_said_in_the_table(project, benchmark, edit):
         (['--models', 'NAFNett'], ['NAFNett', 'Did you mean NAFNet?']),
         (['--seeds', '0'], ['--seeds']),
         (['--budget', '-1'], ['--budget']),
+        (['--epochs', '0'], ['--epochs']),
         (['--batch', '1'], ['--batch']),
     ],
 )

@@ -242,7 +242,7 @@ def test_photos_are_split_by_place(photos):
     for split, names in (
         ('train', {f'{name}_top' for name in PHOTOGRAPHS}),
         ('val', {f'{name}_bottom' for name in PHOTOGRAPHS}),
-        ('test', {'chelsea'}),
+        ('test', {'chelsea', 'china', 'flower'}),
     ):
         assert {place(key)[0] for key in keys(output / f'{split}_gt.lmdb')} == names
     assert {row['name']: row['split'] for row in sources_of(output) if 'coffee' in row['name']} == {
@@ -256,7 +256,7 @@ def test_summary_of_photos(photos):
     output, _ = photos
     summary = summary_of(output)
     assert summary['dataset'] == 'photos'
-    assert summary['images'] == 15
+    assert summary['images'] == 17
     assert summary['tiles'] == {split: len(keys(output / f'{split}_gt.lmdb')) for split in SPLITS}
     assert min(summary['tiles'].values()) > 100
     assert summary['dropped'].keys() == {'flat', 'near-duplicate', 'too small'}

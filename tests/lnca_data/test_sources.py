@@ -252,7 +252,10 @@ def test_pairs_with_one_name_twice(tmp_path):
 
 def test_photos():
     pairs = {pair.name: pair for pair in SOURCES['photos'].list(None)}
-    assert pairs.pop('chelsea').split == 'test'
+    for name in ('chelsea', 'china', 'flower'):
+        held_out = pairs.pop(name)
+        assert held_out.split == 'test'
+        assert held_out.gt.read().shape == ((300, 451, 3) if name == 'chelsea' else (427, 640, 3))
     assert len(pairs) == 2 * 7
     for name, pair in pairs.items():
         assert pair.split == {'top': 'train', 'bottom': 'val'}[name.rpartition('_')[2]]
