@@ -33,13 +33,13 @@ class AutomatonModel(RestorationModel):
         steps: ``[least, most]``: bounds of the number of steps, both included, drawn for every optimisation step.
         memory: ``low``, ``balanced`` or ``fast``: how much the rollout keeps for its gradients, and does not have to
             compute again; chosen by the size of the batch if left out.
-        reconstruction_opt: ``loss(restored image, gt)``.
+        reconstruction_opt, structure_opt: ``loss(restored image, gt)``.
         output_overflow_opt, hidden_overflow_opt: ``loss(channels of the final state)``.
     """
 
     phase_names = ('automaton',)
     known_losses: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        'automaton': ('reconstruction', 'output_overflow', 'hidden_overflow')
+        'automaton': ('reconstruction', 'structure', 'output_overflow', 'hidden_overflow')
     }
 
     @classmethod
@@ -101,8 +101,10 @@ class AutomatonModel(RestorationModel):
     def losses_of(self, state: Tensor, skip: Tensor | None, gt: Tensor) -> dict[str, Tensor]:
         """The losses of a final state."""
         automaton, losses = self.network.automaton, self.losses[self.phase.name]
+        restored = self.network.render(state, skip)
         arguments = {
-            'reconstruction': lambda: (self.network.render(state, skip), gt),
+            'reconstruction': lambda: (restored, gt),
+            'structure': lambda: (restored, gt),
             'output_overflow': lambda: (automaton.output(state),),
             'hidden_overflow': lambda: (automaton.hidden(state),),
         }

@@ -36,15 +36,16 @@ class LNCAModel(AutomatonModel):
 
     In the block ``train.joint``, with the automaton's pool and steps:
         iters, optim_g, scheduler: of the phase.
-        reconstruction_opt, output_overflow_opt, hidden_overflow_opt: as there.
+        reconstruction_opt, structure_opt, output_overflow_opt, hidden_overflow_opt: as there.
+    Batch norms go on with the statistics of the first phase, as in inference.
     """
 
     phase_names = ('autoencoder', 'automaton', 'joint')
     optional_phases = ('joint',)
     known_losses: ClassVar[Mapping[str, tuple[str, ...]]] = {
         'autoencoder': ('reconstruction', 'distance', 'task', 'equivalence'),
-        'automaton': ('reconstruction', 'latent', 'output_overflow', 'hidden_overflow'),
-        'joint': ('reconstruction', 'latent', 'output_overflow', 'hidden_overflow'),
+        'automaton': ('reconstruction', 'structure', 'latent', 'output_overflow', 'hidden_overflow'),
+        'joint': ('reconstruction', 'structure', 'output_overflow', 'hidden_overflow'),
     }
 
     @classmethod
@@ -82,6 +83,13 @@ class LNCAModel(AutomatonModel):
     def module_of(self, phase: Phase) -> nn.Module:
         parts = {'autoencoder': self.network.autoencoder, 'automaton': self.network.automaton}
         return parts.get(phase.name, self.network)
+
+    def enter(self, phase: Phase) -> None:
+        super().enter(phase)
+        if phase.name == 'joint':
+            for module in self.network.autoencoder.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
 
     def train_on_batch(self) -> None:
         if self.phase.name != 'autoencoder':

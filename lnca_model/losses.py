@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lnca_model.distributed import mean_over_processes
+from lnca_model.metrics import ssim
 
 from basicsr.losses.loss_util import reduce_loss
 from basicsr.utils.registry import LOSS_REGISTRY
@@ -118,6 +119,18 @@ class PSNRLoss(_Loss):
     def forward(self, pred: Tensor, target: Tensor) -> Tensor:
         mse = ((pred - target) ** 2).mean(dim=(1, 2, 3))
         return self.loss_weight * reduce_loss(10 / math.log(10) * torch.log(mse + 1e-8), self.reduction)
+
+
+@LOSS_REGISTRY.register()
+class SSIMLoss(_Loss):
+    """One minus the structural similarity (Wang et al., 2004) of images in [0, 1], as the metric has it.
+
+    ``'none'`` gives one value an image: ``(N,)``. It hardly sees how bright a picture is: combine it with another loss.
+    """
+
+    def forward(self, pred: Tensor, target: Tensor) -> Tensor:
+        """Both are of at least 11×11 pixels."""
+        return self.loss_weight * reduce_loss(1 - ssim(pred.float(), target.float(), peak=1), self.reduction)
 
 
 def _masked_mse(pred: Tensor, target: Tensor, mask: Tensor, reduction: str) -> Tensor:

@@ -31,7 +31,7 @@ Schema = dict[str, Any]
 
 MODELS = (RestorationModel, AutomatonModel, LNCAModel)
 LOSSES = (
-    *('TripletDistanceLoss', 'MaskedTaskLoss', 'SwapEquivalenceLoss', 'OverflowLoss', 'PSNRLoss'),
+    *('TripletDistanceLoss', 'MaskedTaskLoss', 'SwapEquivalenceLoss', 'OverflowLoss', 'PSNRLoss', 'SSIMLoss'),
     *('L1Loss', 'MSELoss', 'CharbonnierLoss'),
 )
 IMAGE_METRICS = ['calculate_psnr', 'calculate_ssim']

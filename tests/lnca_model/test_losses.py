@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -6,14 +7,16 @@ from lnca_model.losses import (
     MaskedTaskLoss,
     OverflowLoss,
     PSNRLoss,
+    SSIMLoss,
     SwapEquivalenceLoss,
     TripletDistanceLoss,
 )
+from lnca_model.metrics import calculate_ssim_batch
 
 from basicsr.losses import build_loss
 from basicsr.losses.basic_loss import MSELoss
 
-NEW_LOSSES = [TripletDistanceLoss, MaskedTaskLoss, SwapEquivalenceLoss, OverflowLoss, PSNRLoss]
+NEW_LOSSES = [TripletDistanceLoss, MaskedTaskLoss, SwapEquivalenceLoss, OverflowLoss, PSNRLoss, SSIMLoss]
 
 
 @pytest.fixture
@@ -69,8 +72,8 @@ def test_golden_distance_beyond_the_margin(arrays):
 def arguments(loss, n=2):
     if loss is TripletDistanceLoss:
         return torch.rand(3, n, 3, 4, 4).unbind()
-    counts = {MaskedTaskLoss: 3, SwapEquivalenceLoss: 4, OverflowLoss: 1, PSNRLoss: 2}
-    return (3 * torch.rand(counts[loss], n, 3, 4, 4)).unbind()
+    counts = {MaskedTaskLoss: 3, SwapEquivalenceLoss: 4, OverflowLoss: 1, PSNRLoss: 2, SSIMLoss: 2}
+    return (3 * torch.rand(counts[loss], n, 3, 12, 12)).unbind()
 
 
 @pytest.mark.parametrize('loss', NEW_LOSSES)
@@ -114,6 +117,17 @@ def test_psnr():
     target = torch.zeros(2, 3, 4, 4)
     torch.testing.assert_close(PSNRLoss()(target + 0.1, target), torch.tensor(-20.0), rtol=1e-5, atol=0)
     torch.testing.assert_close(PSNRLoss()(target, target), torch.tensor(-80.0), rtol=1e-5, atol=0)
+
+
+def test_ssim_is_the_metric():
+    numbers = np.random.default_rng(0)
+    target = numbers.integers(0, 256, (3, 16, 20, 3), np.uint8)
+    pred = (target * 0.8 + 20).astype(np.uint8)
+    expected = 1 - torch.from_numpy(calculate_ssim_batch(pred, target, crop_border=0)).float()
+    images = (torch.from_numpy(image).permute(0, 3, 1, 2).float() / 255 for image in (pred, target))
+    torch.testing.assert_close(SSIMLoss(reduction='none')(*images), expected, rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match='at least 11×11'):
+        SSIMLoss()(*torch.rand(2, 1, 3, 8, 16))
 
 
 def test_overflow_bounds():

@@ -1,0 +1,61 @@
+"""benchmarks/ablation.py, run as users run it, on tiny networks."""
+
+import csv
+import json
+import shutil
+
+import pytest
+import yaml
+from outcomes import failed_in_one_line
+
+RECIPES = ['paper', 'joint']
+
+
+@pytest.fixture
+def ladder(project):
+    """Both tasks that the ladder trains on; the second of the same tiles."""
+    shutil.copy(project / 'options/lnca_photos.yml', project / 'options/lnca_photos_deblur.yml')
+    return project
+
+
+def test_two_recipes_of_equal_epochs(ladder, benchmark):
+    result = benchmark('ablation', '--recipes', *RECIPES, '--seeds', '2')
+    assert result.returncode == 0, result.stderr
+    output = ladder / 'results' / 'ablation'
+    rows = json.loads((output / 'table.json').read_text())['rows']
+    assert [row['recipe'] for row in rows] == RECIPES
+    with open(output / 'table.csv', newline='') as file:
+        in_csv = list(csv.DictReader(file))
+    markdown = (output / 'table.md').read_text()
+    assert markdown in result.stdout
+    for row, line in zip(rows, in_csv, strict=True):
+        assert row['seeds'] == 2
+        assert row['epochs'] == rows[0]['epochs'] > 0
+        assert float(line['blur psnr']) == row['blur psnr']
+        assert f'{row["noise ssim"]:.3f} ± {row["noise ssim deviation"]:.3f}' in markdown
+    options = [yaml.safe_load((output / f'noise/runs/{name}_seed1.yml').read_text())['train'] for name in RECIPES]
+    assert options[0]['total_iter'] == options[1]['total_iter'] == 8
+    assert [options[1][phase]['iters'] for phase in ('autoencoder', 'automaton', 'joint')] == [2, 2, 4]
+    assert options[1]['joint']['optim_g']['eps'] == options[0]['automaton']['optim_g']['eps']
+
+    again = benchmark('ablation', '--recipes', *RECIPES, '--seeds', '2')
+    assert again.stdout.count('finished before') == 8
+
+
+@pytest.mark.parametrize(
+    ('change', 'words'),
+    [
+        (lambda r: r['joint'].update({'from': 'LatentNAFKA'}), ['LatentNAFKA', 'Did you mean LatentNAFCA?']),
+        (lambda r: r['joint']['train']['joint'].update(share=-1), ['recipes.yml: joint', 'share']),
+        (lambda r: r['joint'].update(network_g={'latent_chanels': 8}), ['latent_chanels']),
+    ],
+)
+def test_recipes_that_make_no_network(ladder, benchmark, edit, change, words):
+    edit('benchmarks/recipes.yml', change)
+    line = failed_in_one_line(benchmark('ablation', '--recipes', 'joint'))
+    for word in words:
+        assert word in line
+
+
+def test_an_unknown_recipe(ladder, benchmark):
+    assert 'Did you mean paper?' in failed_in_one_line(benchmark('ablation', '--recipes', 'papers'))
