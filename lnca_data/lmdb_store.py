@@ -6,6 +6,8 @@ import functools
 import os
 import re
 import struct
+import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar
@@ -29,6 +31,26 @@ ENTRY = 100
 LONGEST_KEY = 511  # bytes, of LMDB
 PNG_SIGNATURE, PNG_HEADER = b'\x89PNG\r\n\x1a\n', 24  # up to width and height
 FIRST_MAP_SIZE = 64 << 20
+# LMDB believes what a file says of itself, so that a damaged one kills the process that reads it. Another process finds
+# every key first, as a reader does. Of the values it reads none: that ends latest is within the file if all are.
+FIND_EVERY_KEY = """
+import sys
+import lmdb
+import numpy as np
+
+environment = lmdb.open(sys.argv[1], readonly=True, lock=False, readahead=False, create=False)
+with environment.begin(buffers=True) as transaction:
+    latest, last = 0, b'0'
+    for count, (key, value) in enumerate(transaction.cursor(), 1):
+        found = transaction.get(key)
+        if count > environment.stat()['entries'] or found is None or len(found) != len(value):
+            sys.exit(1)
+        end = np.frombuffer(found, np.uint8).__array_interface__['data'][0] + len(found)
+        if end > latest:
+            latest, last = end, found
+    sys.exit(count != environment.stat()['entries'] or not last[-1:].tobytes())
+"""
+SECONDS, SECONDS_A_KEY = 60, 1e-3  # that it may take; a damaged one can lead in circles
 
 
 def encode_png(image: np.ndarray) -> bytes:
@@ -297,4 +319,25 @@ def _checked_keys(path: Path) -> np.ndarray:
         raise InputError(f'{path}: data.mdb is truncated, {data.stat().st_size} of {needed} bytes; {PACK} again')
     if entries != len(keys):
         raise InputError(f'{path}: {META_INFO} lists {len(keys)} images, data.mdb holds {entries}; {PACK} again')
+    file = data.stat()
+    if not _can_be_read(name, entries, file.st_ino, file.st_size, file.st_mtime_ns):
+        raise InputError(f'{path}: the LMDB is damaged, data.mdb cannot be read; {PACK} again')
     return keys
+
+
+@functools.lru_cache
+def _can_be_read(path: str, entries: int, *_: int) -> bool:
+    """Whether a process that reads all entries of an LMDB survives it. What follows tells whether it is the same LMDB
+    as in an earlier call."""
+    try:
+        walk = subprocess.run(
+            [sys.executable, '-c', FIND_EVERY_KEY, path],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=SECONDS + SECONDS_A_KEY * entries,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return False
+    return walk.returncode == 0

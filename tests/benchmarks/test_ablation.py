@@ -19,7 +19,7 @@ def ladder(project):
 
 
 def test_two_recipes_of_equal_epochs(ladder, benchmark):
-    result = benchmark('ablation', '--recipes', *RECIPES, '--seeds', '2')
+    result = benchmark('ablation', '--recipes', *RECIPES)
     assert result.returncode == 0, result.stderr
     output = ladder / 'results' / 'ablation'
     rows = json.loads((output / 'table.json').read_text())['rows']
@@ -29,17 +29,17 @@ def test_two_recipes_of_equal_epochs(ladder, benchmark):
     markdown = (output / 'table.md').read_text()
     assert markdown in result.stdout
     for row, line in zip(rows, in_csv, strict=True):
-        assert row['seeds'] == 2
+        assert row['seeds'] == 1
         assert row['epochs'] == rows[0]['epochs'] > 0
         assert float(line['blur psnr']) == row['blur psnr']
-        assert f'{row["noise ssim"]:.3f} ± {row["noise ssim deviation"]:.3f}' in markdown
-    options = [yaml.safe_load((output / f'noise/runs/{name}_seed1.yml').read_text())['train'] for name in RECIPES]
+        assert f'| {row["recipe"]} | {row["noise ssim"]:.3f} | ' in markdown
+    options = [yaml.safe_load((output / f'noise/runs/{name}_seed0.yml').read_text())['train'] for name in RECIPES]
     assert options[0]['total_iter'] == options[1]['total_iter'] == 8
     assert [options[1][phase]['iters'] for phase in ('autoencoder', 'automaton', 'joint')] == [2, 2, 4]
     assert options[1]['joint']['optim_g']['eps'] == options[0]['automaton']['optim_g']['eps']
 
-    again = benchmark('ablation', '--recipes', *RECIPES, '--seeds', '2')
-    assert again.stdout.count('finished before') == 8
+    again = benchmark('ablation', '--recipes', *RECIPES)
+    assert again.stdout.count('finished before') == 4
 
 
 @pytest.mark.parametrize(

@@ -189,6 +189,39 @@ def test_images_in_lmdbs(folder, data):
         transaction.put(b'tile', png)
 
 
+PAGE = 4096
+
+
+@pytest.fixture(scope='module', params=[3, 400], ids=['one leaf', 'a tree'])
+def pages_of_lmdb(folder, request):
+    """An LMDB, its data, and the numbers of the pages that lead to the images."""
+    path = folder / f'{request.param}.lmdb'
+    write_lmdb(path, [(f'tile_{n}', np.full((16, 16, 3), n % 256, np.uint8)) for n in range(request.param)])
+    data = (path / 'data.mdb').read_bytes()
+    flags = [int.from_bytes(data[start + 10 : start + 12], 'little') for start in range(0, len(data), PAGE)]
+    return path, data, [number for number, flag in enumerate(flags) if number < 2 or flag in (1, 2)]
+
+
+@fuzz
+@given(data=st.data())
+def test_data_of_lmdbs(pages_of_lmdb, data):
+    """It kills no process, which reading memory that is not there would do."""
+    path, right, leading = pages_of_lmdb
+    start = PAGE * data.draw(st.sampled_from(leading))
+    page = bytearray(right[start : start + PAGE])
+    for place, new in data.draw(
+        st.lists(
+            st.tuples(st.integers(0, 63) | st.integers(0, PAGE - 1), st.binary(min_size=1, max_size=8)), min_size=1
+        )
+    ):
+        page[place : place + len(new)] = new
+    (path / 'data.mdb').write_bytes(right[:start] + bytes(page[:PAGE]) + right[start + PAGE :])
+    store = refused_or_taken(TileStore, path)
+    for key in store.keys if store else ():
+        refused_or_taken(lambda key=key: store[key])
+    TileStore.close_all()
+
+
 CIFAR = {b'data': np.arange(2 * 3072, dtype=np.uint8).reshape(2, 3072), b'labels': [1, 2]}
 
 
