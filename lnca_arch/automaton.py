@@ -9,9 +9,6 @@ from torch import Tensor, nn
 from lnca_arch.resident import Resident
 from lnca_arch.rollout import fast_rollout, update_masks
 
-SEEDS = ('constant', 'input')
-BEGINS_WITH_INPUT = 'seed_is_input'
-
 
 class CellularAutomaton(nn.Module):
     """A neural cellular automaton on a regular grid (paper section 2.1, equation 1).
@@ -27,11 +24,6 @@ class CellularAutomaton(nn.Module):
         in_channels: channels of the input that every cell keeps seeing.
         out_channels: channels of the answer.
         hidden_channels: channels of memory.
-        seed: what the answer begins with: ``'constant'``, the paper's 0.5, or ``'input'``, from which the automaton has
-            only to take away the damage.
-
-    Raises:
-        ValueError: seed is neither, or the answer is to begin with an input of other channels.
 
     Attributes:
         memory: what a rollout with gradients keeps for them, a key of :data:`lnca_arch.rollout.RECOMPUTED`; None
@@ -50,16 +42,8 @@ class CellularAutomaton(nn.Module):
 
     memory: str | None = None
 
-    def __init__(self, in_channels: int, out_channels: int, hidden_channels: int, seed: str = SEEDS[0]) -> None:
+    def __init__(self, in_channels: int, out_channels: int, hidden_channels: int) -> None:
         super().__init__()
-        if seed not in SEEDS:
-            raise ValueError(f'seed must be {" or ".join(SEEDS)}, got {seed!r}')
-        self.begins_with_input = seed == 'input'
-        if self.begins_with_input:
-            if in_channels != out_channels:
-                raise ValueError(f'seed: input needs as many channels in as out, got {in_channels} and {out_channels}')
-            # A checkpoint tells by it what its other names and shapes do not.
-            self.register_buffer(BEGINS_WITH_INPUT, torch.ones(()))
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.hidden_channels = hidden_channels
@@ -74,7 +58,7 @@ class CellularAutomaton(nn.Module):
         return self.out_channels + self.hidden_channels
 
     def seed(self, x: Tensor) -> Tensor:
-        """The state before the first step: ``in`` = x, ``out`` = 0.5 or x, ``hidden`` = 0.
+        """The state before the first step: ``in`` = x, ``out`` = 0.5, ``hidden`` = 0.
 
         Args:
             x: ``(N, in_channels, H, W)``.
@@ -87,7 +71,7 @@ class CellularAutomaton(nn.Module):
         if torch.is_autocast_enabled(x.device.type):  # updates are too small for a state in bfloat16
             x = x.to(torch.promote_types(x.dtype, torch.float32))
         n, _, h, w = x.shape
-        out = x if self.begins_with_input else x.new_full((n, self.out_channels, h, w), 0.5)
+        out = x.new_full((n, self.out_channels, h, w), 0.5)
         hidden = x.new_zeros((n, self.hidden_channels, h, w))
         return torch.cat([x, out, hidden], dim=1)
 

@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from lnca_arch.automaton import BEGINS_WITH_INPUT
 from lnca_arch.latent import LatentNAFCA, LatentViTCA
 from lnca_arch.pixel import PixelViTCA
 
@@ -23,10 +22,10 @@ NAMES = {
 
 
 class Detected(NamedTuple):
-    """A network's class and the options to make it with."""
+    """A network's class and the sizes to make it with."""
 
     kind: type[nn.Module]
-    options: dict[str, int | str]
+    sizes: dict[str, int]
 
 
 def detect(weights: Weights) -> Detected | None:
@@ -41,9 +40,7 @@ def detect(weights: Weights) -> Detected | None:
                 sizes = _SIZES[kind](weights)
             except (KeyError, IndexError, ZeroDivisionError):  # parameters of another name, or without channels
                 return None
-            if min(sizes.values()) <= 0:
-                return None
-            return Detected(kind, sizes | ({'seed': 'input'} if f'automaton.{BEGINS_WITH_INPUT}' in weights else {}))
+            return Detected(kind, sizes) if min(sizes.values()) > 0 else None
     return None
 
 

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from lnca_arch.autoencoder import Autoencoder
-from lnca_arch.automaton import SEEDS, CellularAutomaton
+from lnca_arch.automaton import CellularAutomaton
 from lnca_arch.nafca import NAFCA
 from lnca_arch.network import AutomatonNetwork
 from lnca_arch.vitca import ViTCA
@@ -32,7 +32,7 @@ class LatentNAFCA(LatentNetwork):
     Args:
         image_channels, latent_channels, downsamplings: see :class:`Autoencoder`.
         hidden_channels: the automaton's memory.
-        embed_channels, ffn_expand, dropout, seed: see :class:`NAFCA`.
+        embed_channels, ffn_expand, dropout: see :class:`NAFCA`.
         update_rate: see :class:`AutomatonNetwork`. The published latent results use 1.
     """
 
@@ -46,11 +46,10 @@ class LatentNAFCA(LatentNetwork):
         ffn_expand: int = 4,
         dropout: float = 0.1,
         update_rate: float = 1.0,
-        seed: str = SEEDS[0],
     ) -> None:
         super().__init__(
             Autoencoder(image_channels, latent_channels, downsamplings),
-            NAFCA(latent_channels, latent_channels, hidden_channels, embed_channels, ffn_expand, dropout, seed),
+            NAFCA(latent_channels, latent_channels, hidden_channels, embed_channels, ffn_expand, dropout),
             update_rate,
         )
 
@@ -61,7 +60,7 @@ class LatentViTCA(LatentNetwork):
     Args:
         image_channels, latent_channels, downsamplings: see :class:`Autoencoder`.
         hidden_channels: the automaton's memory.
-        embed_channels, heads, mlp_channels, seed: see :class:`ViTCA`.
+        embed_channels, heads, mlp_channels: see :class:`ViTCA`.
         update_rate: see :class:`AutomatonNetwork`. The published latent results use 1.
     """
 
@@ -75,10 +74,9 @@ class LatentViTCA(LatentNetwork):
         heads: int = 4,
         mlp_channels: int = 64,
         update_rate: float = 1.0,
-        seed: str = SEEDS[0],
     ) -> None:
         super().__init__(
             Autoencoder(image_channels, latent_channels, downsamplings),
-            ViTCA(latent_channels, latent_channels, hidden_channels, embed_channels, heads, mlp_channels, seed),
+            ViTCA(latent_channels, latent_channels, hidden_channels, embed_channels, heads, mlp_channels),
             update_rate,
         )

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lnca_arch.automaton import SEEDS, CellularAutomaton
+from lnca_arch.automaton import CellularAutomaton
 from lnca_arch.folding import Linear, fold_norm, linear, normalize
 from lnca_arch.resident import Packed, Resident, nafca_kernel, padded, side
 
@@ -87,7 +87,7 @@ class NAFCA(CellularAutomaton):
     once a step, by a 3×3 convolution to a single channel that scales each cell (equation 2).
 
     Args:
-        in_channels, out_channels, hidden_channels, seed: see :class:`CellularAutomaton`.
+        in_channels, out_channels, hidden_channels: see :class:`CellularAutomaton`.
         embed_channels: width of the perception block, an even number.
         ffn_expand: width of the update block, as a multiple of the state's channels.
         dropout: probability of dropout at the end of both blocks, in training only.
@@ -101,9 +101,8 @@ class NAFCA(CellularAutomaton):
         embed_channels: int = 128,
         ffn_expand: int = 4,
         dropout: float = 0.1,
-        seed: str = SEEDS[0],
     ) -> None:
-        super().__init__(in_channels, out_channels, hidden_channels, seed)
+        super().__init__(in_channels, out_channels, hidden_channels)
         channels = self.state_channels
         ffn_channels = ffn_expand * channels
         if embed_channels % 2 or ffn_channels % 2:

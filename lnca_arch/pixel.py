@@ -2,7 +2,6 @@
 
 from torch import Tensor
 
-from lnca_arch.automaton import SEEDS
 from lnca_arch.network import AutomatonNetwork
 from lnca_arch.vitca import ViTCA
 
@@ -13,7 +12,7 @@ class PixelViTCA(AutomatonNetwork):
     Args:
         image_channels: channels of the image.
         hidden_channels: the automaton's memory.
-        embed_channels, heads, mlp_channels, seed: see :class:`ViTCA`.
+        embed_channels, heads, mlp_channels: see :class:`ViTCA`.
         update_rate: see :class:`AutomatonNetwork`; 0.5 in the reference, in training and in testing.
     """
 
@@ -25,11 +24,9 @@ class PixelViTCA(AutomatonNetwork):
         heads: int = 4,
         mlp_channels: int = 64,
         update_rate: float = 0.5,
-        seed: str = SEEDS[0],
     ) -> None:
         super().__init__(
-            ViTCA(image_channels, image_channels, hidden_channels, embed_channels, heads, mlp_channels, seed),
-            update_rate,
+            ViTCA(image_channels, image_channels, hidden_channels, embed_channels, heads, mlp_channels), update_rate
         )
         self.image_channels = image_channels
 

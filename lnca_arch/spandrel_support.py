@@ -14,20 +14,20 @@ class AutomatonArchitecture(Architecture[AutomatonNetwork]):
         super().__init__(id=kind.__name__, detect=KeyCondition.has_all(*NAMES[kind]))
 
     def load(self, state_dict: StateDict) -> ImageModelDescriptor[AutomatonNetwork]:
-        """The network, its options read from the state dict."""
-        kind, options = detect(state_dict)
-        network = kind(**options)
+        """The network, its sizes read from the state dict."""
+        kind, sizes = detect(state_dict)
+        network = kind(**sizes)
         return ImageModelDescriptor(
             network,
             state_dict,
             architecture=self,
             purpose='Restoration',
-            tags=[f'{options["hidden_channels"]} hidden'],
+            tags=[f'{sizes["hidden_channels"]} hidden'],
             supports_half=False,
             supports_bfloat16=False,
             scale=1,
-            input_channels=options['image_channels'],
-            output_channels=options['image_channels'],
+            input_channels=sizes['image_channels'],
+            output_channels=sizes['image_channels'],
             tiling=ModelTiling.DISCOURAGED if network.automaton.tied_to_grid else ModelTiling.SUPPORTED,
         )
 

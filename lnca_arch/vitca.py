@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lnca_arch.automaton import SEEDS, CellularAutomaton
+from lnca_arch.automaton import CellularAutomaton
 from lnca_arch.folding import Linear, fold_norm, linear, normalize
 from lnca_arch.resident import Packed, Resident, padded, side, vitca_kernel
 
@@ -66,7 +66,7 @@ class ViTCA(CellularAutomaton):
     A cell's position is its index in the flattened grid, so a trained ViTCA is tied to the size of its grid.
 
     Args:
-        in_channels, out_channels, hidden_channels, seed: see :class:`CellularAutomaton`.
+        in_channels, out_channels, hidden_channels: see :class:`CellularAutomaton`.
         embed_channels: width of a token.
         heads: attention heads; they divide embed_channels.
         mlp_channels: width of the MLP's hidden layer.
@@ -80,9 +80,8 @@ class ViTCA(CellularAutomaton):
         embed_channels: int = 128,
         heads: int = 4,
         mlp_channels: int = 64,
-        seed: str = SEEDS[0],
     ) -> None:
-        super().__init__(in_channels, out_channels, hidden_channels, seed)
+        super().__init__(in_channels, out_channels, hidden_channels)
         if embed_channels % heads:
             raise ValueError(f'heads must divide embed_channels, got {heads} and {embed_channels}')
         self.heads = heads

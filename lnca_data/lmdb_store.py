@@ -39,16 +39,17 @@ import lmdb
 import numpy as np
 
 environment = lmdb.open(sys.argv[1], readonly=True, lock=False, readahead=False, create=False)
+entries = environment.stat()['entries']
 with environment.begin(buffers=True) as transaction:
-    latest, last = 0, b'0'
-    for count, (key, value) in enumerate(transaction.cursor(), 1):
-        found = transaction.get(key)
-        if count > environment.stat()['entries'] or found is None or len(found) != len(value):
+    count, latest, last = 0, 0, b'0'
+    for key, value in transaction.cursor():
+        count, found = count + 1, transaction.get(key)
+        if count > entries or found is None or len(found) != len(value):
             sys.exit(1)
         end = np.frombuffer(found, np.uint8).__array_interface__['data'][0] + len(found)
         if end > latest:
             latest, last = end, found
-    sys.exit(count != environment.stat()['entries'] or not last[-1:].tobytes())
+    sys.exit(count != entries or not last[-1:].tobytes())
 """
 SECONDS, SECONDS_A_KEY = 60, 1e-3  # that it may take; a damaged one can lead in circles
 

@@ -59,7 +59,7 @@ def load_network(name_or_path: Path | str, option_file: Path | str | None = None
         detected = detect(weights)
         if detected is None:
             raise InputError(f'{path}: no known network has these parameters; name its option file with --opt')
-        options = {'type': detected.kind.__name__, **detected.options}
+        options = {'type': detected.kind.__name__, **detected.sizes}
         defaults = inspect.signature(detected.kind).parameters
         if 'heads' in defaults:
             logging.getLogger('basicsr').warning(

@@ -60,20 +60,6 @@ def test_state_layout(name):
 
 
 @pytest.mark.parametrize('name', RULES)
-def test_the_answer_may_begin_with_the_input(name):
-    rule = rule_of(name, 3, 3, 4, seed='input')
-    x = torch.rand(2, 3, 5, 6)
-    seed = rule.seed(x)
-    assert torch.equal(seed[:, :3], x)
-    assert torch.equal(rule.output(seed), x)
-    assert (rule.hidden(seed) == 0).all()
-    with pytest.raises(ValueError, match='as many channels in as out'):
-        rule_of(name, 3, 2, 4, seed='input')
-    with pytest.raises(ValueError, match='seed must be constant or input'):
-        rule_of(name, 3, 3, 4, seed='image')
-
-
-@pytest.mark.parametrize('name', RULES)
 def test_rollout_is_repeated_steps_and_local(name):
     rule = rule_of(name, 3, 3, 4)
     seed = rule.seed(torch.rand(1, 3, 9, 9))

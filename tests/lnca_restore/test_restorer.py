@@ -207,7 +207,7 @@ def test_bad_arguments(network):
 NETWORKS = [
     (LatentNAFCA, {**SMALL, 'ffn_expand': 2}),
     (LatentNAFCA, {**SMALL, 'latent_channels': 8, 'downsamplings': 3, 'image_channels': 1}),
-    (LatentViTCA, {**SMALL, 'mlp_channels': 12, 'seed': 'input'}),
+    (LatentViTCA, {**SMALL, 'mlp_channels': 12}),
     (PixelViTCA, {'hidden_channels': 5, 'embed_channels': 8, 'mlp_channels': 12, 'image_channels': 1}),
 ]
 
@@ -249,7 +249,7 @@ def test_options_are_found_from_the_folder_of_the_models(tmp_path, monkeypatch):
 def test_sizes_are_read_from_the_parameters(kind, sizes):
     detected = detect(kind(**sizes).state_dict())
     assert detected.kind is kind
-    assert sizes.items() <= detected.options.items()
+    assert sizes.items() <= detected.sizes.items()
 
 
 def test_a_moving_average_goes_before_the_weights(tmp_path, network):
