@@ -1,10 +1,12 @@
 """What each source lists in a dataset as its authors distribute it, and how the images are read."""
 
 import functools
+import gzip
 import operator
 import os
 import pickle
 import shutil
+import struct
 import tarfile
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 
 from lnca_arch.errors import InputError
+from lnca_data import cifar
 from lnca_data.cifar import CifarImage
 from lnca_data.images import Bundled, ImageFile, RawFile, to_8_bits
 from lnca_data.sources import SOURCES
@@ -386,6 +389,38 @@ def test_hostile_cifar10_in_an_archive(tmp_path):
         archive.add(batch, 'cifar-10-batches-py/data_batch_1')
     assert 'nothing was run' in refusal(SOURCES['cifar10'].list, tmp_path)
     assert not (tmp_path / 'done').exists()
+
+
+TEXT = b'X' + struct.pack('<I', 1 << 20) + b'a' * (1 << 20) + b'q\x00'  # unicode, put in place 0
+ENCODED = b'c_codecs\nencode\nh\x00X\x06\x00\x00\x00latin1\x86R'
+
+
+@pytest.mark.parametrize(
+    ('content', 'words'),
+    [
+        (b'\x80\x02}r\xff\xff\xff\x7f.', 'LONG_BINPUT 2147483647'),
+        (b'\x80\x02}p2147483647\n.', 'PUT 2147483647'),
+        (b'\x80\x05\x96' + struct.pack('<Q', 1 << 40) + b'.', 'not a batch'),
+        (b'\x80\x02' + TEXT + 100 * (ENCODED + b'0') + b'.', 'unpacks to more than any batch'),
+    ],
+)
+def test_a_small_pickle_that_takes_much_memory(tmp_path, content, words):
+    place = tmp_path / 'cifar-10-batches-py'
+    place.mkdir()
+    (place / 'data_batch_1').write_bytes(content)
+    assert words in refusal(SOURCES['cifar10'].list, tmp_path)
+
+
+def test_a_small_archive_that_takes_much_memory(tmp_path, monkeypatch):
+    (archive,) = miniatures.cifar10_python_archive(tmp_path / 'right', count=2).iterdir()
+    monkeypatch.setattr(cifar, 'LARGEST_ARCHIVE', len(gzip.decompress(archive.read_bytes())) - (2 << 20))
+    assert 'it holds more than' in refusal(SOURCES['cifar10'].list, archive.parent)
+    monkeypatch.undo()
+    cifar.archive_members.cache_clear()
+    header = tarfile.TarInfo('long')
+    header.type, header.size = tarfile.XHDTYPE, 2 << 20
+    archive.write_bytes(gzip.compress(header.tobuf() + bytes(header.size)))
+    assert 'a header of 2,097,152 bytes' in refusal(SOURCES['cifar10'].list, archive.parent)
 
 
 @pytest.mark.parametrize('form', CIFAR_FORMS)
