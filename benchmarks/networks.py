@@ -26,6 +26,7 @@ PREPARE = 'python datasets/prepare.py'
 # What an option file says of its own network, and the comparison of none.
 OWN = ('model_type', 'network_g', 'train')
 OF_ONE_NETWORK = ('optim_g', 'scheduler', 'total_iter', 'iters')
+OF_A_RECIPE = ('ema_decay',)  # what a network's file may say of its whole training
 
 MODELS = {name: model for name, model in MODEL_REGISTRY if issubclass(model, RestorationModel)}
 
@@ -77,7 +78,8 @@ def check_network(network: Options, where: str) -> None:
         share = block.get('share', 1)
         if not isinstance(share, int | float) or not share > 0:
             raise InputError(f'{where}: train: a share of the iterations of a phase must be above 0, got {share!r}')
-    stray = [key for key in network['train'] if key not in (phases or ('optim_g',)) and not key.endswith('_opt')]
+    known = (*OF_A_RECIPE, *(phases or ('optim_g',)))
+    stray = [key for key in network['train'] if key not in known and not key.endswith('_opt')]
     if stray:
         raise InputError(f'{where}: train.{stray[0]} does not belong there: it holds for all networks, or for none')
     with torch.device('meta'):
@@ -151,9 +153,9 @@ def _prepare_line(path: Path) -> str:
 
 def shared_training(task: Options) -> tuple[Options, int]:
     """What holds for every network of an option file's ``train:`` block, its optimiser without the rate, and the
-    iterations of a phase: of the automaton's if there are several."""
-    phases = MODELS[task['model_type']].phase_names
-    block = task['train']['automaton'] if phases else task['train']
+    iterations of a phase, of the longest if there are several."""
+    phases = [name for name in MODELS[task['model_type']].phase_names if name in task['train']]
+    block = max((task['train'][name] for name in phases), key=lambda phase: phase['iters']) if phases else task['train']
     shared = {key: value for key, value in task['train'].items() if key not in (*phases, *OF_ONE_NETWORK)}
     shared = {key: value for key, value in shared.items() if not key.endswith('_opt')}
     shared['optim_g'] = {key: value for key, value in block['optim_g'].items() if key != 'lr'}

@@ -17,6 +17,7 @@ NOTHING: Mapping[str, str] = MappingProxyType({})
 PREPARE_LINE = '#   python datasets/prepare.py photos\n'
 TINY = {
     'LatentNAFCA': {'latent_channels': 4, 'hidden_channels': 4, 'embed_channels': 8},
+    'LNCA+': {'latent_channels': 4, 'hidden_channels': 4, 'embed_channels': 8},
     'LatentViTCA': {'latent_channels': 4, 'hidden_channels': 4, 'embed_channels': 8, 'mlp_channels': 8},
     'ViTCA': {'hidden_channels': 4, 'embed_channels': 8, 'mlp_channels': 8},
     'NAFNet': {'width': 4, 'enc_blk_nums': [1, 1], 'middle_blk_num': 1, 'dec_blk_nums': [1, 1]},

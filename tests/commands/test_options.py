@@ -34,8 +34,9 @@ def read(task):
 
 
 def test_each_task_has_options():
-    packed = {path.stem.removeprefix('lnca_') for path in OPTIONS.glob('lnca_*.yml')} - {'photos', 'photos_deblur'}
-    assert packed == set(TASKS)
+    files = {path.stem.removeprefix('lnca_') for path in OPTIONS.glob('lnca_*.yml')}
+    tasks = {'photos', 'photos_deblur', *TASKS}
+    assert files == tasks | {f'plus_{task}' for task in tasks}
 
 
 @pytest.mark.parametrize('task', TASKS)
@@ -96,9 +97,15 @@ def test_curriculum_for_synthetic_data_only(task):
         assert train['corruption']['curriculum'] == {'noise': [0.25, 0.75], 'blur': [4, 10]}[corruption]
 
 
-@pytest.mark.parametrize('task', [*TASKS, 'photos'])
-def test_a_comparison_trains_as_the_option_file_does(task):
-    """options/networks/LatentNAFCA.yml and the tasks' own option files say the same."""
-    options = read(task)
-    compared = options_for(options, read_network('LatentNAFCA'), shared_training(options)[1])
+@pytest.mark.parametrize('task', [*TASKS, 'photos', 'photos_deblur'])
+@pytest.mark.parametrize(('prefix', 'network'), [('', 'LatentNAFCA'), ('plus_', 'LNCA+')])
+def test_a_comparison_trains_as_the_option_file_does(task, prefix, network):
+    """The files of options/networks and the tasks' own option files say the same; LNCA+ trains as long as the paper."""
+    options = read(prefix + task)
+    compared = options_for(options, read_network(network), shared_training(options)[1])
     assert compared | {'num_gpu': 'auto'} == options
+    papers = read(task)
+    assert options['name'] == f'lnca_{prefix}{task}'
+    for key in ('datasets', 'val', 'logger'):
+        assert options[key] == papers[key]
+    assert options['train']['total_iter'] == papers['train']['total_iter']
