@@ -1,6 +1,6 @@
 """What the models that come along do to whole photographs, and what it takes: ``python benchmarks/restoring.py``.
 
-Scores are those of the photograph that no model was trained on; time and memory those of ``inference/restore.py`` as a
+Scores are those of photographs that no model was trained on; time and memory those of ``inference/restore.py`` as a
 process of its own, from its start to its end.
 """
 
@@ -9,31 +9,41 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import torch
 from measure import argument_parser, machine
 from results_folder import markdown_table
+from tqdm import tqdm
 
 from lnca_data.atomic import write_json
-from lnca_data.corruption import MotionBlur, Noise
+from lnca_data.corruption import Corruption, MotionBlur, Noise
 from lnca_data.cutting import corrupted
 from lnca_data.images import Bundled
 from lnca_data.photographs import Photograph, write_photograph
+from lnca_data.sources import photos
+from lnca_data.tile_dataset import to_tensor
 from lnca_model.metrics import calculate_psnr_batch, calculate_ssim_batch
+from lnca_model.validation import to_bgr
 from lnca_restore import Restorer
+from lnca_restore.pretrained import load_network
 from lnca_restore.tiling import windows
 
 RESTORE = Path(__file__).parents[1] / 'inference' / 'restore.py'
-HELD_OUT = 'chelsea'
+HELD_OUT = photos.TEST
+STEPS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 1000)
+TILE = 32
 TASKS = {
     ('denoise', 'noise, p = 0.5'): Noise(),
     ('denoise', 'none'): None,
     ('deblur', 'motion blur, 7 pixels'): MotionBlur(),
     ('deblur', 'none'): None,
 }
+METRICS = {'PSNR': calculate_psnr_batch, 'SSIM': calculate_ssim_batch}
 SIZES = {1: (1000, 1000), 24: (4000, 6000)}  # megapixels → height, width
 REPEATED = 1  # megapixels up to which a run is repeated; more takes minutes, and memory does not vary
 # Between this process and the one that is measured: a process begins with the peak memory of the one that starts it.
@@ -63,23 +73,56 @@ def _text(figure: Any) -> str:
     return '–' if figure is None else f'{figure:.4g}' if isinstance(figure, float) else str(figure)
 
 
-def _score(model: str, damage: str) -> dict[str, Any]:
-    """PSNR in dB and SSIM of the whole photograph before and after."""
-    clean = Bundled(HELD_OUT).read()
-    corruption = TASKS[model, damage]
-    given = clean if corruption is None else corrupted(clean, corruption, seed=0)
-    restored = Restorer.from_pretrained(model)(given)
-    row: dict[str, Any] = {'model': model, 'damage': damage}
-    for name, metric in (('PSNR', calculate_psnr_batch), ('SSIM', calculate_ssim_batch)):
-        before, after = (float(metric(image, clean, crop_border=0)) for image in (given, restored))
-        # JSON has no infinity, which is the PSNR of a picture that is not damaged.
-        row |= {f'{name} before': before if math.isfinite(before) else None, f'{name} after': after}
-    return row
+def _pairs(damage: Corruption | None) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Name, clean and damaged photograph."""
+    for name, path in HELD_OUT.items():
+        clean = Bundled(path).read()
+        yield name, clean, clean if damage is None else corrupted(clean, damage, seed=0)
+
+
+def _scores(model: str, damage: str) -> Iterator[dict[str, Any]]:
+    """PSNR in dB and SSIM of whole photographs before and after."""
+    for photograph, clean, given in _pairs(TASKS[model, damage]):
+        restored = Restorer.from_pretrained(model)(given)
+        row: dict[str, Any] = {'model': model, 'damage': damage, 'photograph': photograph}
+        for name, metric in METRICS.items():
+            before, after = (float(metric(image, clean, crop_border=0)) for image in (given, restored))
+            # JSON has no infinity, which is the PSNR of a picture that is not damaged.
+            row |= {f'{name} before': before if math.isfinite(before) else None, f'{name} after': after}
+        yield row
+
+
+def _steps(model: str, damage: str) -> list[dict[str, Any]]:
+    """Means over the photographs after more and more steps: of whole ones; of their tiles, restored as parts of a
+    whole; and of the same tiles, each restored by itself, as the models were trained."""
+    network = load_network(model).network
+    scores: dict[int, list[dict[str, float]]] = {steps: [] for steps in STEPS}
+    for _, clean, given in tqdm(list(_pairs(TASKS[model, damage])), desc=f'{model}, steps', unit='photograph'):
+        with torch.no_grad():
+            wholes = network.frames(to_tensor(given[None]), STEPS)
+            alone = network.frames(to_tensor(_tiles(given)), STEPS)
+        for steps, whole, tiles in zip(STEPS, wholes, alone, strict=True):
+            (whole,), tiles, truth = to_bgr(whole)[..., ::-1], to_bgr(tiles)[..., ::-1], _tiles(clean)
+            row = {name: float(metric(whole, clean, crop_border=0)) for name, metric in METRICS.items()}
+            for name, found in (('tiles of the whole', _tiles(whole)), ('tiles alone', tiles)):
+                row[f'SSIM, {name}'] = float(calculate_ssim_batch(found, truth, crop_border=0).mean())
+            scores[steps].append(row)
+    return [
+        {'model': model, 'steps': steps, **{key: float(np.mean([row[key] for row in rows])) for key in rows[0]}}
+        for steps, rows in scores.items()
+    ]
+
+
+def _tiles(image: np.ndarray) -> np.ndarray:
+    """``(H, W, C)`` → ``(N, 32, 32, C)``, without what is left over at the right and the bottom."""
+    rows, columns = (side // TILE for side in image.shape[:2])
+    image = image[: rows * TILE, : columns * TILE].reshape(rows, TILE, columns, TILE, -1)
+    return image.swapaxes(1, 2).reshape(rows * columns, TILE, TILE, -1)
 
 
 def _photograph(height: int, width: int) -> np.ndarray:
-    """The held-out photograph, noisy, in another size."""
-    resized = cv2.resize(Bundled(HELD_OUT).read(), (width, height), interpolation=cv2.INTER_CUBIC)
+    """A held-out photograph, noisy, in another size."""
+    resized = cv2.resize(Bundled(HELD_OUT['chelsea']).read(), (width, height), interpolation=cv2.INTER_CUBIC)
     return corrupted(resized, Noise(), seed=0)
 
 
@@ -131,7 +174,8 @@ def _process(megapixels: int, repeats: int) -> dict[str, Any]:
 
 
 PARTS = {
-    'scores': lambda repeats: [_score(model, damage) for model, damage in TASKS],
+    'scores': lambda repeats: [row for model, damage in TASKS for row in _scores(model, damage)],
+    'steps': lambda repeats: [row for model, damage in TASKS if TASKS[model, damage] for row in _steps(model, damage)],
     'seams': lambda repeats: [_seams(model) for model in ('denoise', 'deblur')],
     'processes': lambda repeats: [_process(size, repeats if size <= REPEATED else 0) for size in SIZES],
 }

@@ -106,7 +106,7 @@ class Bundled:
         if name.endswith('.jpg'):
             from sklearn.datasets import load_sample_image
 
-            image = load_sample_image(name)
+            image = load_sample_image(name).copy()  # it is not writable, of which PyTorch warns
         else:
             from skimage import data
 
