@@ -23,7 +23,8 @@ from lnca_model.course import Course, ResumableSampler
 from lnca_model.options import Options, check_blocks, complete, force, read_command_line, read_options
 from lnca_model.phases import phase_at, phases_of
 from lnca_model.resources import keep_freed_memory
-from lnca_model.restoration_model import RestorationModel, states_in
+from lnca_model.restoration_model import RestorationModel
+from lnca_model.resumable_model import states_in
 from lnca_restore import checkpoint
 
 from basicsr.utils import MessageLogger, check_resume, make_exp_dirs, set_random_seed
