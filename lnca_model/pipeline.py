@@ -7,12 +7,13 @@ import functools
 import logging
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
 
 from lnca_arch import basicsr_compat
 from lnca_arch.errors import InputError, check_all, check_known, report_in_one_line
@@ -209,10 +210,22 @@ def _first_whole(states: Iterable[Path], opt: Options) -> tuple[Path | None, lis
     return None, []
 
 
+@dataclasses.dataclass
+class Validating:
+    """What train.py validates with, for a model that has to before train.py calls it."""
+
+    loaders: Sequence[DataLoader]
+    tb_logger: Any = None
+
+    def __deepcopy__(self, memo: object) -> 'Validating':
+        """Itself: BasicSR makes the model with a copy of the options."""
+        return self
+
+
 def for_the_whole_run(create: Callable) -> Callable:
     """BasicSR counts the last, incomplete batch of an epoch as an iteration and then drops it, so that a run ends short
     of its ``total_iter``; and a resumed run begins its epoch anew. Have its function that makes the loaders return as
-    many epochs as are needed, the first of which goes on where the checkpoint was.
+    many epochs as are needed, the first of which goes on where the checkpoint was. Sets ``validating``.
 
     Raises:
         InputError: when called, if there are fewer images than a batch.
@@ -243,6 +256,9 @@ def for_the_whole_run(create: Callable) -> Callable:
             batch=train_loader.batch_size * processes,
         )
         train['course'] = dataclasses.asdict(course)
+        opt['validating'] = Validating(val_loaders)
+        # A loader that begins draws a number, and would draw it from those of the training.
+        train_loader.generator = torch.Generator().manual_seed(torch.initial_seed())
         # And one more: BasicSR is at the end when it meets an iteration beyond the last.
         epochs = course.at(max(total_iters, course.done))['epoch'] + 1
         return train_loader, train_sampler, val_loaders, epochs, total_iters
@@ -256,6 +272,7 @@ class PhaseLogger(MessageLogger):
 
     def __init__(self, opt: Options, start_iter: int = 1, tb_logger: Any = None) -> None:
         super().__init__(opt, start_iter, tb_logger)
+        opt['validating'].tb_logger = tb_logger
         self._phases = phases_of(opt['train'], getattr(MODEL_REGISTRY.get(opt['model_type']), 'phase_names', ()))
         self._previous = (start_iter, self.start_time)
 

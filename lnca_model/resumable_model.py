@@ -34,8 +34,7 @@ class ResumableModel(SRModel):
     def __init__(self, opt: dict[str, Any]) -> None:
         self.iteration = 0
         self.resources = Resources(torch.device('cuda' if opt['num_gpu'] else 'cpu'))
-        self._due: tuple[int, int] | None = None
-        self._random: dict[str, Any] | None = None
+        self._saved = 0  # the last iteration of which there is a checkpoint
         self._ending = False
         super().__init__(opt)
 
@@ -48,12 +47,7 @@ class ResumableModel(SRModel):
 
     def begin_iteration(self, current_iter: int) -> None:
         """What comes first in every iteration."""
-        if self._ending:
-            self._end()
-        self.write_due_checkpoint()
-        if self._random:  # as late as this: loaders draw a number when they begin
-            restore_random_state(self._random)
-            self._random = None
+        self.end_if_asked()
         self.resources.start()
         self.iteration = current_iter
 
@@ -108,29 +102,18 @@ class ResumableModel(SRModel):
         self.resources.load_state_dict(resume_state['resources'])
         # Where there are more processes than there were, the others' go on from their seeds.
         if distributed.rank() < len(resume_state['processes']):
-            self._random = resume_state['processes'][distributed.rank()]['random']
-        self.iteration = resume_state['iter']
+            restore_random_state(resume_state['processes'][distributed.rank()]['random'])
+        self.iteration = self._saved = resume_state['iter']
 
     def save(self, epoch: int, current_iter: int) -> None:
         """Called by BasicSR every ``save_checkpoint_freq`` iterations, before it validates, and after the last with −1:
-        then what training took is logged, and written to ``training.json``.
-
-        The checkpoint of an iteration is written when the next begins, and with it what the validation chose.
-        """
-        if current_iter != -1:
-            self._due = (epoch, current_iter)
-            return
-        self.write_due_checkpoint()
+        then what training took is logged, and written to ``training.json``. Checkpoints that logger.keep_checkpoints
+        does not keep are removed."""
         super().save(epoch, current_iter)
-        self._report_resources()
-
-    def write_due_checkpoint(self) -> None:
-        """Write the checkpoint that :meth:`save` was asked for last, unless it has been; then remove those that
-        logger.keep_checkpoints does not keep."""
-        if self._due is None:
+        if current_iter == -1:
+            self._report_resources()
             return
-        due, self._due = self._due, None
-        super().save(*due)
+        self._saved = current_iter
         self._remove_old_checkpoints()
         self.resources.interlude()
 
@@ -147,11 +130,12 @@ class ResumableModel(SRModel):
             for path in (f'{paths["training_states"]}/{iteration}.state', f'{paths["models"]}/net_g_{iteration}.pth'):
                 Path(path).unlink(missing_ok=True)
 
-    def _end(self) -> None:
-        """End the process after the iteration that is done, its checkpoint written, as a signal has asked for."""
-        if self.iteration > self.course.done:
+    def end_if_asked(self) -> None:
+        """If a signal has asked for it, end the process after the iteration that is done, its checkpoint written."""
+        if not self._ending:
+            return
+        if self.iteration > self._saved:
             self.save(self.course.at(self.iteration)['epoch'], self.iteration)
-        self.write_due_checkpoint()
         distributed.wait()  # a launcher ends all when one has ended
         asked = interruption.asked() or 'another process was asked to end'
         get_root_logger().warning(f'{asked}: saved iteration {self.iteration:,}; --auto_resume goes on from there.')

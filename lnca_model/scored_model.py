@@ -1,7 +1,8 @@
 """Validation: the scores of the restored images beside those of the corrupted ones, and the network that was best."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,10 @@ from tqdm import tqdm
 
 from lnca_data.atomic import whole_file
 from lnca_data.sheet import write_sheet
-from lnca_model import distributed
+from lnca_model import distributed, interruption
 from lnca_model.random_state import random_state_kept
 from lnca_model.resumable_model import ResumableModel
-from lnca_model.validation import Validation, append_scores, equal_batches, forget_scores, to_bgr
+from lnca_model.validation import Batch, Validation, append_scores, equal_batches, forget_scores, to_bgr
 
 from basicsr.utils import get_root_logger, imwrite
 
@@ -38,6 +39,7 @@ class ScoredModel(ResumableModel):
     def __init__(self, opt: dict[str, Any]) -> None:
         self.best: dict[str, float] = {}
         self.validated: dict[str, int] = {}  # dataset → the iteration of its last validation
+        self._resumed = False
         super().__init__(opt)
 
     def training_state(self) -> dict[str, Any]:
@@ -47,9 +49,39 @@ class ScoredModel(ResumableModel):
         super().resume_training(resume_state)
         self.best = resume_state['best']
         self.validated = resume_state['validated']
+        self._resumed = True
         if distributed.rank() == 0:
             at_end = {dataset['name'] for dataset in self.opt['datasets'].values() if dataset.get('at_end')}
-            forget_scores(Path(self.opt['path']['log']) / 'scores.csv', after=resume_state['iter'], of=at_end)
+            forget_scores(Path(self.opt['path']['log']) / 'scores.csv', self.iteration, self._unscored(), at_end)
+
+    def _unscored(self) -> list[str]:
+        """The datasets whose validation after the iteration that is done is still to come, also if that is the last
+        one: its checkpoint was written before."""
+        every = (self.opt.get('val') or {}).get('val_freq')
+        if not every or (self.iteration % every and self.iteration < self.opt['train']['total_iter']):
+            return []
+        return [name for name in self._validated_names() if self.validated.get(name) != self.iteration]
+
+    def _validated_names(self) -> list[str]:
+        """The names of the datasets that are validated while the network trains, in their order."""
+        return [
+            options['name']
+            for key, options in self.opt['datasets'].items()
+            if key.startswith('val') and not options.get('at_end')
+        ]
+
+    def begin_iteration(self, current_iter: int) -> None:
+        """Before the first one, score what was not scored when the run ended, which had written its checkpoint
+        before."""
+        if self._resumed:
+            self._resumed = False
+            unscored = self._unscored()
+            for loader in self.opt['validating'].loaders if unscored else []:
+                if loader.dataset.opt['name'] in unscored:
+                    self.validation(
+                        loader, self.iteration, self.opt['validating'].tb_logger, self.opt['val']['save_img']
+                    )
+        super().begin_iteration(current_iter)
 
     @property
     def scored_network(self) -> nn.Module:
@@ -86,7 +118,9 @@ class ScoredModel(ResumableModel):
         return {}
 
     def validation(self, dataloader: Any, current_iter: int | str, tb_logger: Any, save_img: bool = False) -> None:
-        """Called by BasicSR every ``val_freq`` iterations, and after training with a number beyond the last."""
+        """Called by BasicSR every ``val_freq`` iterations, and after training with a number beyond the last. Ends the
+        process if a signal asks for it; what was not scored is when the run goes on."""
+        at_end = False
         if self.is_train:
             total = self.opt['train']['total_iter']
             at_end = dataloader.dataset.opt.get('at_end', False)
@@ -96,18 +130,41 @@ class ScoredModel(ResumableModel):
             if not at_end and current_iter > total and self.validated.get(name) == total:
                 return
             current_iter = min(current_iter, total)
-            self.validated[name] = current_iter
-            if at_end:
-                self._use_best_network()
-        with random_state_kept():
+            self.end_if_asked()
+        with random_state_kept(), self._best_network() if at_end else nullcontext():
             super().validation(dataloader, current_iter, tb_logger, save_img)
+        if self.is_train:
+            self.end_if_asked()
+            self.validated[name] = current_iter
         self.resources.interlude()
 
-    def _use_best_network(self) -> None:
+    @contextmanager
+    def _best_network(self) -> Iterator[None]:
+        """In here the best network is scored; then it is the trained one again, of which a checkpoint may be due."""
+        trained = deepcopy(self.scored_network.state_dict())
         path = Path(self.opt['path']['models']) / 'net_g_best.pth'
         if distributed.rank() == 0 and self.best and path.is_file():
             self.load_network(self.scored_network, str(path), param_key='params_ema')
         distributed.share(self.scored_network.state_dict().values())
+        try:
+            yield
+        finally:
+            self.scored_network.load_state_dict(trained)
+
+    def _until_asked(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches of this process, until any process is asked to end.
+
+        One that has had its last goes on asking as long as another has more, so that none waits for an answer.
+        """
+        batches = iter(batches)
+        while True:
+            batch = next(batches, None)
+            answers = distributed.known_to_all((interruption.asked() is not None, batch is not None))
+            self._ending |= any(asked for asked, _ in answers)
+            if self._ending or not any(more for _, more in answers):
+                return
+            if batch is not None:
+                yield batch
 
     def dist_validation(self, dataloader: Any, current_iter: int | str, tb_logger: Any, save_img: bool) -> None:
         self.nondist_validation(dataloader, current_iter, tb_logger, save_img)
@@ -122,7 +179,7 @@ class ScoredModel(ResumableModel):
         batches = equal_batches(images, self.opt['val'].get('batch_size', DEFAULT_VALIDATION_BATCH))
         others = distributed.rank() > 0
         with tqdm(total=len(share), unit='image', desc=name, leave=False, disable=others) as progress:
-            for batch in batches:
+            for batch in self._until_asked(batches):
                 self.feed_data(batch)
                 self.test()
                 restored = to_bgr(self.output)
@@ -132,6 +189,8 @@ class ScoredModel(ResumableModel):
                     for image, key in zip(restored, batch['lq_path'], strict=True):
                         self._save_image(image, Path(key).stem, name, current_iter)
                 progress.update(len(restored))
+        if self._ending:
+            return
         validation.put_together()
         if distributed.rank() == 0:
             self._write_pictures(name, current_iter, validation, tb_logger)
@@ -189,12 +248,10 @@ class ScoredModel(ResumableModel):
         """Whether a dataset chooses the best network: the first one that is validated, in the last phase."""
         if not self.is_train or self.phase is not self.phases[-1]:
             return False
-        candidates = [
-            options['name']
-            for key, options in self.opt['datasets'].items()
-            if key.startswith('val') and not options.get('at_end')
-        ]
-        return candidates[:1] == [dataset_options['name']] and self._selection_metric() in self.opt['val']['metrics']
+        return (
+            self._validated_names()[:1] == [dataset_options['name']]
+            and self._selection_metric() in self.opt['val']['metrics']
+        )
 
     def _selection_metric(self) -> str:
         return self.opt['val'].get('selection_metric', SELECTION_METRIC)

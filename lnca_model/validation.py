@@ -2,7 +2,7 @@
 
 import csv
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,9 +131,16 @@ def append_scores(path: Path, rows: Iterable[Sequence[Any]]) -> None:
         writer.writerows(rows)
 
 
-def forget_scores(path: Path, after: int, of: Iterable[str]) -> None:
-    """Remove what a resumed run scores again from a CSV file of :func:`append_scores`, if there is one: the rows of
-    later iterations, and all of some datasets."""
+def forget_scores(path: Path, iteration: int, unscored: Container[str], at_end: Container[str]) -> None:
+    """Remove what a run that goes on after an iteration will score from a CSV file of :func:`append_scores`, if there
+    is one.
+
+    Args:
+        path: the file.
+        iteration: the rows of later ones go.
+        unscored: datasets whose rows of this iteration go, too.
+        at_end: datasets of which all rows go.
+    """
     if not path.exists():
         return
     with open(path, newline='') as file:
@@ -141,4 +148,8 @@ def forget_scores(path: Path, after: int, of: Iterable[str]) -> None:
     with whole_file(path) as temporary, open(temporary, 'w', newline='') as file:
         writer = csv.DictWriter(file, CSV_COLUMNS)
         writer.writeheader()
-        writer.writerows(row for row in rows if int(row['iteration']) <= after and row['dataset'] not in of)
+        for row in rows:
+            scored_at, dataset = int(row['iteration']), row['dataset']
+            again = scored_at > iteration or (scored_at == iteration and dataset in unscored) or dataset in at_end
+            if not again:
+                writer.writerow(row)

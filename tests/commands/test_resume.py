@@ -7,14 +7,17 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
+from lnca_data.lmdb_store import write_lmdb
 from lnca_restore import checkpoint
 
 PATIENCE = 240  # seconds
 KILLS = 4
+SLOW_TILES = 120
 
 
 @pytest.fixture
@@ -42,6 +45,15 @@ def until_iteration(process, iteration):
     for line in process.stderr:
         said.append(line)
         if 'iter:' in line and 'lr:(' in line and int(line.split('iter:')[1].split(',')[0]) >= iteration:
+            return
+    pytest.fail(''.join(said))
+
+
+def until_said(process, words):
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if words in line:
             return
     pytest.fail(''.join(said))
 
@@ -100,6 +112,57 @@ def test_a_signal_saves_and_ends(number, project, long_options):
     _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, said
     assert f'iter: {state.stem}.' in said
+
+
+@pytest.fixture
+def slow_validations(long_options, tmp_path_factory):
+    """After the first dataset a second takes seconds, and so does the one that is scored at the end."""
+    numbers = np.random.default_rng(0)
+    folder = tmp_path_factory.mktemp('many')
+    for side in ('gt', 'lq'):
+        images = numbers.integers(0, 256, (SLOW_TILES, 16, 16, 3), dtype=np.uint8)
+        write_lmdb(folder / f'{side}.lmdb', [(f'tile_{index:03d}', image) for index, image in enumerate(images)])
+    datasets = long_options['datasets']
+    many = {f'dataroot_{side}': str(folder / f'{side}.lmdb') for side in ('gt', 'lq')}
+    datasets['val_more'] = datasets['val'] | many | {'name': 'more'}
+    datasets['val_test'] |= many
+    long_options['train'].update(total_iter=18)
+    long_options['train']['autoencoder']['iters'] = 3
+    long_options['train']['automaton']['iters'] = 15
+    long_options['val'].update(val_freq=6, batch_size=1)
+    long_options['logger']['save_checkpoint_freq'] = 12
+    return long_options
+
+
+def test_a_validation_that_was_cut_off_is_done_when_the_run_goes_on(project, slow_validations, tmp_path_factory):
+    other = tmp_path_factory.mktemp('uninterrupted')
+    (other / 'basicsr').mkdir()
+    (other / 'basicsr' / 'train.py').write_text((project / 'basicsr' / 'train.py').read_text())
+    whole = start(other, slow_validations)
+    _, said = whole.communicate(timeout=PATIENCE)
+    assert whole.returncode == 0, said
+    states = project / 'experiments' / 'lnca_photos' / 'training_states'
+
+    # No checkpoint was due in iteration 6, and one in iteration 12, of which the third validates again; 18 is the last.
+    for iteration, number, code, words, dataset in (
+        (6, signal.SIGTERM, 75, 'Validation photos_val', 'more'),
+        (12, signal.SIGKILL, -signal.SIGKILL, 'Validation photos_val', 'more'),
+        (12, signal.SIGTERM, 75, 'Validation photos_val', 'more'),
+        (18, signal.SIGTERM, 75, 'Trained 18 iterations', 'photos_test'),
+    ):
+        process = start(project, slow_validations)
+        until_said(process, words)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=PATIENCE)
+        assert process.returncode == code, said
+        assert (states / f'{iteration}.state').is_file()
+        assert not any(row[0] == str(iteration) and row[2] == dataset for row in scores_of(project))
+    process = start(project, slow_validations)
+    _, said = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, said
+    assert scores_of(project) == scores_of(other)
+    for name in ('latest', 'best', '12'):
+        assert same(weights_of(project, name), weights_of(other, name)), name
 
 
 def test_of_a_damaged_checkpoint_the_one_before_is_used(project, run, options):

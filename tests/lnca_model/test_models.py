@@ -228,7 +228,6 @@ def test_validation_scores_are_those_of_basicsr(model_options, make, tmp_path):
     model = build_model(opt)
     train(model, opt, range(1, 8))
     model.save(0, 7)
-    model.write_due_checkpoint()
     loader = loader_of(opt, 'val')
     model.validation(loader, 7, None)
 
@@ -340,8 +339,12 @@ def test_the_best_network_is_kept_and_scored_at_the_end(model_options, tmp_path,
     model.validation(test, 6, None)
     assert same(weights, checkpoint.load(best)['params'])
     assert not same(weights, model.network.state_dict())
+    trained, scored = state_of(model.network), []
+    test_batch = model.test
+    monkeypatch.setattr(model, 'test', lambda: (scored.append(state_of(model.network)), test_batch()))
     model.validation(test, 8, None)  # how BasicSR calls it after the last iteration, 7
-    assert same(weights, model.network.state_dict())
+    assert scored and all(same(weights, network) for network in scored)
+    assert same(trained, model.network.state_dict())
     datasets = [row.split(',')[2] for row in (tmp_path / 'scores.csv').read_text().splitlines()[1:]]
     assert datasets == ['photos_val'] * 6 + ['photos_test'] * 2
 
@@ -395,7 +398,6 @@ def test_moving_average(model_options, tmp_path):
     assert running
     assert all(torch.equal(average[name], network[name]) for name in running)
     model.save(0, 7)
-    model.write_due_checkpoint()
     saved = checkpoint.load(tmp_path / 'models' / 'net_g_7.pth')
     assert same(saved['params'], network)
     assert same(saved['params_ema'], average)
