@@ -7,17 +7,14 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 import torch
 import yaml
 
-from lnca_data.lmdb_store import write_lmdb
 from lnca_restore import checkpoint
 
 PATIENCE = 240  # seconds
 KILLS = 4
-SLOW_TILES = 120
 
 
 @pytest.fixture
@@ -115,17 +112,11 @@ def test_a_signal_saves_and_ends(number, project, long_options):
 
 
 @pytest.fixture
-def slow_validations(long_options, tmp_path_factory):
+def slow_validations(long_options, many_tiles):
     """After the first dataset a second takes seconds, and so does the one that is scored at the end."""
-    numbers = np.random.default_rng(0)
-    folder = tmp_path_factory.mktemp('many')
-    for side in ('gt', 'lq'):
-        images = numbers.integers(0, 256, (SLOW_TILES, 16, 16, 3), dtype=np.uint8)
-        write_lmdb(folder / f'{side}.lmdb', [(f'tile_{index:03d}', image) for index, image in enumerate(images)])
     datasets = long_options['datasets']
-    many = {f'dataroot_{side}': str(folder / f'{side}.lmdb') for side in ('gt', 'lq')}
-    datasets['val_more'] = datasets['val'] | many | {'name': 'more'}
-    datasets['val_test'] |= many
+    datasets['val_more'] = datasets['val'] | many_tiles | {'name': 'more'}
+    datasets['val_test'] |= many_tiles
     long_options['train'].update(total_iter=18)
     long_options['train']['autoencoder']['iters'] = 3
     long_options['train']['automaton']['iters'] = 15
