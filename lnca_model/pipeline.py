@@ -5,6 +5,7 @@ import argparse
 import dataclasses
 import functools
 import logging
+import os
 import random
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -21,6 +22,7 @@ from lnca_data.atomic import PARTIAL
 from lnca_data.lmdb_store import check_pair
 from lnca_model import distributed, interruption, option_schema
 from lnca_model.course import Course, ResumableSampler
+from lnca_model.experiment_lock import lock
 from lnca_model.options import Options, check_blocks, complete, force, read_command_line, read_options
 from lnca_model.phases import phase_at, phases_of
 from lnca_model.resources import keep_freed_memory
@@ -154,22 +156,25 @@ def _check_dataset(name: str, options: Options) -> None:
 
 
 def load_resume_state(opt: Options) -> Options | None:
-    """The training state to go on from, or None: the newest of the experiment under ``--auto_resume`` that is not
+    """The training state to go on from, or None: under ``--auto_resume`` the newest of the experiment that is not
     damaged, else ``path.resume_state``. Sets ``path.pretrain_network_g`` to the network of the same iteration.
 
     BasicSR looks in the current directory, loads the state onto a GPU even if there is none, and runs what it holds.
 
     Raises:
-        InputError: the state that was named is damaged, or all that there are.
+        InputError: the state that was named is damaged, or all that there are; or another run of this name is going on.
     """
+    distributed.agreed(lambda: lock(opt['path']['experiments_root']))
     if distributed.rank() == 0:
         _remove_partial(opt)
-    found = sorted(states_in(opt['path']['training_states']), key=lambda path: -int(path.stem))
+    found = states_in(opt['path']['training_states'])[::-1]
     named = opt['path'].get('resume_state')
     candidates = found if opt['auto_resume'] and found else [Path(named)] if named else []
     path, damaged = distributed.agreed(lambda: _first_whole(candidates, opt))
     if path is None:
         return None
+    if distributed.rank() == 0 and path.resolve().parent == Path(opt['path']['training_states']).resolve():
+        os.utime(path)  # the newest is the one that was gone back to, also if this run comes to write none
     # On the CPU: the optimisers move their state to their parameters' device themselves.
     state = checkpoint.load(path)
     opt['path']['resume_state'] = str(path)

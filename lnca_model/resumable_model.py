@@ -123,9 +123,7 @@ class ResumableModel(SRModel):
         if not kept:
             return
         paths = self.opt['path']
-        # By when they were written: a run that went back to an earlier one overtakes what it had left behind.
-        states = sorted(states_in(paths['training_states']), key=lambda path: path.stat().st_mtime_ns)
-        for iteration in (int(path.stem) for path in states[:-kept]):
+        for iteration in (int(path.stem) for path in states_in(paths['training_states'])[:-kept]):
             # The state first: no state is without its network, should this be cut off.
             for path in (f'{paths["training_states"]}/{iteration}.state', f'{paths["models"]}/net_g_{iteration}.pth'):
                 Path(path).unlink(missing_ok=True)
@@ -165,5 +163,9 @@ class ResumableModel(SRModel):
 
 
 def states_in(folder: Path | str) -> list[Path]:
-    """The training states in a folder: ``ITERATION.state``; other names are somebody's own."""
-    return [path for path in Path(folder).glob('*.state') if re.fullmatch('[0-9]+', path.stem)]
+    """The training states in a folder: ``ITERATION.state``; other names are somebody's own.
+
+    In the order in which they were written: a run that went back to an earlier one overtakes what it had left behind.
+    """
+    states = [path for path in Path(folder).glob('*.state') if re.fullmatch('[0-9]+', path.stem)]
+    return sorted(states, key=lambda path: (path.stat().st_mtime_ns, int(path.stem)))

@@ -10,6 +10,7 @@ import time
 import pytest
 import torch
 import yaml
+from outcomes import failed_in_one_line
 
 from lnca_restore import checkpoint
 
@@ -29,10 +30,11 @@ def long_options(options):
     return options
 
 
-def start(project, options, *arguments):
+def start(project, options, auto_resume=True):
     file = project / 'options.yml'
     file.write_text(yaml.safe_dump(options))
-    command = [sys.executable, project / 'basicsr' / 'train.py', '-opt', file, '--auto_resume', *arguments]
+    more = ['--auto_resume'] if auto_resume else []
+    command = [sys.executable, project / 'basicsr' / 'train.py', '-opt', file, *more]
     return subprocess.Popen(command, cwd=project, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
@@ -201,6 +203,47 @@ def test_a_run_that_went_back_keeps_what_it_wrote_last(project, run, options):
     assert result.returncode == 0, result.stderr
     assert 'iter: 7.' in result.stderr
     assert sorted(path.name for path in states.iterdir()) == ['7.state', '7_good.state', '8.state']
+
+
+def test_after_going_back_what_was_written_last_is_gone_on_from(project, run, options):
+    options['logger'].update(save_checkpoint_freq=2)
+    assert run('train', options).returncode == 0
+    options['path']['resume_state'] = 'experiments/lnca_photos/training_states/2.state'
+    options['train'].update(total_iter=4)
+    options['train']['automaton']['iters'] = 1
+    assert run('train', options).returncode == 0
+    options['train'].update(total_iter=7)
+    options['train']['automaton']['iters'] = 4
+    result = run('train', options, '--auto_resume')
+    assert result.returncode == 0, result.stderr
+    assert 'iter: 4.' in result.stderr
+
+    # Also if it was ended before it wrote any.
+    process = start(project, options, auto_resume=False)
+    until_said(process, 'Phase 1 of 2')
+    process.kill()
+    process.communicate()
+    result = run('train', options, '--auto_resume')
+    assert 'iter: 2.' in result.stderr
+
+
+def test_two_runs_of_one_name(project, run, long_options):
+    long_options['train']['total_iter'] = 10_060
+    long_options['train']['automaton']['iters'] = 10_000
+    process = start(project, long_options)
+    until_iteration(process, 2)
+    folder = project / 'experiments' / 'lnca_photos'
+    for arguments in ([], ['--auto_resume']):
+        line = failed_in_one_line(run('train', long_options, *arguments), str(folder), 'give this run another name')
+        assert f'process {process.pid} of ' in line
+    assert [path.name for path in folder.parent.iterdir() if path.is_dir()] == ['lnca_photos']
+    # The lock dies with its process, though workers may outlive it for a while.
+    process.kill()
+    process.communicate()
+    process = start(project, long_options)
+    until_iteration(process, 2)
+    process.kill()
+    process.communicate()
 
 
 def test_a_longer_or_slower_phase_on_resuming(project, run, options):
