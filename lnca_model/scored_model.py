@@ -39,6 +39,7 @@ class ScoredModel(ResumableModel):
     def __init__(self, opt: dict[str, Any]) -> None:
         self.best: dict[str, float] = {}
         self.validated: dict[str, int] = {}  # dataset → the iteration of its last validation
+        self.first_number = 0  # of the batch that was fed last, in its dataset
         self._resumed = False
         super().__init__(opt)
 
@@ -110,7 +111,16 @@ class ScoredModel(ResumableModel):
 
     def restore(self, network: nn.Module) -> Tensor:
         """The restored images of the batch that was fed last."""
-        return network(self.lq)
+        if getattr(network, 'update_rate', 1) == 1:
+            return network(self.lq)
+        # Which cells take part in a step is drawn by an image's number alone, so that scores depend neither on the
+        # batch, nor on the number of processes, nor on where the training is.
+        restored = []
+        with random_state_kept():
+            for number, image in enumerate(self.lq.split(1), self.first_number):
+                torch.manual_seed(number)
+                restored.append(network(image))
+        return torch.cat(restored)
 
     def trace(self, network: nn.Module) -> dict[str, Tensor]:
         """Some images of the batch that was fed last, on their way: title → ``(N, C, H, W)``; none unless the network
@@ -177,6 +187,7 @@ class ScoredModel(ResumableModel):
         validation = Validation(self.opt['val'].get('metrics') or {}, len(dataloader.dataset), share.start)
         images = DataLoader(Subset(dataloader.dataset, share)) if len(share) < len(dataloader.dataset) else dataloader
         batches = equal_batches(images, self.opt['val'].get('batch_size', DEFAULT_VALIDATION_BATCH))
+        self.first_number = share.start
         others = distributed.rank() > 0
         with tqdm(total=len(share), unit='image', desc=name, leave=False, disable=others) as progress:
             for batch in self._until_asked(batches):
@@ -188,6 +199,7 @@ class ScoredModel(ResumableModel):
                 if save_img:
                     for image, key in zip(restored, batch['lq_path'], strict=True):
                         self._save_image(image, Path(key).stem, name, current_iter)
+                self.first_number += len(restored)
                 progress.update(len(restored))
         if self._ending:
             return

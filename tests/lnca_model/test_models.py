@@ -9,7 +9,7 @@ import torch
 
 from lnca_arch import PixelViTCA
 from lnca_arch.errors import InputError
-from lnca_model import LNCAModel
+from lnca_model import LNCAModel, distributed
 from lnca_restore import checkpoint
 
 from basicsr.data import build_dataloader, build_dataset
@@ -248,6 +248,34 @@ def test_validation_scores_are_those_of_basicsr(model_options, make, tmp_path):
     sheet = cv2.imread(str(tmp_path / 'visualization' / 'photos_val' / 'sheet_7.png'))
     assert sheet is not None
     assert sheet.std() > 10
+
+
+def test_what_is_drawn_in_validation_depends_on_the_image_alone(model_options, monkeypatch):
+    """Not on batches, nor on shares of several processes, nor on what was drawn before."""
+    opt = pixel_options(model_options)
+    model = build_model(opt)
+    train(model, opt, range(1, 4))  # an untrained rule changes nothing
+    loader = loader_of(opt, 'val')
+    test = model.test
+    restored = []
+    monkeypatch.setattr(model, 'test', lambda: (test(), restored.append(model.output)))
+
+    def validated(share, batch):
+        restored.clear()
+        monkeypatch.setattr(distributed, 'share_of', lambda _: share)
+        model.opt['val']['batch_size'] = batch
+        model.validation(loader, 3, None)
+        return torch.cat(restored)
+
+    whole = validated(range(7), 4)
+    before = torch.get_rng_state()
+    shares = [validated(range(4), 3), validated(range(4, 7), 2)]
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.testing.assert_close(torch.cat(shares), whole, rtol=0, atol=0)
+    torch.rand(1)
+    torch.testing.assert_close(validated(range(7), 7), whole, rtol=0, atol=0)
+    image = loader.dataset[0]['lq'][None]
+    assert not torch.equal(model.network(image), model.network(image))
 
 
 def test_images_without_truth_have_a_trace_and_no_sheet(model_options, tmp_path):
