@@ -218,12 +218,16 @@ class RestorationModel(ScoredModel):
         Raises:
             InputError: that was so more often in a row than train.skip_non_finite allows.
         """
+        modules, processes = self.losses[self.phase.name], distributed.count()
+        # A sum over images is meant over those of all processes, and it is the mean that is taken of them below.
+        summed = [name for name in losses if getattr(modules[name], 'reduction', 'mean') == 'sum']
+        losses = {name: loss * processes if name in summed else loss for name, loss in losses.items()}
         total = sum(losses.values())
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group['params']]
+        distributed.average_gradients(parameters)
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        distributed.average(gradients)
         # All end after the same iteration if one is asked to.
         asked = total.new_tensor(float(interruption.asked() is not None))
         of_process = torch.stack([*losses.values(), total, asked]).detach()
