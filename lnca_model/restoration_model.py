@@ -199,12 +199,18 @@ class RestorationModel(ScoredModel):
 
     def optimize_parameters(self, current_iter: int) -> None:
         self.log_dict = OrderedDict()
-        self._buffers = [buffer.clone() for buffer in self.module_of(self.phase).buffers()]
+        self._stepped = False
+        self._keep_buffers()
         self.train_on_batch()
         if not self.opt['train'].get('sync_batch_norm', True):
             distributed.average(b for b in self.module_of(self.phase).buffers() if b.is_floating_point())
-        self.update_ema()
+        if self._stepped:
+            self.update_ema()
         self.resources.stop()
+
+    def _keep_buffers(self) -> None:
+        """As they are before a step, for one that is skipped."""
+        self._buffers = [buffer.clone() for buffer in self.module_of(self.phase).buffers()]
 
     def train_on_batch(self) -> None:
         """The steps of the optimiser on the batch that was fed last."""
@@ -245,6 +251,8 @@ class RestorationModel(ScoredModel):
         if self.opt['train'].get('normalize_gradients', False):
             normalize_gradients(parameters)
         self.optimizer.step()
+        self._stepped = True
+        self._keep_buffers()
         for name, value in zip(losses, values, strict=False):
             self.log_dict[f'l_{self.phase.name}_{name}'] = value
         return True
@@ -274,11 +282,12 @@ class RestorationModel(ScoredModel):
     # --- resuming
 
     def training_state(self) -> dict[str, Any]:
-        return {**super().training_state(), 'skipped': self.skipped}
+        return {**super().training_state(), 'skipped': self.skipped, 'skipped_in_a_row': self.skipped_in_a_row}
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
         super().resume_training(resume_state)
         self.skipped = resume_state['skipped']
+        self.skipped_in_a_row = resume_state.get('skipped_in_a_row', 0)  # earlier checkpoints lack it
         # A run that was cut off after its last iteration has only to be scored.
         self.enter(phase_at(self.phases, self.iteration))
 

@@ -416,6 +416,40 @@ def test_training_goes_on_after_a_batch_of_nans(model_options, iteration, value)
     assert all(tensor.isfinite().all() for tensor in model.pool.state_dict()['tensors'].values())
 
 
+def test_a_second_step_that_is_skipped_leaves_what_the_first_did(model_options, monkeypatch):
+    model_options['train']['ema_decay'] = 0.5
+    model = build_model(model_options)
+    train(model, model_options, [1])
+    between = {}
+    second = model.equivalence_losses
+
+    def broken(*images):
+        between.update(state_of(model.network))
+        return {name: loss * float('nan') for name, loss in second(*images).items()}
+
+    monkeypatch.setattr(model, 'equivalence_losses', broken)
+    before, average = state_of(model.network), state_of(model.net_g_ema)
+    train(model, model_options, [2])
+    assert model.skipped == 1
+    assert same(between, model.network.state_dict())
+    running = [name for name in before if 'running_mean' in name]
+    assert not any(torch.equal(before[name], between[name]) for name in running if 'autoencoder' in name)
+    assert not same(average, model.net_g_ema.state_dict())
+
+    # Where there was no step at all the average stays, and how many were skipped in a row is known after resuming.
+    monkeypatch.setattr(model, 'equivalence_losses', lambda *images: {})
+    average = state_of(model.net_g_ema)
+    assert not same(average, model.network.state_dict())
+    model.update_learning_rate(3)
+    model.feed_data({'gt': torch.full((4, 3, 16, 16), float('nan'))})
+    model.optimize_parameters(3)
+    assert same(average, model.net_g_ema.state_dict())
+    model.save(0, 3)
+    resumed = build_model(model_options)
+    resumed.resume_training(checkpoint.load(f'{model_options["path"]["training_states"]}/3.state'))
+    assert (resumed.skipped, resumed.skipped_in_a_row) == (2, 2)
+
+
 def test_moving_average(model_options, tmp_path):
     model_options['train']['ema_decay'] = 0.5
     model = build_model(model_options)
