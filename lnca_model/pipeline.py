@@ -138,6 +138,12 @@ def _check_gpus(wanted: int) -> None:
 def _check_loading(opt: Options) -> None:
     """Raise InputError for what BasicSR's loaders and loop would fail at."""
     train = opt['datasets']['train']
+    for name in opt['datasets']:
+        if name != 'train' and name.split('_')[0] != 'val':
+            raise InputError(
+                f'datasets.{name}: only datasets named val_… are scored in training; those with at_end: true once, '
+                'after it'
+            )
     if train.get('persistent_workers') and not train.get('num_worker_per_gpu'):
         raise InputError('datasets.train.persistent_workers: there are none; set num_worker_per_gpu, or leave it out')
     if train.get('prefetch_mode') == 'cuda' and not (train.get('pin_memory') and opt['num_gpu']):
@@ -151,7 +157,14 @@ def _check_dataset(name: str, options: Options) -> None:
     check = getattr(DATASET_REGISTRY.get(options['type']), 'check_options', None)
     if check is not None:
         check(options)
-    elif (options.get('io_backend') or {}).get('type') == 'lmdb':
+        return
+    if options['type'] == 'PairedImageDataset':
+        for key in ('dataroot_gt', 'dataroot_lq', 'io_backend'):
+            if not options.get(key):
+                raise InputError(f'datasets.{name}.{key} is missing; PairedImageDataset needs it')
+        if 'scale' not in options:
+            raise InputError(f'datasets.{name}: PairedImageDataset needs a scale; set scale: 1, beside model_type')
+    if {'dataroot_gt', 'dataroot_lq'} <= options.keys() and (options.get('io_backend') or {}).get('type') == 'lmdb':
         check_pair(options['dataroot_gt'], options['dataroot_lq'])
 
 

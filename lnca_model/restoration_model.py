@@ -1,5 +1,6 @@
 """What every compared network trains with."""
 
+import contextlib
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -13,9 +14,11 @@ from torch.optim import Optimizer
 
 from lnca_arch.errors import InputError, check_all, check_known, construct, nearest
 from lnca_data.corruption import build_corruption
+from lnca_data.lmdb_store import image_sizes
 from lnca_model import distributed, interruption
 from lnca_model.batch_norm import synchronize_batch_norms
 from lnca_model.course import Course
+from lnca_model.metrics import check_sizes
 from lnca_model.optimization import build_optimizer, build_scheduler, normalize_gradients
 from lnca_model.phases import Phase, phase_at, phases_of
 from lnca_model.scored_model import ScoredModel
@@ -63,6 +66,7 @@ class RestorationModel(ScoredModel):
         yield lambda: cls.check_network(_described_network(opt), opt)
         for name, options in ((opt.get('val') or {}).get('metrics') or {}).items():
             yield partial(check_known, options.get('type'), METRIC_REGISTRY.keys(), f'val.metrics.{name}: type')
+            yield partial(check_sizes, options, _scored_sizes(opt), f'val.metrics.{name}')
         if opt['is_train']:
             validation = opt.get('val') or {}
             if chosen := validation.get('selection_metric'):
@@ -290,6 +294,17 @@ class RestorationModel(ScoredModel):
         self.skipped_in_a_row = resume_state.get('skipped_in_a_row', 0)  # earlier checkpoints lack it
         # A run that was cut off after its last iteration has only to be scored.
         self.enter(phase_at(self.phases, self.iteration))
+
+
+def _scored_sizes(opt: Mapping[str, Any]) -> set[tuple[int, int]]:
+    """Heights and widths of the images that are scored, as far as they are known beforehand."""
+    roots = (str(dataset.get('dataroot_gt')) for name, dataset in opt['datasets'].items() if name != 'train')
+    sizes: set[tuple[int, int]] = set()
+    for root in roots:
+        # What is wrong with an LMDB is said of its dataset.
+        with contextlib.suppress(InputError):
+            sizes |= image_sizes(root) if root.endswith('.lmdb') else set()
+    return sizes
 
 
 def _described_network(opt: Mapping[str, Any]) -> nn.Module:
