@@ -12,14 +12,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from lnca_data.atomic import whole_file
+from lnca_arch.errors import DISK_FULL, InputError
+from lnca_data.images import write_image
 from lnca_data.sheet import write_sheet
 from lnca_model import distributed, interruption
 from lnca_model.random_state import random_state_kept
 from lnca_model.resumable_model import ResumableModel
 from lnca_model.validation import Batch, Validation, append_scores, equal_batches, forget_scores, to_bgr
 
-from basicsr.utils import get_root_logger, imwrite
+from basicsr.utils import get_root_logger
 
 DEFAULT_VALIDATION_BATCH = 64
 PRECISIONS = {'float32': torch.float32, 'bfloat16': torch.bfloat16}
@@ -129,7 +130,11 @@ class ScoredModel(ResumableModel):
 
     def validation(self, dataloader: Any, current_iter: int | str, tb_logger: Any, save_img: bool = False) -> None:
         """Called by BasicSR every ``val_freq`` iterations, and after training with a number beyond the last. Ends the
-        process if a signal asks for it; what was not scored is when the run goes on."""
+        process if a signal asks for it; what was not scored is when the run goes on.
+
+        Raises:
+            InputError: the disk is full.
+        """
         at_end = False
         if self.is_train:
             total = self.opt['train']['total_iter']
@@ -142,7 +147,15 @@ class ScoredModel(ResumableModel):
             current_iter = min(current_iter, total)
             self.end_if_asked()
         with random_state_kept(), self._best_network() if at_end else nullcontext():
-            super().validation(dataloader, current_iter, tb_logger, save_img)
+            try:
+                super().validation(dataloader, current_iter, tb_logger, save_img)
+            except OSError as error:
+                if not self.is_train or error.errno not in DISK_FULL:
+                    raise
+                raise InputError(
+                    f'cannot write {error.filename} ({error.strerror}); checkpoints are untouched: make room, then go '
+                    'on with --auto_resume'
+                ) from error
         if self.is_train:
             self.end_if_asked()
             self.validated[name] = current_iter
@@ -229,8 +242,7 @@ class ScoredModel(ResumableModel):
         else:
             path = folder / dataset_name / f'{name}_{self.opt["val"].get("suffix") or self.opt["name"]}.png'
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as temporary:
-            imwrite(image, str(temporary))
+        write_image(path, image)
 
     def _report(
         self, dataset_options: Mapping[str, Any], current_iter: int | str, validation: Validation, tb_logger: Any

@@ -57,7 +57,7 @@ def _join(items: list[Batch]) -> Batch:
 
 def to_bgr(images: Tensor) -> np.ndarray:
     """``(N, C, H, W)`` in [0, 1], RGB or grey → ``(N, H, W, C)`` uint8, BGR or grey: what BasicSR's metrics and
-    imwrite take. Clipped and rounded as its tensor2img does."""
+    write_image take. Clipped and rounded as its tensor2img does."""
     images = (images.detach().float().clamp(0, 1) * 255).round().byte()
     return np.ascontiguousarray(images.permute(0, 2, 3, 1).flip(-1).cpu().numpy())
 
@@ -122,13 +122,15 @@ class Validation:
 
 
 def append_scores(path: Path, rows: Iterable[Sequence[Any]]) -> None:
-    """Add rows of :data:`CSV_COLUMNS` to a CSV file."""
-    is_new = not path.exists()
-    with open(path, 'a', newline='') as file:
-        writer = csv.writer(file)
-        if is_new:
-            writer.writerow(CSV_COLUMNS)
-        writer.writerows(rows)
+    """Add rows of :data:`CSV_COLUMNS` to a CSV file, all or none."""
+    before = path.read_bytes() if path.exists() else None
+    with whole_file(path) as temporary:
+        temporary.write_bytes(before or b'')
+        with open(temporary, 'a', newline='') as file:
+            writer = csv.writer(file)
+            if before is None:
+                writer.writerow(CSV_COLUMNS)
+            writer.writerows(rows)
 
 
 def forget_scores(path: Path, iteration: int, unscored: Container[str], at_end: Container[str]) -> None:

@@ -2,6 +2,8 @@
 
 import copy
 import csv
+import io
+import sys
 
 import cv2
 import pytest
@@ -292,6 +294,23 @@ def test_images_without_truth_have_a_trace_and_no_sheet(model_options, tmp_path)
     model.validation(Untrue(), 4, None)
     folder = tmp_path / 'visualization' / 'photos_val'
     assert [path.name for path in folder.iterdir()] == ['trace_4.png']
+
+
+@pytest.mark.parametrize('full_for', ['photos_val/sheet_4.png', 'tile_000/tile_000_4.png', 'scores.csv'])
+def test_a_full_disk_in_validation(model_options, tmp_path, little_room, monkeypatch, full_for):
+    model = build_model(model_options)
+    model.update_learning_rate(4)
+    if full_for == 'scores.csv':
+        monkeypatch.setattr(model, '_write_pictures', lambda *_: None)
+        monkeypatch.setattr(model, '_selects_by', lambda *_: False)
+    elif 'tile' not in full_for:
+        monkeypatch.setattr(model, '_save_image', lambda *_: None)
+    monkeypatch.setattr(sys, 'stderr', io.StringIO())  # pytest's own is a file
+    with little_room(10), pytest.raises(InputError, match='make room, then go on with --auto_resume') as error:
+        model.validation(loader_of(model_options, 'val'), 4, None, save_img='tile' in full_for)
+    assert full_for in str(error.value)
+    assert '\n' not in str(error.value)
+    assert [file for file in tmp_path.rglob('*') if file.is_file()] == []
 
 
 def test_metrics_of_basicsr_work_too(model_options, tmp_path):
