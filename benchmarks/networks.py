@@ -16,7 +16,8 @@ from lnca_arch.errors import InputError, check_known, construct
 from lnca_data.lmdb_store import TileStore
 from lnca_model.options import find_paths, read_options
 from lnca_model.pipeline import check_form, check_options
-from lnca_model.restoration_model import SELECTION_METRIC, RestorationModel
+from lnca_model.restoration_model import RestorationModel
+from lnca_model.scored_model import SELECTION_METRIC
 
 from basicsr.utils.registry import ARCH_REGISTRY, MODEL_REGISTRY
 

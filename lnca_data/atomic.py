@@ -15,7 +15,8 @@ PARTIAL = '.*.partial*'  # what a killed process may leave of a file
 def whole_file(path: Path | str) -> Iterator[Path]:
     """Write to the yielded temporary name; on leaving it is flushed to disk and renamed to ``path``.
 
-    When the block raises, the temporary file is removed and what was at ``path`` stays.
+    When the block raises, the temporary file is removed and what was at ``path`` stays. An OSError of the block names
+    ``path``.
     """
     path = Path(path)
     # The suffix stays: writers such as OpenCV choose the format by it.
@@ -25,6 +26,11 @@ def whole_file(path: Path | str) -> Iterator[Path]:
         with open(temporary, 'rb') as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        # A write that fails names no file, and what failed to be opened is the temporary one.
+        if error.errno is not None and error.filename in (None, str(temporary)):
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

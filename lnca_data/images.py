@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from lnca_arch.errors import InputError, one_line
+from lnca_data.atomic import whole_file
 
 
 class Image(Protocol):
@@ -125,6 +126,17 @@ class Bundled:
 def to_8_bits(image: np.ndarray) -> np.ndarray:
     """uint16 → uint8, rounded; uint8 stays."""
     return ((image.astype(np.uint32) + 128) // 257).astype(np.uint8) if image.dtype == np.uint16 else image
+
+
+def write_image(path: Path | str, image: np.ndarray) -> None:
+    """Write ``(H, W)`` grey or ``(H, W, 3)`` BGR, whole or not at all, in the format of the path's suffix.
+
+    Raises:
+        OSError: it cannot be written. OpenCV's own imwrite does not say why.
+    """
+    _, encoded = cv2.imencode(Path(path).suffix, image)
+    with whole_file(path) as temporary:
+        temporary.write_bytes(encoded)
 
 
 def read_bytes(path: str) -> bytes:

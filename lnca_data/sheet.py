@@ -6,7 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from lnca_data.atomic import whole_file
+from lnca_data.images import write_image
 
 MARGIN = 6
 TITLE_HEIGHT = 26
@@ -20,6 +20,9 @@ def write_sheet(path: Path | str, columns: Mapping[str, Sequence[np.ndarray]], r
         path: where to.
         columns: title → images ``(H, W, 3)`` uint8 RGB, all of one size and number.
         rows: rows before a new group of columns begins.
+
+    Raises:
+        OSError: it cannot be written.
     """
     side = max(max(image.shape[:2]) for images in columns.values() for image in images)
     enlarge = max(1, TARGET_SIDE // side)
@@ -28,9 +31,7 @@ def write_sheet(path: Path | str, columns: Mapping[str, Sequence[np.ndarray]], r
     rows = min(rows, count)
     for start in range(0, count, rows):
         groups += [_column(title, images[start : start + rows], rows, enlarge) for title, images in columns.items()]
-    with whole_file(path) as temporary:
-        if not cv2.imwrite(str(temporary), cv2.cvtColor(np.concatenate(groups, axis=1), cv2.COLOR_RGB2BGR)):
-            raise OSError(f'cannot write {path}')
+    write_image(path, cv2.cvtColor(np.concatenate(groups, axis=1), cv2.COLOR_RGB2BGR))
 
 
 def _column(title: str, images: Sequence[np.ndarray], rows: int, enlarge: int) -> np.ndarray:

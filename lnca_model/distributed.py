@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from lnca_arch.errors import InputError, first_line
 
@@ -113,6 +113,23 @@ def average(tensors: Iterable[Tensor]) -> None:
     together /= count()
     for tensor, mean in zip(tensors, together.split([tensor.numel() for tensor in tensors]), strict=True):
         tensor.copy_(mean.view_as(tensor))
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replace the gradients of parameters, which all processes have in the same order, by their means over the
+    processes. One that only others have counts as 0 here; one that no process has stays None."""
+    parameters = list(parameters)
+    if count() == 1 or not parameters:
+        return
+    missing = [index for index, parameter in enumerate(parameters) if parameter.grad is None]
+    for index in missing:
+        parameters[index].grad = torch.zeros_like(parameters[index])
+    there = parameters[0].new_ones(len(parameters))
+    there[missing] = 0
+    average([*(parameter.grad for parameter in parameters), there])
+    for index in missing:
+        if there[index] == 0:
+            parameters[index].grad = None
 
 
 def share(tensors: Iterable[Tensor]) -> None:

@@ -1,8 +1,8 @@
 """The losses that BasicSR lacks (paper sections 3.2.1 and 3.2.2; table in the reference).
 
 As with BasicSR's own, each takes ``loss_weight`` and ``reduction`` (``'none' | 'mean' | 'sum'`` over elements, the
-paper's being ``'mean'``) and returns the weighted loss. A NaN in gives a NaN out: the model stops the run and names
-the loss. Images and latents are ``(N, C, H, W)``.
+paper's being ``'mean'``) and returns the weighted loss. A NaN in gives a NaN out: the model leaves out the step of the
+optimiser and names the loss. Images and latents are ``(N, C, H, W)``.
 """
 
 import math
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lnca_model.distributed import mean_over_processes
+from lnca_model.distributed import count, mean_over_processes
 from lnca_model.metrics import ssim
 
 from basicsr.losses.loss_util import reduce_loss
@@ -33,7 +33,7 @@ class _Loss(nn.Module):
 class TripletDistanceLoss(_Loss):
     """max(0, MSE(anchor, positive) − MSE(anchor, negative) + margin): equation 4.
 
-    The hinge acts last, on the reduced distances: with ``'mean'``, on means over the whole batch, of all processes.
+    The hinge acts last, on the reduced distances: on means or sums over the whole batch, of all processes.
 
     Args:
         margin: the paper's α.
@@ -47,10 +47,12 @@ class TripletDistanceLoss(_Loss):
         """All three are latents of one shape."""
         near = F.mse_loss(anchor, positive, reduction=self.reduction)
         far = F.mse_loss(anchor, negative, reduction=self.reduction)
-        difference = near - far
-        if self.reduction == 'mean':
+        difference, margin = near - far, self.margin
+        if self.reduction != 'none':
             difference = mean_over_processes(difference)
-        return self.loss_weight * (difference + self.margin).clamp(min=0)
+        if self.reduction == 'sum':
+            margin /= count()  # each process returns its share of the whole
+        return self.loss_weight * (difference + margin).clamp(min=0)
 
 
 @LOSS_REGISTRY.register()

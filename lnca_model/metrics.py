@@ -2,13 +2,16 @@
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from lnca_arch.errors import InputError
 
 from basicsr.metrics.metric_util import to_y_channel
 from basicsr.utils.registry import METRIC_REGISTRY
@@ -76,6 +79,29 @@ def calculate_ssim_batch(first: Tensor, second: Tensor) -> Tensor:
 
 
 BATCH_METRICS = (calculate_psnr_batch.__name__, calculate_ssim_batch.__name__)
+# Metric → the least height and width of what it scores, after crop_border: ours and BasicSR's.
+LEAST_SIDES = {'calculate_psnr': 1, 'calculate_psnr_batch': 1, 'calculate_ssim': WINDOW, 'calculate_ssim_batch': WINDOW}
+
+
+def check_sizes(options: Mapping[str, Any], sizes: Iterable[tuple[int, int]], where: str) -> None:
+    """Raise InputError unless a metric can score images of these heights and widths.
+
+    Args:
+        options: ``{type: calculate_ssim, crop_border: 4}``; of metrics that are not known here nothing is said.
+        sizes: heights and widths, as far as they are known.
+        where: the block's place in the option file, for messages.
+    """
+    if options.get('type') not in LEAST_SIDES:
+        return
+    if 'crop_border' not in options:
+        raise InputError(f'{where}.crop_border is missing: how many pixels to leave out at each side, such as 0')
+    least = LEAST_SIDES[options['type']] + 2 * options['crop_border']
+    for height, width in sorted(sizes):
+        if min(height, width) < least:
+            raise InputError(
+                f'{where}: {options["type"]} with crop_border: {options["crop_border"]} needs images of at least '
+                f'{least}×{least} pixels, and there are some of {height}×{width}'
+            )
 
 
 def ssim(first: Tensor, second: Tensor, peak: float) -> Tensor:

@@ -1,6 +1,6 @@
 """Optimisers, schedules and the gradients' normalisation."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -12,9 +12,22 @@ from lnca_arch.errors import InputError, construct
 
 from basicsr.models.lr_scheduler import CosineAnnealingRestartLR, MultiStepRestartLR
 
+
+def _unsuitable(reason: str) -> Callable[..., Optimizer]:
+    def refuse(*_: object, **__: object) -> Optimizer:
+        raise ValueError(f'does not work here, since it {reason}; use Adam, for example')
+
+    return refuse
+
+
 # BasicSR 1.4.2 knows Adam alone.
-OPTIMIZERS = {
-    name: kind for name, kind in vars(torch.optim).items() if isinstance(kind, type) and issubclass(kind, Optimizer)
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
+    name: kind
+    for name, kind in vars(torch.optim).items()
+    if isinstance(kind, type) and issubclass(kind, Optimizer) and kind is not Optimizer
+} | {
+    'LBFGS': _unsuitable('computes the losses several times a step'),
+    'SparseAdam': _unsuitable('takes sparse gradients alone'),
 }
 SCHEDULERS = {
     'CosineAnnealingRestartLR': CosineAnnealingRestartLR,
@@ -27,7 +40,7 @@ def build_optimizer(options: Mapping[str, Any], where: str, parameters: Iterable
     """An optimiser of torch.optim from ``{type: Adam, lr: 0.01, ...}``.
 
     Raises:
-        InputError: unknown type, or arguments that do not suit it.
+        InputError: a type that is unknown or does not work here, or arguments that do not suit it.
     """
     return construct(options, OPTIMIZERS.items(), where, list(parameters))
 

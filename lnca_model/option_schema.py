@@ -23,7 +23,8 @@ from lnca_model.automaton_model import AutomatonModel
 from lnca_model.lnca_model import LNCAModel
 from lnca_model.metrics import BATCH_METRICS
 from lnca_model.optimization import SCHEDULERS
-from lnca_model.restoration_model import PRECISIONS, RestorationModel
+from lnca_model.restoration_model import RestorationModel
+from lnca_model.scored_model import PRECISIONS
 
 from basicsr.utils.registry import LOSS_REGISTRY
 

@@ -5,14 +5,16 @@ import argparse
 import dataclasses
 import functools
 import logging
+import os
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
 
 from lnca_arch import basicsr_compat
 from lnca_arch.errors import InputError, check_all, check_known, report_in_one_line
@@ -20,10 +22,12 @@ from lnca_data.atomic import PARTIAL
 from lnca_data.lmdb_store import check_pair
 from lnca_model import distributed, interruption, option_schema
 from lnca_model.course import Course, ResumableSampler
+from lnca_model.experiment_lock import lock
 from lnca_model.options import Options, check_blocks, complete, force, read_command_line, read_options
 from lnca_model.phases import phase_at, phases_of
 from lnca_model.resources import keep_freed_memory
-from lnca_model.restoration_model import RestorationModel, states_in
+from lnca_model.restoration_model import RestorationModel
+from lnca_model.resumable_model import states_in
 from lnca_restore import checkpoint
 
 from basicsr.utils import MessageLogger, check_resume, make_exp_dirs, set_random_seed
@@ -134,6 +138,12 @@ def _check_gpus(wanted: int) -> None:
 def _check_loading(opt: Options) -> None:
     """Raise InputError for what BasicSR's loaders and loop would fail at."""
     train = opt['datasets']['train']
+    for name in opt['datasets']:
+        if name != 'train' and name.split('_')[0] != 'val':
+            raise InputError(
+                f'datasets.{name}: only datasets named val_… are scored in training; those with at_end: true once, '
+                'after it'
+            )
     if train.get('persistent_workers') and not train.get('num_worker_per_gpu'):
         raise InputError('datasets.train.persistent_workers: there are none; set num_worker_per_gpu, or leave it out')
     if train.get('prefetch_mode') == 'cuda' and not (train.get('pin_memory') and opt['num_gpu']):
@@ -147,27 +157,37 @@ def _check_dataset(name: str, options: Options) -> None:
     check = getattr(DATASET_REGISTRY.get(options['type']), 'check_options', None)
     if check is not None:
         check(options)
-    elif (options.get('io_backend') or {}).get('type') == 'lmdb':
+        return
+    if options['type'] == 'PairedImageDataset':
+        for key in ('dataroot_gt', 'dataroot_lq', 'io_backend'):
+            if not options.get(key):
+                raise InputError(f'datasets.{name}.{key} is missing; PairedImageDataset needs it')
+        if 'scale' not in options:
+            raise InputError(f'datasets.{name}: PairedImageDataset needs a scale; set scale: 1, beside model_type')
+    if {'dataroot_gt', 'dataroot_lq'} <= options.keys() and (options.get('io_backend') or {}).get('type') == 'lmdb':
         check_pair(options['dataroot_gt'], options['dataroot_lq'])
 
 
 def load_resume_state(opt: Options) -> Options | None:
-    """The training state to go on from, or None: the newest of the experiment under ``--auto_resume`` that is not
+    """The training state to go on from, or None: under ``--auto_resume`` the newest of the experiment that is not
     damaged, else ``path.resume_state``. Sets ``path.pretrain_network_g`` to the network of the same iteration.
 
     BasicSR looks in the current directory, loads the state onto a GPU even if there is none, and runs what it holds.
 
     Raises:
-        InputError: the state that was named is damaged, or all that there are.
+        InputError: the state that was named is damaged, or all that there are; or another run of this name is going on.
     """
+    distributed.agreed(lambda: lock(opt['path']['experiments_root']))
     if distributed.rank() == 0:
         _remove_partial(opt)
-    found = sorted(states_in(opt['path']['training_states']), key=lambda path: -int(path.stem))
+    found = states_in(opt['path']['training_states'])[::-1]
     named = opt['path'].get('resume_state')
     candidates = found if opt['auto_resume'] and found else [Path(named)] if named else []
     path, damaged = distributed.agreed(lambda: _first_whole(candidates, opt))
     if path is None:
         return None
+    if distributed.rank() == 0 and path.resolve().parent == Path(opt['path']['training_states']).resolve():
+        os.utime(path)  # the newest is the one that was gone back to, also if this run comes to write none
     # On the CPU: the optimisers move their state to their parameters' device themselves.
     state = checkpoint.load(path)
     opt['path']['resume_state'] = str(path)
@@ -208,10 +228,22 @@ def _first_whole(states: Iterable[Path], opt: Options) -> tuple[Path | None, lis
     return None, []
 
 
+@dataclasses.dataclass
+class Validating:
+    """What train.py validates with, for a model that has to before train.py calls it."""
+
+    loaders: Sequence[DataLoader]
+    tb_logger: Any = None
+
+    def __deepcopy__(self, memo: object) -> 'Validating':
+        """Itself: BasicSR makes the model with a copy of the options."""
+        return self
+
+
 def for_the_whole_run(create: Callable) -> Callable:
     """BasicSR counts the last, incomplete batch of an epoch as an iteration and then drops it, so that a run ends short
     of its ``total_iter``; and a resumed run begins its epoch anew. Have its function that makes the loaders return as
-    many epochs as are needed, the first of which goes on where the checkpoint was.
+    many epochs as are needed, the first of which goes on where the checkpoint was. Sets ``validating``.
 
     Raises:
         InputError: when called, if there are fewer images than a batch.
@@ -242,6 +274,9 @@ def for_the_whole_run(create: Callable) -> Callable:
             batch=train_loader.batch_size * processes,
         )
         train['course'] = dataclasses.asdict(course)
+        opt['validating'] = Validating(val_loaders)
+        # A loader that begins draws a number, and would draw it from those of the training.
+        train_loader.generator = torch.Generator().manual_seed(torch.initial_seed())
         # And one more: BasicSR is at the end when it meets an iteration beyond the last.
         epochs = course.at(max(total_iters, course.done))['epoch'] + 1
         return train_loader, train_sampler, val_loaders, epochs, total_iters
@@ -255,6 +290,7 @@ class PhaseLogger(MessageLogger):
 
     def __init__(self, opt: Options, start_iter: int = 1, tb_logger: Any = None) -> None:
         super().__init__(opt, start_iter, tb_logger)
+        opt['validating'].tb_logger = tb_logger
         self._phases = phases_of(opt['train'], getattr(MODEL_REGISTRY.get(opt['model_type']), 'phase_names', ()))
         self._previous = (start_iter, self.start_time)
 

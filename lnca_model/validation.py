@@ -2,7 +2,7 @@
 
 import csv
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ def _join(items: list[Batch]) -> Batch:
 
 def to_bgr(images: Tensor) -> np.ndarray:
     """``(N, C, H, W)`` in [0, 1], RGB or grey → ``(N, H, W, C)`` uint8, BGR or grey: what BasicSR's metrics and
-    imwrite take. Clipped and rounded as its tensor2img does."""
+    write_image take. Clipped and rounded as its tensor2img does."""
     images = (images.detach().float().clamp(0, 1) * 255).round().byte()
     return np.ascontiguousarray(images.permute(0, 2, 3, 1).flip(-1).cpu().numpy())
 
@@ -122,18 +122,27 @@ class Validation:
 
 
 def append_scores(path: Path, rows: Iterable[Sequence[Any]]) -> None:
-    """Add rows of :data:`CSV_COLUMNS` to a CSV file."""
-    is_new = not path.exists()
-    with open(path, 'a', newline='') as file:
-        writer = csv.writer(file)
-        if is_new:
-            writer.writerow(CSV_COLUMNS)
-        writer.writerows(rows)
+    """Add rows of :data:`CSV_COLUMNS` to a CSV file, all or none."""
+    before = path.read_bytes() if path.exists() else None
+    with whole_file(path) as temporary:
+        temporary.write_bytes(before or b'')
+        with open(temporary, 'a', newline='') as file:
+            writer = csv.writer(file)
+            if before is None:
+                writer.writerow(CSV_COLUMNS)
+            writer.writerows(rows)
 
 
-def forget_scores(path: Path, after: int, of: Iterable[str]) -> None:
-    """Remove what a resumed run scores again from a CSV file of :func:`append_scores`, if there is one: the rows of
-    later iterations, and all of some datasets."""
+def forget_scores(path: Path, iteration: int, unscored: Container[str], at_end: Container[str]) -> None:
+    """Remove what a run that goes on after an iteration will score from a CSV file of :func:`append_scores`, if there
+    is one.
+
+    Args:
+        path: the file.
+        iteration: the rows of later ones go.
+        unscored: datasets whose rows of this iteration go, too.
+        at_end: datasets of which all rows go.
+    """
     if not path.exists():
         return
     with open(path, newline='') as file:
@@ -141,4 +150,8 @@ def forget_scores(path: Path, after: int, of: Iterable[str]) -> None:
     with whole_file(path) as temporary, open(temporary, 'w', newline='') as file:
         writer = csv.DictWriter(file, CSV_COLUMNS)
         writer.writeheader()
-        writer.writerows(row for row in rows if int(row['iteration']) <= after and row['dataset'] not in of)
+        for row in rows:
+            scored_at, dataset = int(row['iteration']), row['dataset']
+            again = scored_at > iteration or (scored_at == iteration and dataset in unscored) or dataset in at_end
+            if not again:
+                writer.writerow(row)

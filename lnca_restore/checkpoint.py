@@ -27,8 +27,9 @@ def save(content: Mapping[str, Any], path: Path | str) -> None:
             torch.save(content, file)
     # torch wraps a failed write in a RuntimeError of its own.
     except (OSError, RuntimeError) as error:
+        reason = getattr(error, 'strerror', None) or first_line(error)
         raise InputError(
-            f'cannot save {path}, of about {_bytes_of(content) / 1e6:,.0f} MB ({first_line(error)}); earlier '
+            f'cannot save {path}, of about {_bytes_of(content) / 1e6:,.0f} MB ({reason}); earlier '
             'checkpoints are untouched: make room, then go on with --auto_resume'
         ) from error
 

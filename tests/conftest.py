@@ -30,6 +30,7 @@ from lnca_data.tile_dataset import to_image, to_tensor
 
 ROOT = Path(__file__).resolve().parents[1]
 TILE = 16
+MANY_TILES = 121  # two processes have unequal shares
 
 torch.set_num_threads(2)
 
@@ -100,6 +101,17 @@ def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
             noisy = [(key, to_image(Noise()(to_tensor(image)[None], generator=generator)[0])) for key, image in keyed]
             write_lmdb(folder / f'{split}_lq.lmdb', noisy)
     return folder
+
+
+@pytest.fixture(scope='session')
+def many_tiles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Options of a dataset with so many pairs that it takes seconds to restore them one by one."""
+    numbers = np.random.default_rng(0)
+    folder = tmp_path_factory.mktemp('many')
+    for side in ('gt', 'lq'):
+        images = numbers.integers(0, 256, (MANY_TILES, TILE, TILE, 3), dtype=np.uint8)
+        write_lmdb(folder / f'{side}.lmdb', [(f'tile_{index:03d}', image) for index, image in enumerate(images)])
+    return {f'dataroot_{side}': str(folder / f'{side}.lmdb') for side in ('gt', 'lq')}
 
 
 @pytest.fixture

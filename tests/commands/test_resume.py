@@ -10,6 +10,7 @@ import time
 import pytest
 import torch
 import yaml
+from outcomes import failed_in_one_line
 
 from lnca_restore import checkpoint
 
@@ -29,10 +30,11 @@ def long_options(options):
     return options
 
 
-def start(project, options, *arguments):
+def start(project, options, auto_resume=True):
     file = project / 'options.yml'
     file.write_text(yaml.safe_dump(options))
-    command = [sys.executable, project / 'basicsr' / 'train.py', '-opt', file, '--auto_resume', *arguments]
+    more = ['--auto_resume'] if auto_resume else []
+    command = [sys.executable, project / 'basicsr' / 'train.py', '-opt', file, *more]
     return subprocess.Popen(command, cwd=project, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
@@ -42,6 +44,15 @@ def until_iteration(process, iteration):
     for line in process.stderr:
         said.append(line)
         if 'iter:' in line and 'lr:(' in line and int(line.split('iter:')[1].split(',')[0]) >= iteration:
+            return
+    pytest.fail(''.join(said))
+
+
+def until_said(process, words):
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if words in line:
             return
     pytest.fail(''.join(said))
 
@@ -102,6 +113,51 @@ def test_a_signal_saves_and_ends(number, project, long_options):
     assert f'iter: {state.stem}.' in said
 
 
+@pytest.fixture
+def slow_validations(long_options, many_tiles):
+    """After the first dataset a second takes seconds, and so does the one that is scored at the end."""
+    datasets = long_options['datasets']
+    datasets['val_more'] = datasets['val'] | many_tiles | {'name': 'more'}
+    datasets['val_test'] |= many_tiles
+    long_options['train'].update(total_iter=18)
+    long_options['train']['autoencoder']['iters'] = 3
+    long_options['train']['automaton']['iters'] = 15
+    long_options['val'].update(val_freq=6, batch_size=1)
+    long_options['logger']['save_checkpoint_freq'] = 12
+    return long_options
+
+
+def test_a_validation_that_was_cut_off_is_done_when_the_run_goes_on(project, slow_validations, tmp_path_factory):
+    other = tmp_path_factory.mktemp('uninterrupted')
+    (other / 'basicsr').mkdir()
+    (other / 'basicsr' / 'train.py').write_text((project / 'basicsr' / 'train.py').read_text())
+    whole = start(other, slow_validations)
+    _, said = whole.communicate(timeout=PATIENCE)
+    assert whole.returncode == 0, said
+    states = project / 'experiments' / 'lnca_photos' / 'training_states'
+
+    # No checkpoint was due in iteration 6, and one in iteration 12, of which the third validates again; 18 is the last.
+    for iteration, number, code, words, dataset in (
+        (6, signal.SIGTERM, 75, 'Validation photos_val', 'more'),
+        (12, signal.SIGKILL, -signal.SIGKILL, 'Validation photos_val', 'more'),
+        (12, signal.SIGTERM, 75, 'Validation photos_val', 'more'),
+        (18, signal.SIGTERM, 75, 'Trained 18 iterations', 'photos_test'),
+    ):
+        process = start(project, slow_validations)
+        until_said(process, words)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=PATIENCE)
+        assert process.returncode == code, said
+        assert (states / f'{iteration}.state').is_file()
+        assert not any(row[0] == str(iteration) and row[2] == dataset for row in scores_of(project))
+    process = start(project, slow_validations)
+    _, said = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, said
+    assert scores_of(project) == scores_of(other)
+    for name in ('latest', 'best', '12'):
+        assert same(weights_of(project, name), weights_of(other, name)), name
+
+
 def test_of_a_damaged_checkpoint_the_one_before_is_used(project, run, options):
     options['logger'].update(save_checkpoint_freq=1, keep_checkpoints=3)
     assert run('train', options).returncode == 0
@@ -147,6 +203,47 @@ def test_a_run_that_went_back_keeps_what_it_wrote_last(project, run, options):
     assert result.returncode == 0, result.stderr
     assert 'iter: 7.' in result.stderr
     assert sorted(path.name for path in states.iterdir()) == ['7.state', '7_good.state', '8.state']
+
+
+def test_after_going_back_what_was_written_last_is_gone_on_from(project, run, options):
+    options['logger'].update(save_checkpoint_freq=2)
+    assert run('train', options).returncode == 0
+    options['path']['resume_state'] = 'experiments/lnca_photos/training_states/2.state'
+    options['train'].update(total_iter=4)
+    options['train']['automaton']['iters'] = 1
+    assert run('train', options).returncode == 0
+    options['train'].update(total_iter=7)
+    options['train']['automaton']['iters'] = 4
+    result = run('train', options, '--auto_resume')
+    assert result.returncode == 0, result.stderr
+    assert 'iter: 4.' in result.stderr
+
+    # Also if it was ended before it wrote any.
+    process = start(project, options, auto_resume=False)
+    until_said(process, 'Phase 1 of 2')
+    process.kill()
+    process.communicate()
+    result = run('train', options, '--auto_resume')
+    assert 'iter: 2.' in result.stderr
+
+
+def test_two_runs_of_one_name(project, run, long_options):
+    long_options['train']['total_iter'] = 10_060
+    long_options['train']['automaton']['iters'] = 10_000
+    process = start(project, long_options)
+    until_iteration(process, 2)
+    folder = project / 'experiments' / 'lnca_photos'
+    for arguments in ([], ['--auto_resume']):
+        line = failed_in_one_line(run('train', long_options, *arguments), str(folder), 'give this run another name')
+        assert f'process {process.pid} of ' in line
+    assert [path.name for path in folder.parent.iterdir() if path.is_dir()] == ['lnca_photos']
+    # The lock dies with its process, though workers may outlive it for a while.
+    process.kill()
+    process.communicate()
+    process = start(project, long_options)
+    until_iteration(process, 2)
+    process.kill()
+    process.communicate()
 
 
 def test_a_longer_or_slower_phase_on_resuming(project, run, options):

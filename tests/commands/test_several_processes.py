@@ -158,6 +158,32 @@ def test_a_signal_ends_both_after_the_same_iteration(project, options, torchrun,
     assert f'iter: {state.stem}.' in finish(torchrun(options))
 
 
+def test_a_signal_to_one_ends_the_validation_of_both(project, options, torchrun, many_tiles):
+    """The one that is asked has fewer images than the other."""
+    options['train'].update(total_iter=6)
+    options['train']['autoencoder']['iters'] = 2
+    options['train']['automaton']['iters'] = 4
+    options['datasets']['val_more'] = options['datasets']['val'] | many_tiles | {'name': 'more'}
+    options['val'].update(val_freq=3, batch_size=1)
+    options['logger']['save_checkpoint_freq'] = 3
+    whole = options | {'name': 'whole'}
+    finish(torchrun(whole))
+
+    process = torchrun(options)
+    for line in process.stderr:
+        if 'Validation photos_val' in line:
+            break
+    children = psutil.Process(process.pid).children()
+    next(child for child in children if child.environ().get('RANK') == '1').send_signal(signal.SIGUSR1)
+    said = finish(process, code=1)
+    assert 'another process was asked to end: saved iteration 3' in said
+    assert not psutil.wait_procs(children, timeout=1)[1]
+    experiment = project / 'experiments' / options['name']
+    assert 'more' not in [row['dataset'] for row in scores_of(experiment)]
+    finish(torchrun(options))
+    assert scores_of(experiment) == scores_of(project / 'experiments' / 'whole')
+
+
 def test_slurm(project, options, unused_port, tmp_path_factory):
     """Two tasks that find each other by what Slurm says; its scontrol is one that names this machine."""
     options['train'].update(total_iter=6)

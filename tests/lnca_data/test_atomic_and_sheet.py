@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
+from lnca_arch.errors import DISK_FULL
 from lnca_data.atomic import whole_file, whole_folder
 from lnca_data.sheet import MARGIN, TITLE_HEIGHT, write_sheet
 
@@ -138,11 +139,12 @@ def test_sheet_of_large_tiles_is_not_enlarged(tmp_path):
     assert cv2.imread(str(tmp_path / 'sheet.png')).shape == (TITLE_HEIGHT + 200 + MARGIN, 150 + MARGIN, 3)
 
 
-def test_sheet_replaces_whole_files_only(tmp_path, monkeypatch):
+def test_sheet_replaces_whole_files_only(tmp_path, little_room):
     path = tmp_path / 'sheet.png'
     path.write_text('old')
-    monkeypatch.setattr(cv2, 'imwrite', lambda *_: False)
-    with pytest.raises(OSError, match='cannot write'):
+    with little_room(10), pytest.raises(OSError) as error:
         write_sheet(path, {'some': [np.zeros((8, 8, 3), np.uint8)]})
+    assert error.value.filename == str(path)
+    assert error.value.errno in DISK_FULL
     assert names(tmp_path) == ['sheet.png']
     assert path.read_text() == 'old'

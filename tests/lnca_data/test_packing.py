@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 from dataclasses import dataclass, replace
+from unittest import mock
 
 import cv2
 import numpy as np
@@ -455,8 +456,9 @@ def test_failure_leaves_what_was_there(pairs, tmp_path, monkeypatch):
     bad = [*pairs[:2], replace(paired('bad'), gt=Unreadable('bad.png')), *pairs[2:]]
     assert 'bad.png' in refusal(bad, folder, PAIRS, overwrite=True)
     with monkeypatch.context() as patch:
-        patch.setattr(cv2, 'imwrite', lambda *_: False)
-        assert 'contact_sheet.png' in refusal(pairs, folder, replace(PAIRS, seed=1), overwrite=True)
+        full = OSError(errno.ENOSPC, 'No space left on device')
+        patch.setattr('lnca_data.sheet.write_image', mock.Mock(side_effect=full))
+        assert 'No space left on device' in refusal(pairs, folder, replace(PAIRS, seed=1), overwrite=True)
     assert contents(folder) == before
     assert list(tmp_path.iterdir()) == [folder]
     # And the same process goes on.

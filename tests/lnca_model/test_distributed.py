@@ -46,12 +46,17 @@ def close(first, second):
     return (first - second).abs().max() <= 1e-5 * second.abs().max().clamp(min=1)
 
 
-def test_two_processes_have_the_gradients_of_one(train, model_options):
+@pytest.mark.parametrize('reduction', ['mean', 'sum'])
+def test_two_processes_have_the_gradients_of_one(train, model_options, reduction):
     model_options['network_g']['dropout'] = 0
     model_options['train'].update(normalize_gradients=False)
     for phase in ('autoencoder', 'automaton'):
         # Adam would make much of the rounding in gradients that are almost 0.
         model_options['train'][phase]['optim_g'] = {'type': 'SGD', 'lr': 1e-3}
+        for name, options in model_options['train'][phase].items():
+            if name.endswith('_opt') and reduction == 'sum':
+                # So that sums over the values of a batch are no steeper than the means.
+                options.update(reduction='sum', loss_weight=options.get('loss_weight', 1) / 60_000)
     (alone,) = train(1)
     assert len(alone['gradients']) == 2 * model_options['train']['total_iter']
     for process in train(2):
@@ -61,6 +66,40 @@ def test_two_processes_have_the_gradients_of_one(train, model_options):
         for name, value in process['network'].items():
             assert close(value.double(), alone['network'][name].double()), name
         assert process['log'] == pytest.approx(alone['log'], rel=1e-4)
+
+
+def test_gradients_that_only_some_processes_have(tmp_path, unused_port):
+    """Of three parameters both processes have the gradient of the first, one that of the second, none that of the
+    third."""
+    program = """
+import sys, torch
+from torch import nn
+from lnca_model import distributed
+distributed.begin('pytorch', gpus=0)
+parameters = [nn.Parameter(torch.ones(size)) for size in (2, 3, 4)]
+parameters[0].grad = torch.full((2,), 1.0 + 2 * distributed.rank())
+if distributed.rank() == 1:
+    parameters[1].grad = torch.full((3,), 5.0)
+distributed.average_gradients(parameters)
+torch.save([parameter.grad for parameter in parameters], f'{sys.argv[1]}/{distributed.rank()}.pt')
+"""
+    address = {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(unused_port), 'WORLD_SIZE': '2', 'OMP_NUM_THREADS': '1'}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, '-c', program, tmp_path],
+            env=os.environ | address | {'RANK': f'{rank}', 'LOCAL_RANK': f'{rank}'},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for rank, process in enumerate(processes):
+        _, said = process.communicate(timeout=240)
+        assert process.returncode == 0, said
+        first, second, third = torch.load(tmp_path / f'{rank}.pt', weights_only=True)
+        assert first.tolist() == [2, 2]
+        assert second.tolist() == [2.5, 2.5, 2.5]
+        assert third is None
 
 
 def test_batch_norms_of_their_own(train, model_options):

@@ -2,6 +2,8 @@
 
 import copy
 import csv
+import io
+import sys
 
 import cv2
 import pytest
@@ -9,7 +11,7 @@ import torch
 
 from lnca_arch import PixelViTCA
 from lnca_arch.errors import InputError
-from lnca_model import LNCAModel
+from lnca_model import LNCAModel, distributed
 from lnca_restore import checkpoint
 
 from basicsr.data import build_dataloader, build_dataset
@@ -229,7 +231,6 @@ def test_validation_scores_are_those_of_basicsr(model_options, make, tmp_path):
     model = build_model(opt)
     train(model, opt, range(1, 8))
     model.save(0, 7)
-    model.write_due_checkpoint()
     loader = loader_of(opt, 'val')
     model.validation(loader, 7, None)
 
@@ -252,6 +253,34 @@ def test_validation_scores_are_those_of_basicsr(model_options, make, tmp_path):
     assert sheet.std() > 10
 
 
+def test_what_is_drawn_in_validation_depends_on_the_image_alone(model_options, monkeypatch):
+    """Not on batches, nor on shares of several processes, nor on what was drawn before."""
+    opt = pixel_options(model_options)
+    model = build_model(opt)
+    train(model, opt, range(1, 4))  # an untrained rule changes nothing
+    loader = loader_of(opt, 'val')
+    test = model.test
+    restored = []
+    monkeypatch.setattr(model, 'test', lambda: (test(), restored.append(model.output)))
+
+    def validated(share, batch):
+        restored.clear()
+        monkeypatch.setattr(distributed, 'share_of', lambda _: share)
+        model.opt['val']['batch_size'] = batch
+        model.validation(loader, 3, None)
+        return torch.cat(restored)
+
+    whole = validated(range(7), 4)
+    before = torch.get_rng_state()
+    shares = [validated(range(4), 3), validated(range(4, 7), 2)]
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.testing.assert_close(torch.cat(shares), whole, rtol=0, atol=0)
+    torch.rand(1)
+    torch.testing.assert_close(validated(range(7), 7), whole, rtol=0, atol=0)
+    image = loader.dataset[0]['lq'][None]
+    assert not torch.equal(model.network(image), model.network(image))
+
+
 def test_images_without_truth_have_a_trace_and_no_sheet(model_options, tmp_path):
     model = build_model(model_options)
     model.update_learning_rate(4)
@@ -266,6 +295,23 @@ def test_images_without_truth_have_a_trace_and_no_sheet(model_options, tmp_path)
     model.validation(Untrue(), 4, None)
     folder = tmp_path / 'visualization' / 'photos_val'
     assert [path.name for path in folder.iterdir()] == ['trace_4.png']
+
+
+@pytest.mark.parametrize('full_for', ['photos_val/sheet_4.png', 'tile_000/tile_000_4.png', 'scores.csv'])
+def test_a_full_disk_in_validation(model_options, tmp_path, little_room, monkeypatch, full_for):
+    model = build_model(model_options)
+    model.update_learning_rate(4)
+    if full_for == 'scores.csv':
+        monkeypatch.setattr(model, '_write_pictures', lambda *_: None)
+        monkeypatch.setattr(model, '_selects_by', lambda *_: False)
+    elif 'tile' not in full_for:
+        monkeypatch.setattr(model, '_save_image', lambda *_: None)
+    monkeypatch.setattr(sys, 'stderr', io.StringIO())  # pytest's own is a file
+    with little_room(10), pytest.raises(InputError, match='make room, then go on with --auto_resume') as error:
+        model.validation(loader_of(model_options, 'val'), 4, None, save_img='tile' in full_for)
+    assert full_for in str(error.value)
+    assert '\n' not in str(error.value)
+    assert [file for file in tmp_path.rglob('*') if file.is_file()] == []
 
 
 def test_metrics_of_basicsr_work_too(model_options, tmp_path):
@@ -341,8 +387,12 @@ def test_the_best_network_is_kept_and_scored_at_the_end(model_options, tmp_path,
     model.validation(test, 6, None)
     assert same(weights, checkpoint.load(best)['params'])
     assert not same(weights, model.network.state_dict())
+    trained, scored = state_of(model.network), []
+    test_batch = model.test
+    monkeypatch.setattr(model, 'test', lambda: (scored.append(state_of(model.network)), test_batch()))
     model.validation(test, 8, None)  # how BasicSR calls it after the last iteration, 7
-    assert same(weights, model.network.state_dict())
+    assert scored and all(same(weights, network) for network in scored)
+    assert same(trained, model.network.state_dict())
     datasets = [row.split(',')[2] for row in (tmp_path / 'scores.csv').read_text().splitlines()[1:]]
     assert datasets == ['photos_val'] * 6 + ['photos_test'] * 2
 
@@ -386,6 +436,40 @@ def test_training_goes_on_after_a_batch_of_nans(model_options, iteration, value)
     assert all(tensor.isfinite().all() for tensor in model.pool.state_dict()['tensors'].values())
 
 
+def test_a_second_step_that_is_skipped_leaves_what_the_first_did(model_options, monkeypatch):
+    model_options['train']['ema_decay'] = 0.5
+    model = build_model(model_options)
+    train(model, model_options, [1])
+    between = {}
+    second = model.equivalence_losses
+
+    def broken(*images):
+        between.update(state_of(model.network))
+        return {name: loss * float('nan') for name, loss in second(*images).items()}
+
+    monkeypatch.setattr(model, 'equivalence_losses', broken)
+    before, average = state_of(model.network), state_of(model.net_g_ema)
+    train(model, model_options, [2])
+    assert model.skipped == 1
+    assert same(between, model.network.state_dict())
+    running = [name for name in before if 'running_mean' in name]
+    assert not any(torch.equal(before[name], between[name]) for name in running if 'autoencoder' in name)
+    assert not same(average, model.net_g_ema.state_dict())
+
+    # Where there was no step at all the average stays, and how many were skipped in a row is known after resuming.
+    monkeypatch.setattr(model, 'equivalence_losses', lambda *images: {})
+    average = state_of(model.net_g_ema)
+    assert not same(average, model.network.state_dict())
+    model.update_learning_rate(3)
+    model.feed_data({'gt': torch.full((4, 3, 16, 16), float('nan'))})
+    model.optimize_parameters(3)
+    assert same(average, model.net_g_ema.state_dict())
+    model.save(0, 3)
+    resumed = build_model(model_options)
+    resumed.resume_training(checkpoint.load(f'{model_options["path"]["training_states"]}/3.state'))
+    assert (resumed.skipped, resumed.skipped_in_a_row) == (2, 2)
+
+
 def test_moving_average(model_options, tmp_path):
     model_options['train']['ema_decay'] = 0.5
     model = build_model(model_options)
@@ -396,7 +480,6 @@ def test_moving_average(model_options, tmp_path):
     assert running
     assert all(torch.equal(average[name], network[name]) for name in running)
     model.save(0, 7)
-    model.write_due_checkpoint()
     saved = checkpoint.load(tmp_path / 'models' / 'net_g_7.pth')
     assert same(saved['params'], network)
     assert same(saved['params_ema'], average)

@@ -70,6 +70,12 @@ def change(options, path, value):
             [1],
             'train.autoencoder.scheduler.period is unknown. Did you mean periods?',
         ),
+        ('train.autoencoder.optim_g.type', 'LBFGS', 'train.autoencoder.optim_g, type LBFGS: does not work here'),
+        ('train.autoencoder.optim_g.type', 'SparseAdam', 'type SparseAdam: does not work here'),
+        ('train.autoencoder.optim_g.type', 'Optimizer', 'type .Optimizer. is unknown'),
+        ('val.metrics.psnr.crop_border', 8, r'val.metrics.psnr: .* at least 17×17 pixels, and there are some of 16×16'),
+        ('val.metrics.ssim.crop_border', 3, r'val.metrics.ssim: .* at least 17×17 pixels'),
+        ('val.metrics.ssim.crop_border', None, 'val.metrics.ssim.crop_border is missing'),
         ('network_g', 'LatentNAFCA', 'network_g must be a block'),
         ('model_type', 'LNCAmodel', 'model_type: .LNCAmodel. is unknown. Did you mean LNCAModel?'),
         ('train.autoencoder.task_opt.type', 'MaskTaskLoss', 'train.autoencoder.task_opt.*Did you mean MaskedTaskLoss?'),
@@ -155,15 +161,44 @@ def test_tiles_that_do_not_divide(parse, options, tiles, tmp_path_factory):
         parse(options)
 
 
-def test_pairs_that_do_not_match_for_basicsrs_own_dataset(parse, options, tiles):
+@pytest.fixture
+def with_basicsrs_own_dataset(options, tiles):
+    options['scale'] = 1
     options['datasets']['val'] = {
         'name': 'val',
         'type': 'PairedImageDataset',
         'dataroot_gt': str(tiles / 'val_gt.lmdb'),
-        'dataroot_lq': str(tiles / 'test_lq.lmdb'),
+        'dataroot_lq': str(tiles / 'val_lq.lmdb'),
         'io_backend': {'type': 'lmdb'},
     }
+    return options
+
+
+def test_pairs_that_do_not_match_for_basicsrs_own_dataset(parse, with_basicsrs_own_dataset, tiles):
+    parse(with_basicsrs_own_dataset)
+    with_basicsrs_own_dataset['datasets']['val']['dataroot_lq'] = str(tiles / 'test_lq.lmdb')
     with pytest.raises(InputError, match='do not hold the same images'):
+        parse(with_basicsrs_own_dataset)
+
+
+@pytest.mark.parametrize(
+    ('path', 'message'),
+    [
+        ('datasets.val.dataroot_gt', 'datasets.val.dataroot_gt is missing; PairedImageDataset needs it'),
+        ('datasets.val.dataroot_lq', 'datasets.val.dataroot_lq is missing; PairedImageDataset needs it'),
+        ('datasets.val.io_backend', 'datasets.val.io_backend is missing; PairedImageDataset needs it'),
+        ('scale', 'datasets.val: PairedImageDataset needs a scale; set scale: 1'),
+    ],
+)
+def test_basicsrs_own_dataset_with_something_missing(parse, with_basicsrs_own_dataset, path, message):
+    change(with_basicsrs_own_dataset, path, None)
+    with pytest.raises(InputError, match=message):
+        parse(with_basicsrs_own_dataset)
+
+
+def test_datasets_that_training_does_not_score(parse, options):
+    options['datasets']['test'] = options['datasets'].pop('val_test')
+    with pytest.raises(InputError, match='^datasets.test: only datasets named val_… are scored in training'):
         parse(options)
 
 
