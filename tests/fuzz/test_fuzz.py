@@ -175,8 +175,6 @@ def test_images_in_lmdbs(folder, data):
     path = folder / 'images.lmdb'
     if not path.exists():
         write_lmdb(path, [('tile', np.zeros((16, 16, 3), np.uint8))])
-    right = TileStore(path)['tile']
-    TileStore.close_all()
     with lmdb.open(str(path)) as environment:
         with environment.begin() as transaction:
             png = transaction.get(b'tile')
@@ -184,7 +182,7 @@ def test_images_in_lmdbs(folder, data):
             transaction.put(b'tile', data.draw(edited(png)) or b'0')
     store = TileStore(path)
     image = refused_or_taken(lambda: store['tile'])
-    assert image is None or image.shape == right.shape
+    assert image is None or image.shape == (16, 16, 3)
     TileStore.close_all()
     with lmdb.open(str(path)) as environment, environment.begin(write=True) as transaction:
         transaction.put(b'tile', png)
