@@ -4,6 +4,7 @@ import contextlib
 import functools
 import gzip
 import io
+import itertools
 import pickle
 import pickletools
 import tarfile
@@ -22,8 +23,9 @@ CIFAR_SHAPE = (3, 32, 32)
 LARGEST_BATCH = 64 << 20  # bytes; a batch has 31 MB
 CIFAR_RECORD = 1 + 3 * 32 * 32  # of the binary version: a label, then the pixels
 LARGEST_ARCHIVE = 512 << 20  # bytes of its content; the authors' have 186 MB
-AT_ONCE = 1 << 20  # bytes that tarfile may ask for; headers, which it reads whole, can claim any length
-PUTS = ('PUT', 'BINPUT', 'LONG_BINPUT')
+LARGEST_HEADERS = 64 << 10  # bytes of all of an archive's; the authors' have 5 kB. tarfile keeps what they say
+AT_ONCE = 1 << 20  # bytes
+MOST_INSTRUCTIONS = 200_000  # of a pickle; a batch needs 30,000, and 120,000 if Python 3 writes it in protocol 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,7 @@ def archive_members(path: Path) -> list[str]:
     """
     with _archive(path) as (archive, stream):
         names = [member.name for member in _files(archive)]
+        stream.room = LARGEST_ARCHIVE + AT_ONCE
         while stream.read(AT_ONCE):  # to the checksum, which is the last thing in the file
             pass
         return names
@@ -82,12 +85,13 @@ def archive_members(path: Path) -> list[str]:
 
 def _archive_member(path: str, name: str) -> bytes:
     # Read in place: what is never unpacked cannot be written elsewhere.
-    with _archive(path) as (archive, _):
+    with _archive(path) as (archive, stream):
         member = next((member for member in _files(archive) if member.name == name), None)
         if member is None:
             raise InputError(f'{path}: has no {name}')
         if member.size > LARGEST_BATCH:
             raise InputError(f'{path}: {name} in the archive is larger than any batch of CIFAR-10')
+        stream.room = LARGEST_BATCH
         file = archive.extractfile(member)
         return b''.join(iter(lambda: file.read(AT_ONCE), b''))
 
@@ -99,7 +103,7 @@ def _archive(path: Path | str) -> Iterator[tuple[tarfile.TarFile, '_Bounded']]:
             stream = _Bounded(unpacked)
             with tarfile.open(fileobj=stream, mode='r:') as archive:
                 yield archive, stream
-    except (OSError, tarfile.TarError, EOFError, zlib.error, ValueError) as error:
+    except (OSError, tarfile.TarError, EOFError, zlib.error, ValueError, IndexError) as error:
         raise InputError(f'{path}: not a readable archive ({one_line(error)})') from None
 
 
@@ -112,15 +116,21 @@ def _files(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
 
 
 class _Bounded:
-    """What tarfile reads from, of bounded length and in parts of bounded length."""
+    """What tarfile reads from, of bounded length.
+
+    Attributes:
+        room: how many more bytes may be read; headers, until it is set.
+    """
 
     def __init__(self, stream: gzip.GzipFile) -> None:
         self._stream = stream
         self.tell = stream.tell
+        self.room = LARGEST_HEADERS
 
     def read(self, size: int) -> bytes:
-        if not 0 <= size <= AT_ONCE:
-            raise tarfile.ReadError(f'a header of {size:,} bytes')
+        self.room -= size
+        if size < 0 or self.room < 0:
+            raise tarfile.ReadError(f'it has headers of more than {LARGEST_HEADERS >> 10} kB')
         self._check(self.tell() + size)
         return self._stream.read(size)
 
@@ -149,9 +159,25 @@ class _PickledType:
     def __setstate__(self, state: Any) -> None: ...
 
 
-class _CifarUnpickler(pickle.Unpickler):
-    """Knows what a batch of CIFAR-10 is made of, and nothing else: a pickle could run any code otherwise."""
+def _last_in_a_list(length: int, unpickler: pickle._Unpickler) -> None:
+    unpickler.stack[-length:] = [unpickler.stack[-length:]]
 
+
+class _CifarUnpickler(pickle._Unpickler):
+    """Knows what a batch of CIFAR-10 is made of, and nothing else: a pickle could run any code otherwise.
+
+    The one in Python, which takes memory for what there is and not for what there could be, and in which tuples can
+    become lists: as keys they would be hashed, and a few bytes can nest them so that this never ends.
+    """
+
+    dispatch: ClassVar[dict[int, Callable]] = pickle._Unpickler.dispatch | {
+        pickle.EMPTY_TUPLE[0]: pickle._Unpickler.load_empty_list,
+        pickle.TUPLE1[0]: functools.partial(_last_in_a_list, 1),
+        pickle.TUPLE2[0]: functools.partial(_last_in_a_list, 2),
+        pickle.TUPLE3[0]: functools.partial(_last_in_a_list, 3),
+        pickle.TUPLE[0]: pickle._Unpickler.load_list,
+        pickle.FROZENSET[0]: pickle._Unpickler.load_list,
+    }
     KNOWN: ClassVar[dict[tuple[str, str], Callable]] = {
         ('numpy.core.multiarray', '_reconstruct'): lambda *_: _PickledArray(),
         ('numpy', 'ndarray'): _PickledArray,
@@ -178,17 +204,11 @@ class _CifarUnpickler(pickle.Unpickler):
         return text.encode('latin1')
 
 
-def _check_memory(data: bytes) -> None:
-    """Raise UnpicklingError for a few bytes that take any amount of memory."""
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
-        # The unpickler has room for as many objects as the largest number, of which each needs an instruction.
-        if (opcode.name in PUTS and argument > count) or opcode.name == 'BYTEARRAY8':
-            raise pickle.UnpicklingError(f'{opcode.name} {argument}, which no batch of CIFAR-10 needs')
-
-
 def _unpickled_pixels(data: bytes, where: str) -> np.ndarray:
     try:
-        _check_memory(data)
+        # One takes up to 216 bytes of memory.
+        if next(itertools.islice(pickletools.genops(data), MOST_INSTRUCTIONS, None), None):
+            raise pickle.UnpicklingError(f'it has more than {MOST_INSTRUCTIONS:,} instructions')
         batch = _CifarUnpickler(io.BytesIO(data)).load()
         pixels = batch[b'data'].pixels
         return pixels.reshape(-1, CIFAR_RECORD - 1)

@@ -32,26 +32,38 @@ LONGEST_KEY = 511  # bytes, of LMDB
 PNG_SIGNATURE, PNG_HEADER = b'\x89PNG\r\n\x1a\n', 24  # up to width and height
 FIRST_MAP_SIZE = 64 << 20
 # LMDB believes what a file says of itself, so that a damaged one kills the process that reads it. Another process finds
-# every key first, as a reader does. Of the values it reads none: that ends latest is within the file if all are.
-FIND_EVERY_KEY = """
+# every image first, just as a reader does, and prints what it does not like. The last byte of an image tells whether it
+# ends in the file: behind that it maps room for the longest of images, which could end in the memory of something else
+# otherwise. With lmdb's readahead, as getting an image takes its pages from the disk.
+FIND_EVERY_IMAGE = """
+import os
 import sys
-import lmdb
-import numpy as np
 
-environment = lmdb.open(sys.argv[1], readonly=True, lock=False, readahead=False, create=False)
-entries = environment.stat()['entries']
-with environment.begin(buffers=True) as transaction:
-    count, latest, last = 0, 0, b'0'
-    for key, value in transaction.cursor():
-        count, found = count + 1, transaction.get(key)
-        if count > entries or found is None or len(found) != len(value):
-            sys.exit(1)
-        end = np.frombuffer(found, np.uint8).__array_interface__['data'][0] + len(found)
-        if end > latest:
-            latest, last = end, found
-    sys.exit(count != entries or not last[-1:].tobytes())
+import lmdb
+
+path, keys = sys.argv[1], sys.stdin.buffer.read().split(b'\\n')
+size = os.stat(os.path.join(path, 'data.mdb')).st_size
+try:
+    environment = lmdb.open(path, size + (1 << 32), readonly=True, lock=False, create=False)
+    entries, needed = environment.stat()['entries'], (environment.info()['last_pgno'] + 1) * environment.stat()['psize']
+    if size < needed:
+        sys.exit(print(f'data.mdb is truncated, {size} of {needed} bytes'))
+    if entries != len(keys):
+        sys.exit(print(f'meta_info.txt lists {len(keys)} images, data.mdb holds {entries}'))
+    total = 0
+    with environment.begin(buffers=True) as transaction:
+        for key in keys:
+            image = transaction.get(key)
+            if image is None:
+                sys.exit(print(f'data.mdb has no {key.decode()!r}, which meta_info.txt lists'))
+            image[-1:].tobytes()
+            total += len(image)
+    if total > size:
+        print('the LMDB is damaged, images overlap')
+except lmdb.Error as error:
+    print(f'the LMDB is damaged ({error})')
 """
-SECONDS, SECONDS_A_KEY = 60, 1e-3  # that it may take; a damaged one can lead in circles
+SECONDS, BYTES_A_SECOND = 60, 5e6  # that it may take, and reads at least: a damaged one may never end
 
 
 def encode_png(image: np.ndarray) -> bytes:
@@ -179,7 +191,8 @@ class TileStore:
 
     def __init__(self, path: Path | str) -> None:
         self.path = str(path)
-        self.key_array = np.sort(_checked_keys(Path(path)))
+        states = (file.stat() for file in _files(Path(path)))
+        self.key_array = _checked_keys(self.path, *((it.st_ino, it.st_size, it.st_mtime_ns) for it in states))
 
     @property
     def keys(self) -> list[str]:
@@ -282,63 +295,49 @@ def _environment(path: Path | str) -> lmdb.Environment:
     return environment
 
 
-def _meta_info(path: Path) -> bytes:
-    """The lines of an LMDB's ``meta_info.txt``, which are ASCII."""
+def _files(path: Path) -> tuple[Path, Path]:
+    """``data.mdb`` and ``meta_info.txt`` of an LMDB; raises InputError if there are none."""
     if not path.is_dir():
         raise InputError(f'{path}: there is no such LMDB; {PACK}')
-    for file in (path / 'data.mdb', path / META_INFO):
+    files = path / 'data.mdb', path / META_INFO
+    for file in files:
         if not file.is_file():
             raise InputError(f'{path}: {file.name} is missing, so this is not an LMDB that BasicSR can read; {PACK}')
-    lines = (path / META_INFO).read_bytes()
+    return files
+
+
+def _meta_info(path: Path) -> bytes:
+    """The lines of an LMDB's ``meta_info.txt``, which are ASCII."""
+    lines = _files(path)[1].read_bytes()
     if not lines.isascii():
         raise InputError(f'{path}: {META_INFO} is damaged, it is not ASCII text; {PACK} again')
     return lines
 
 
-def _checked_keys(path: Path) -> np.ndarray:
-    data, lines = path / 'data.mdb', _meta_info(path)
+# A training asks twice, when it checks its options and when it begins, and it takes seconds for millions of tiles.
+@functools.lru_cache(maxsize=16)
+def _checked_keys(path: str, *_: tuple[int, int, int]) -> np.ndarray:
+    """The keys of an LMDB, sorted; what follows tells whether its files are those of an earlier call."""
     # PairedImageDataset, too, takes what comes before the first dot for the key.
-    names = [line.partition(b'.')[0] for line in lines.splitlines() if line.strip()]
+    names = [line.partition(b'.')[0] for line in _meta_info(Path(path)).splitlines() if line.strip()]
     if not names:
         raise InputError(f'{path}: the LMDB is empty; {PACK}')
     # An array of them takes the longest's room for each.
     if not 0 < min(map(len, names)) <= max(map(len, names)) <= LONGEST_KEY:
         raise InputError(f'{path}: {META_INFO} names a key of no letter, or of more than {LONGEST_KEY}; {PACK} again')
-    keys = np.array(names, 'S')
-    name = os.path.realpath(path)
-    was_open = name in TileStore._open
-    try:
-        environment = _environment(path)
-        entries = environment.stat()['entries']
-        needed = (environment.info()['last_pgno'] + 1) * environment.stat()['psize']
-        if not was_open:  # so that BasicSR's own datasets can open it
-            TileStore._open.pop(name)[0].close()
-    except lmdb.Error as error:
-        raise InputError(f'{path}: the LMDB is damaged ({error}); {PACK} again') from None
-    # Reading past the end of a truncated file would kill the process.
-    if data.stat().st_size < needed:
-        raise InputError(f'{path}: data.mdb is truncated, {data.stat().st_size} of {needed} bytes; {PACK} again')
-    if entries != len(keys):
-        raise InputError(f'{path}: {META_INFO} lists {len(keys)} images, data.mdb holds {entries}; {PACK} again')
-    file = data.stat()
-    if not _can_be_read(name, entries, file.st_ino, file.st_size, file.st_mtime_ns):
-        raise InputError(f'{path}: the LMDB is damaged, data.mdb cannot be read; {PACK} again')
-    return keys
-
-
-@functools.lru_cache
-def _can_be_read(path: str, entries: int, *_: int) -> bool:
-    """Whether a process that reads all entries of an LMDB survives it. What follows tells whether it is the same LMDB
-    as in an earlier call."""
+    keys = np.sort(np.array(names, 'S'))
     try:
         walk = subprocess.run(
-            [sys.executable, '-c', FIND_EVERY_KEY, path],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
+            [sys.executable, '-c', FIND_EVERY_IMAGE, path],
+            input=b'\n'.join(keys),
+            stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            timeout=SECONDS + SECONDS_A_KEY * entries,
+            timeout=SECONDS + os.path.getsize(Path(path) / 'data.mdb') / BYTES_A_SECOND,
             check=False,
         )
+        problem = walk.stdout.decode().strip() or (walk.returncode and 'the LMDB is damaged, data.mdb cannot be read')
     except subprocess.TimeoutExpired:
-        return False
-    return walk.returncode == 0
+        problem = 'the LMDB is damaged, or cannot be read in reasonable time'
+    if problem:
+        raise InputError(f'{path}: {problem}; {PACK} again')
+    return keys

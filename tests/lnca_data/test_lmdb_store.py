@@ -206,6 +206,24 @@ def test_other_count_in_meta_info(path):
     assert 'meta_info.txt lists 13 images, data.mdb holds 12' in refusal(TileStore, path)
 
 
+def test_other_key_in_meta_info(path):
+    lines = (path / META_INFO).read_text()
+    (path / META_INFO).write_text(lines.replace('tile_003', 'tile_3'))
+    assert "data.mdb has no 'tile_3', which meta_info.txt lists" in refusal(TileStore, path)
+
+
+@pytest.mark.parametrize(('share', 'message'), [(2, 'data.mdb cannot be read'), (0.3, 'images overlap')])
+def test_an_image_of_another_length(tmp_path, share, message):
+    """It would go on behind the file, which kills the process that reads it, or in other images."""
+    path = tmp_path / 'some.lmdb'
+    write_lmdb(path, images_of(40, (36, 36)))  # a page each, nearly full
+    data = bytearray((path / 'data.mdb').read_bytes())
+    place = data.index(b'tile_039') - 8  # the length, flags, the length of the key, the key
+    data[place : place + 4] = struct.pack('<I', int(share * len(data)))
+    (path / 'data.mdb').write_bytes(data)
+    assert message in refusal(TileStore, path)
+
+
 def test_a_key_twice(tmp_path, images):
     write_lmdb(tmp_path / 'some.lmdb', [*images, images[0]])
     assert 'lists 13 images, data.mdb holds 12' in refusal(TileStore, tmp_path / 'some.lmdb')

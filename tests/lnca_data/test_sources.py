@@ -8,6 +8,7 @@ import pickle
 import shutil
 import struct
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import cv2
@@ -398,29 +399,64 @@ ENCODED = b'c_codecs\nencode\nh\x00X\x06\x00\x00\x00latin1\x86R'
 @pytest.mark.parametrize(
     ('content', 'words'),
     [
-        (b'\x80\x02}r\xff\xff\xff\x7f.', 'LONG_BINPUT 2147483647'),
-        (b'\x80\x02}p2147483647\n.', 'PUT 2147483647'),
-        (b'\x80\x05\x96' + struct.pack('<Q', 1 << 40) + b'.', 'not a batch'),
-        (b'\x80\x02' + TEXT + 100 * (ENCODED + b'0') + b'.', 'unpacks to more than any batch'),
+        (b'\x80\x02}r\xff\xff\xff\x7f.', 'not a batch'),  # put in place 2147483647
+        (b'\x80\x02}p2147483647\n.', 'not a batch'),
+        (b'\x80\x05\x96' + struct.pack('<Q', 1 << 40) + b'.', 'not a batch'),  # a bytearray
+        (b'\x80\x02' + TEXT + 300 * (ENCODED + b'0') + b'.', 'unpacks to more than any batch'),
+        (b'\x80\x04' + (2 << 20) * b'\x8f' + b'.', 'it has more than 200,000 instructions'),  # sets
+        (
+            b'\x80\x02})' + 24 * b'2\x86' + b'Ns.',
+            "unhashable type: 'list'",
+        ),  # a tuple of twice the one before, as a key
     ],
 )
-def test_a_small_pickle_that_takes_much_memory(tmp_path, content, words):
+def test_a_small_pickle_that_takes_much_memory_or_time(tmp_path, content, words):
     place = tmp_path / 'cifar-10-batches-py'
     place.mkdir()
     (place / 'data_batch_1').write_bytes(content)
-    assert words in refusal(SOURCES['cifar10'].list, tmp_path)
+    tracemalloc.start()
+    message = refusal(SOURCES['cifar10'].list, tmp_path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert words in message
+    assert peak < 200 << 20
 
 
-def test_a_small_archive_that_takes_much_memory(tmp_path, monkeypatch):
+def archive_header(kind, size, goes_on=False):
+    header = tarfile.TarInfo('long')
+    header.type, header.size = kind, size
+    data = bytearray(header.tobuf(tarfile.GNU_FORMAT))
+    data[482] = goes_on  # where GNU says whether the map of a sparse file is longer
+    data[148:155] = b'%06o\0' % tarfile.calc_chksums(data)[0]
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    'content',
+    [
+        archive_header(tarfile.XHDTYPE, 8 << 30),
+        archive_header(tarfile.GNUTYPE_LONGNAME, 8 << 30),
+        500 * archive_header(tarfile.GNUTYPE_LONGLINK, 0),  # each read within the one before
+        500 * (archive_header(tarfile.XGLTYPE, 512) + b'512 key=' + bytes(504)),
+        archive_header(tarfile.GNUTYPE_SPARSE, 0, goes_on=True) + 500 * (21 * b'00000000001\0' + b'1\0\0\0'),  # and on
+    ],
+)
+def test_an_archive_whose_headers_take_much_memory(tmp_path, content):
+    (tmp_path / 'cifar-10-python.tar.gz').write_bytes(gzip.compress(content))
+    assert 'it has headers of more than 64 kB' in refusal(SOURCES['cifar10'].list, tmp_path)
+
+
+def test_an_archive_that_ends_in_a_header(tmp_path):
+    """In the map of a sparse file, where tarfile raises IndexError."""
+    archive = tmp_path / 'cifar-10-python.tar.gz'
+    archive.write_bytes(gzip.compress(archive_header(tarfile.GNUTYPE_SPARSE, 0, goes_on=True)))
+    assert refusal(SOURCES['cifar10'].list, tmp_path).startswith(f'{archive}: not a readable archive')
+
+
+def test_an_archive_that_unpacks_to_too_much(tmp_path, monkeypatch):
     (archive,) = miniatures.cifar10_python_archive(tmp_path / 'right', count=2).iterdir()
     monkeypatch.setattr(cifar, 'LARGEST_ARCHIVE', len(gzip.decompress(archive.read_bytes())) - (2 << 20))
     assert 'it holds more than' in refusal(SOURCES['cifar10'].list, archive.parent)
-    monkeypatch.undo()
-    cifar.archive_members.cache_clear()
-    header = tarfile.TarInfo('long')
-    header.type, header.size = tarfile.XHDTYPE, 2 << 20
-    archive.write_bytes(gzip.compress(header.tobuf() + bytes(header.size)))
-    assert 'a header of 2,097,152 bytes' in refusal(SOURCES['cifar10'].list, archive.parent)
 
 
 @pytest.mark.parametrize('form', CIFAR_FORMS)
