@@ -12,6 +12,7 @@ Weights = Mapping[str, Tensor]
 
 # Names that every checkpoint of a kind has, and no other.
 AUTOENCODER = ('autoencoder.encoder.down1.conv.weight', 'autoencoder.encoder.down2.conv.weight')
+BLEND = 'blend.share.weight'
 NAFCA_RULE = ('automaton.perception_norm.weight', 'automaton.embed.weight', 'automaton.ffn_expand.weight')
 VITCA_RULE = ('automaton.embed.weight', 'automaton.qkv.weight', 'automaton.mlp_in.weight', 'automaton.head.weight')
 NAMES = {
@@ -40,7 +41,9 @@ def detect(weights: Weights) -> Detected | None:
                 sizes = _SIZES[kind](weights)
             except (KeyError, IndexError, ZeroDivisionError):  # parameters of another name, or without channels
                 return None
-            return Detected(kind, sizes) if min(sizes.values()) > 0 else None
+            if min(sizes.values()) <= 0:
+                return None
+            return Detected(kind, sizes | ({'blend': True} if BLEND in weights else {}))
     return None
 
 

@@ -1,6 +1,8 @@
 """The latent automata: an autoencoder and a rule that works in its latent space (paper section 3)."""
 
-from torch import Tensor
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from lnca_arch.autoencoder import Autoencoder
 from lnca_arch.automaton import CellularAutomaton
@@ -9,21 +11,61 @@ from lnca_arch.network import AutomatonNetwork
 from lnca_arch.vitca import ViTCA
 
 
-class LatentNetwork(AutomatonNetwork):
-    """An automaton in the latent space of an :class:`Autoencoder`."""
+class Blend(nn.Module):
+    """Keeps of each pixel of a given image as much as it shows to be undamaged, beside a restored image.
 
-    def __init__(self, autoencoder: Autoencoder, automaton: CellularAutomaton, update_rate: float) -> None:
+    At first that is next to nothing, the same everywhere: an automaton that trains before this does cannot make use of
+    it.
+
+    Args:
+        image_channels: channels of the images.
+        channels: of the layer between.
+    """
+
+    def __init__(self, image_channels: int, channels: int = 16) -> None:
+        super().__init__()
+        self.compare = nn.Conv2d(2 * image_channels, channels, 3, padding=1)
+        self.share = nn.Conv2d(channels, 1, 3, padding=1)
+        nn.init.zeros_(self.share.weight)
+        nn.init.constant_(self.share.bias, -4)  # of which the sigmoid is 0.02
+
+    def forward(self, image: Tensor, restored: Tensor) -> Tensor:
+        """Both ``(N, image_channels, H, W)``, and the result, too."""
+        difference = image - restored
+        share = torch.sigmoid(self.share(F.silu(self.compare(torch.cat([image, difference], dim=1)))))
+        return restored + share * difference
+
+
+class LatentNetwork(AutomatonNetwork):
+    """An automaton in the latent space of an :class:`Autoencoder`.
+
+    Args:
+        autoencoder, automaton: the parts.
+        update_rate: see :class:`AutomatonNetwork`.
+        blend: whether what is decoded is blended with the given image; not in the paper. The skip has the image, too,
+            then.
+    """
+
+    def __init__(self, autoencoder: Autoencoder, automaton: CellularAutomaton, update_rate: float, blend: bool) -> None:
         super().__init__(automaton, update_rate)
         self.autoencoder = autoencoder
         self.image_channels = autoencoder.image_channels
         self.stride = autoencoder.stride
+        self.blend = Blend(autoencoder.image_channels) if blend else None
 
     def seed(self, image: Tensor) -> tuple[Tensor, Tensor]:
         latent, skip = self.autoencoder.encode(image)
+        if self.blend is not None:
+            skip = torch.cat([skip, F.pixel_unshuffle(image, 2)], dim=1)
         return self.automaton.seed(latent), skip
 
     def render(self, state: Tensor, skip: Tensor) -> Tensor:
-        return self.autoencoder.decode(self.automaton.output(state), skip)
+        latent = self.automaton.output(state)
+        if self.blend is None:
+            return self.autoencoder.decode(latent, skip)
+        channels = 4 * self.image_channels  # of the image, at the skip's size
+        image = F.pixel_shuffle(skip[:, -channels:], 2)
+        return self.blend(image, self.autoencoder.decode(latent, skip[:, :-channels]))
 
 
 class LatentNAFCA(LatentNetwork):
@@ -34,6 +76,7 @@ class LatentNAFCA(LatentNetwork):
         hidden_channels: the automaton's memory.
         embed_channels, ffn_expand, dropout: see :class:`NAFCA`.
         update_rate: see :class:`AutomatonNetwork`. The published latent results use 1.
+        blend: see :class:`LatentNetwork`.
     """
 
     def __init__(
@@ -46,11 +89,13 @@ class LatentNAFCA(LatentNetwork):
         ffn_expand: int = 4,
         dropout: float = 0.1,
         update_rate: float = 1.0,
+        blend: bool = False,
     ) -> None:
         super().__init__(
             Autoencoder(image_channels, latent_channels, downsamplings),
             NAFCA(latent_channels, latent_channels, hidden_channels, embed_channels, ffn_expand, dropout),
             update_rate,
+            blend,
         )
 
 
@@ -62,6 +107,7 @@ class LatentViTCA(LatentNetwork):
         hidden_channels: the automaton's memory.
         embed_channels, heads, mlp_channels: see :class:`ViTCA`.
         update_rate: see :class:`AutomatonNetwork`. The published latent results use 1.
+        blend: see :class:`LatentNetwork`.
     """
 
     def __init__(
@@ -74,9 +120,11 @@ class LatentViTCA(LatentNetwork):
         heads: int = 4,
         mlp_channels: int = 64,
         update_rate: float = 1.0,
+        blend: bool = False,
     ) -> None:
         super().__init__(
             Autoencoder(image_channels, latent_channels, downsamplings),
             ViTCA(latent_channels, latent_channels, hidden_channels, embed_channels, heads, mlp_channels),
             update_rate,
+            blend,
         )

@@ -55,6 +55,18 @@ def test_the_parts_make_the_whole():
 
 
 @torch.no_grad()
+def test_a_blend_keeps_next_to_nothing_at_first_and_can_keep_all():
+    net = LatentNAFCA(blend=True).eval()
+    image = torch.rand(1, 3, 16, 16)
+    latent, skip = net.autoencoder.encode(image)
+    decoded = net.autoencoder.decode(net.automaton(net.automaton.seed(latent), 5)[:, 16:32], skip)
+    kept = (net(image, steps=5) - decoded) / (image - decoded)
+    torch.testing.assert_close(kept, torch.tensor(-4.0).sigmoid().expand(1, 3, 16, 16), rtol=1e-2, atol=1e-3)
+    net.blend.share.bias.fill_(100)
+    torch.testing.assert_close(net(image, steps=5), image)
+
+
+@torch.no_grad()
 def test_update_rates():
     image = torch.rand(1, 3, 8, 8)
     for network, rate in ((LatentNAFCA, 1.0), (LatentViTCA, 1.0), (PixelViTCA, 0.5)):

@@ -18,6 +18,7 @@ def installed():
     ('kind', 'sizes'),
     [
         (LatentNAFCA, {}),
+        (LatentNAFCA, {'blend': True}),
         (LatentNAFCA, {'latent_channels': 8, 'downsamplings': 3, 'hidden_channels': 7, 'image_channels': 1}),
         (LatentViTCA, {'embed_channels': 16}),
         (PixelViTCA, {'hidden_channels': 6, 'embed_channels': 16, 'update_rate': 0.5}),

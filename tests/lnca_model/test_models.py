@@ -99,6 +99,7 @@ def with_joint_phase(opt):
 
 def test_the_third_phase_trains_everything_on_the_image(model_options):
     opt = with_joint_phase(model_options)
+    opt['network_g']['blend'] = True
     model = build_model(opt)
     assert [phase.name for phase in model.phases] == ['autoencoder', 'automaton', 'joint']
     train(model, opt, range(1, 8))

@@ -15,7 +15,7 @@ STEPS = 5
 
 def network(kind):
     torch.manual_seed(0)
-    made = kind(latent_channels=4, hidden_channels=5, embed_channels=8)
+    made = kind(latent_channels=4, hidden_channels=5, embed_channels=8, blend=kind is LatentNAFCA)
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))

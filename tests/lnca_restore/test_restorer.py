@@ -207,7 +207,7 @@ def test_bad_arguments(network):
 NETWORKS = [
     (LatentNAFCA, {**SMALL, 'ffn_expand': 2}),
     (LatentNAFCA, {**SMALL, 'latent_channels': 8, 'downsamplings': 3, 'image_channels': 1}),
-    (LatentViTCA, {**SMALL, 'mlp_channels': 12}),
+    (LatentViTCA, {**SMALL, 'mlp_channels': 12, 'blend': True}),
     (PixelViTCA, {'hidden_channels': 5, 'embed_channels': 8, 'mlp_channels': 12, 'image_channels': 1}),
 ]
 
