@@ -27,10 +27,11 @@ from tqdm import tqdm
 
 from lnca_arch.errors import InputError
 from lnca_data.atomic import PARTIAL, write_json
-from lnca_model import interruption
+from lnca_model import LNCAModel, interruption
 from lnca_restore import checkpoint
 
 ROOT = Path(__file__).parents[1]
+PHASES = LNCAModel.phase_names
 ITERATIONS = 100  # a phase
 POLL_SECONDS = 2e-4
 
@@ -63,14 +64,15 @@ class Project:
         (folder / 'basicsr').mkdir()
         (folder / 'basicsr' / 'train.py').write_text((ROOT / 'basicsr' / 'train.py').read_text())
         pairs = random_pairs(folder, tiles=21)
-        options = yaml.safe_load((ROOT / 'options' / 'lnca_photos.yml').read_text())
+        options = yaml.safe_load((ROOT / 'options' / 'lnca_plus_photos.yml').read_text())
         train, val = options['datasets']['train'], options['datasets']['val']
         train.update(dataroot_gt=pairs['dataroot_gt'], batch_size_per_gpu=4, persistent_workers=False)
         val.update(pairs)
         del options['datasets']['val_test']
         options['network_g'].update(latent_channels=4, hidden_channels=4, embed_channels=8)
-        options['train']['total_iter'] = 2 * ITERATIONS
-        options['train']['autoencoder']['iters'] = options['train']['automaton']['iters'] = ITERATIONS
+        options['train']['total_iter'] = len(PHASES) * ITERATIONS
+        for phase in PHASES:
+            options['train'][phase]['iters'] = ITERATIONS
         options['train']['automaton'].update(pool_size=20, steps=[1, 3])
         options['val']['val_freq'] = 25
         options['logger'].update(print_freq=1, save_checkpoint_freq=2, keep_checkpoints=3, use_tb_logger=False)
@@ -134,13 +136,13 @@ def _kills(count: int) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         project = Project(Path(folder))
         project.ended('whole')
-        for phase, first in (('autoencoder', 0), ('automaton', ITERATIONS)):
+        for number, phase in enumerate(PHASES):
             for moment in ('at any moment', 'while a checkpoint is written'):
                 name = f'{phase}_{moment.split()[0]}'
                 met = 0
                 for kill in tqdm(range(count), desc=f'kills, {phase}, {moment}', unit='kill', leave=False):
                     process = project.start(name)
-                    until(process, first + 1 + kill * (ITERATIONS - 10) // count)
+                    until(process, number * ITERATIONS + 1 + kill * (ITERATIONS - 10) // count)
                     if moment == 'at any moment':
                         time.sleep(random.random() * 0.1)
                     else:
@@ -169,7 +171,7 @@ def _signals(count: int) -> Iterator[Row]:
             survived = 0
             for turn in tqdm(range(count), desc=name, unit='signal', leave=False):
                 process = project.start(name)
-                until(process, 1 + turn * (2 * ITERATIONS - 10) // count)
+                until(process, 1 + turn * (len(PHASES) * ITERATIONS - 10) // count)
                 process.send_signal(getattr(signal, name))
                 process.communicate()
                 survived += process.returncode == interruption.EXIT_CODE
@@ -218,7 +220,7 @@ def _lost_process(count: int) -> Iterator[Row]:
         survived, slowest = 0, 0.0
         for turn in tqdm(range(count), desc='lost processes', unit='kill', leave=False):
             process = project.start('lost', processes=2)
-            until(process, 1 + turn * (2 * ITERATIONS - 10) // count)
+            until(process, 1 + turn * (len(PHASES) * ITERATIONS - 10) // count)
             children = psutil.Process(process.pid).children()
             random.choice(children).kill()
             killed = time.monotonic()

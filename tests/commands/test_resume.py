@@ -15,15 +15,17 @@ from outcomes import failed_in_one_line
 from lnca_restore import checkpoint
 
 PATIENCE = 240  # seconds
-KILLS = 4
+KILLS = 5
+IN_JOINT = ('optim_g', 'reconstruction_opt', 'hidden_overflow_opt')
 
 
 @pytest.fixture
 def long_options(options):
-    """Both phases are long enough to be met in their middle; checkpoints and validations fall together or apart."""
-    options['train'].update(total_iter=120)
-    options['train']['autoencoder']['iters'] = 60
-    options['train']['automaton']['iters'] = 60
+    """All phases are long enough to be met in their middle; checkpoints and validations fall together or apart."""
+    joint = {key: value for key, value in options['train']['automaton'].items() if key in IN_JOINT}
+    options['train'].update(total_iter=120, joint=joint)
+    for phase in ('autoencoder', 'automaton', 'joint'):
+        options['train'][phase]['iters'] = 40
     options['datasets']['train']['num_worker_per_gpu'] = 1
     options['val']['val_freq'] = 12
     options['logger'].update(save_checkpoint_freq=8, print_freq=1)
@@ -105,8 +107,9 @@ def test_a_signal_saves_and_ends(number, project, long_options):
     assert int(state.stem) >= 30
     assert f'{number.name}: saved iteration {state.stem}; --auto_resume goes on from there.' in said
     assert 'Traceback' not in said
-    long_options['train']['total_iter'] = 60 + (iterations := 4)
-    long_options['train']['automaton']['iters'] = iterations
+    long_options['train'].update(total_iter=40 + 2 + 2)
+    for phase in ('automaton', 'joint'):
+        long_options['train'][phase]['iters'] = 2
     process = start(project, long_options)
     _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, said
@@ -120,6 +123,7 @@ def slow_validations(long_options, many_tiles):
     datasets['val_more'] = datasets['val'] | many_tiles | {'name': 'more'}
     datasets['val_test'] |= many_tiles
     long_options['train'].update(total_iter=18)
+    del long_options['train']['joint']
     long_options['train']['autoencoder']['iters'] = 3
     long_options['train']['automaton']['iters'] = 15
     long_options['val'].update(val_freq=6, batch_size=1)
@@ -228,7 +232,7 @@ def test_after_going_back_what_was_written_last_is_gone_on_from(project, run, op
 
 
 def test_two_runs_of_one_name(project, run, long_options):
-    long_options['train']['total_iter'] = 10_060
+    long_options['train']['total_iter'] = 10_080
     long_options['train']['automaton']['iters'] = 10_000
     process = start(project, long_options)
     until_iteration(process, 2)
