@@ -1,7 +1,9 @@
 """Runs of basicsr/train.py that end before they should, and go on."""
 
 import csv
+import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,12 +34,31 @@ def long_options(options):
     return options
 
 
+@pytest.fixture
+def left_alone(project, tmp_path_factory):
+    """``left_alone(options)``: a folder like ``project`` in which such a run has come to its end."""
+
+    def train(options):
+        other = tmp_path_factory.mktemp('left_alone')
+        shutil.copytree(project / 'basicsr', other / 'basicsr')
+        process = start(other, options)
+        _, said = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0, said
+        return other
+
+    return train
+
+
 def start(project, options, auto_resume=True):
     file = project / 'options.yml'
     file.write_text(yaml.safe_dump(options))
     more = ['--auto_resume'] if auto_resume else []
     command = [sys.executable, project / 'basicsr' / 'train.py', '-opt', file, *more]
-    return subprocess.Popen(command, cwd=project, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    # Threads would wait for each other where other work runs, too.
+    environment = os.environ | {'OMP_NUM_THREADS': '1'}
+    return subprocess.Popen(
+        command, cwd=project, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
 
 
 def until_iteration(process, iteration):
@@ -72,13 +93,8 @@ def same(first, second):
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_killed_at_any_moment_a_run_ends_in_the_same_weights(project, long_options, tmp_path_factory):
-    other = tmp_path_factory.mktemp('uninterrupted')
-    (other / 'basicsr').mkdir()
-    (other / 'basicsr' / 'train.py').write_text((project / 'basicsr' / 'train.py').read_text())
-    whole = start(other, long_options)
-    _, said = whole.communicate(timeout=PATIENCE)
-    assert whole.returncode == 0, said
+def test_killed_at_any_moment_a_run_ends_in_the_same_weights(project, long_options, left_alone):
+    other = left_alone(long_options)
 
     moments = random.Random()  # others in each run of this test
     for kill in range(KILLS):
@@ -131,13 +147,8 @@ def slow_validations(long_options, many_tiles):
     return long_options
 
 
-def test_a_validation_that_was_cut_off_is_done_when_the_run_goes_on(project, slow_validations, tmp_path_factory):
-    other = tmp_path_factory.mktemp('uninterrupted')
-    (other / 'basicsr').mkdir()
-    (other / 'basicsr' / 'train.py').write_text((project / 'basicsr' / 'train.py').read_text())
-    whole = start(other, slow_validations)
-    _, said = whole.communicate(timeout=PATIENCE)
-    assert whole.returncode == 0, said
+def test_a_validation_that_was_cut_off_is_done_when_the_run_goes_on(project, slow_validations, left_alone):
+    other = left_alone(slow_validations)
     states = project / 'experiments' / 'lnca_photos' / 'training_states'
 
     # No checkpoint was due in iteration 6, and one in iteration 12, of which the third validates again; 18 is the last.
