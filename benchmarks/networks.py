@@ -154,9 +154,10 @@ def _prepare_line(path: Path) -> str:
 
 def shared_training(task: Options) -> tuple[Options, int]:
     """What holds for every network of an option file's ``train:`` block, its optimiser without the rate, and the
-    iterations of a phase, of the longest if there are several."""
+    iterations of a phase, of the longest if there are several, the last of equals."""
     phases = [name for name in MODELS[task['model_type']].phase_names if name in task['train']]
-    block = max((task['train'][name] for name in phases), key=lambda phase: phase['iters']) if phases else task['train']
+    blocks = [task['train'][name] for name in reversed(phases)] or [task['train']]
+    block = max(blocks, key=lambda phase: phase['iters'] if phases else 0)
     shared = {key: value for key, value in task['train'].items() if key not in (*phases, *OF_ONE_NETWORK)}
     shared = {key: value for key, value in shared.items() if not key.endswith('_opt')}
     shared['optim_g'] = {key: value for key, value in block['optim_g'].items() if key != 'lr'}
