@@ -4,17 +4,15 @@ python benchmarks/ablation.py --seeds 3 --epochs 2 --batch 8
 """
 
 import argparse
-import shlex
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from compare import RESULTS, add_training_options, check_training_options, compare
+from compare import RESULTS, compare, parse_training_options
 from compare_plan import ESTIMATES
 from measure import in_one_line, machine
 from networks import ROOT, Options, check_network, read_network, read_task, with_batch
-from results_folder import duration, markdown_table, read_json, write_csv
+from results_folder import command_line, duration, markdown_table, read_json, with_deviation, write_csv
 
 from lnca_arch.errors import check_known, report_in_one_line
 from lnca_data.atomic import whole_file, write_json
@@ -30,9 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     recipes = read_options(RECIPES)
     parser.add_argument('--recipes', nargs='+', default=list(recipes), help=f'of {", ".join(recipes)}; all of them')
-    add_training_options(parser)
-    arguments = parser.parse_args()
-    check_training_options(arguments)
+    arguments = parse_training_options(parser)
     for name in arguments.recipes:
         check_known(name, recipes, '--recipes:')
     networks = {name: network_of(name, recipes) for name in arguments.recipes}
@@ -42,9 +38,7 @@ def main() -> None:
     }
     budget = arguments.budget and arguments.budget / len(TASKS)
     for damage, file in TASKS.items():
-        task = read_task(file)
-        if arguments.batch is not None:
-            task = with_batch(task, arguments.batch)
+        task = with_batch(read_task(file), arguments.batch)
         compared = compare(task, networks, output / damage, arguments.seeds, arguments.epochs, budget)
         _add(rows, damage, compared, read_json(output / damage / ESTIMATES) or {})
     _write(output, list(rows.values()))
@@ -102,17 +96,16 @@ def _add(
 
 def _write(output: Path, rows: list[dict[str, Any]]) -> None:
     """``table.md``, ``table.csv`` and ``table.json``; the first is printed, too."""
-    command = f'python benchmarks/ablation.py {shlex.join(sys.argv[1:])}'
+    command = command_line()
     columns = ['recipe', *(f'{damage}, {score.upper()}' for damage in TASKS for score in SCORES)]
     columns += ['parameters', 'training time', 'training memory', 'inference']
+    first = next(iter(TASKS))
     lines = []
     for row in rows:
         line = [row['recipe']]
         for damage in TASKS:
             for score, digits in SCORES.items():
-                value, deviation = row[f'{damage} {score}'], row[f'{damage} {score} deviation']
-                line.append(f'{value:.{digits}f}' + ('' if deviation is None else f' ± {deviation:.{digits}f}'))
-        first = next(iter(TASKS))
+                line.append(with_deviation(row[f'{damage} {score}'], row[f'{damage} {score} deviation'], digits))
         line += [
             f'{row["parameters"]:,}',
             duration(row[f'{first} training seconds']),

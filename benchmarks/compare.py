@@ -49,9 +49,7 @@ WITHOUT_EFFECT = ('name', 'dataroot_gt', 'dataroot_lq', 'cache', 'num_worker_per
 def main() -> None:
     report_in_one_line()
     arguments = _arguments()
-    task = read_task(arguments.opt)
-    if arguments.batch is not None:
-        task = with_batch(task, arguments.batch)
+    task = with_batch(read_task(arguments.opt), arguments.batch)
     networks = read_networks(arguments.models)
     output = arguments.output or RESULTS / task['name']
     compare(task, networks, output, arguments.seeds, arguments.epochs, arguments.budget)
@@ -164,14 +162,15 @@ def _arguments() -> argparse.Namespace:
         '-opt', type=Path, required=True, help='option file of the task, such as options/lnca_gopro.yml'
     )
     add_models_option(parser)
-    add_training_options(parser)
-    arguments = parser.parse_args()
-    check_training_options(arguments)
-    return arguments
+    return parse_training_options(parser)
 
 
-def add_training_options(parser: argparse.ArgumentParser) -> None:
-    """Have a command take what :func:`compare` needs to know."""
+def parse_training_options(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Have a command take what :func:`compare` needs to know, and read its arguments.
+
+    Raises:
+        InputError: their values make no sense.
+    """
     parser.add_argument('--seeds', type=int, default=1, help='trainings of each network: mean and deviation are given')
     length = parser.add_mutually_exclusive_group()
     length.add_argument('--epochs', type=float, help="epochs a phase, in place of the option file's; equally for all")
@@ -180,10 +179,7 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument('--batch', type=int, help="images a batch, in place of the option file's")
     parser.add_argument('--output', type=Path, metavar='FOLDER', help="default: results/ and the option file's name")
-
-
-def check_training_options(arguments: argparse.Namespace) -> None:
-    """Raise InputError unless the values of :func:`add_training_options` make sense."""
+    arguments = parser.parse_args()
     if arguments.seeds < 1:
         raise InputError('--seeds must be at least 1')
     if arguments.batch is not None and arguments.batch < 2:
@@ -191,6 +187,7 @@ def check_training_options(arguments: argparse.Namespace) -> None:
     for name, value in (('--budget', arguments.budget), ('--epochs', arguments.epochs)):
         if value is not None and not value > 0:
             raise InputError(f'{name} must be a positive number')
+    return arguments
 
 
 def _settings(task: Options, tiles: Mapping[str, tuple[int, str]], iters: int, budget: float | None) -> Options:

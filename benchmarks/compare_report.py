@@ -1,9 +1,7 @@
 """What a comparison writes: tables, a chart and a sheet of pictures."""
 
 import math
-import shlex
 import statistics
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ import torch
 from charts import write_bars
 from measure import in_one_line
 from networks import ROOT, Options, dataset_of
-from results_folder import ResultsFolder, duration, markdown_table
+from results_folder import ResultsFolder, command_line, duration, markdown_table, with_deviation
 
 from lnca_arch.errors import InputError, construct
 from lnca_data.lmdb_store import TileStore
@@ -57,7 +55,7 @@ def write_tables(
     metrics = list(folder.settings['metrics'])
     rows = [_row(name, of_network, dataset, folder.settings) for name, of_network in records.items()]
     rows.insert(0, dict.fromkeys(rows[0]) | {'network': 'corrupted input', **corrupted})
-    command = f'python benchmarks/{Path(sys.argv[0]).name} {shlex.join(sys.argv[1:])}'
+    command = command_line()
     content = {'command': command, 'rows': rows, 'failed': failed, 'settings': folder.settings, 'runs': finished}
     folder.write_json('table.json', content)
     folder.write_csv('table.csv', rows)
@@ -97,8 +95,8 @@ def _table(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> str:
     for row in rows:
         line = [row['network'], *('' if row[key] is None else f'{row[key]:,}' for key in ('parameters', 'epochs'))]
         for metric in metrics:
-            digits, deviation = DIGITS.get(metric, 3), row[f'{metric} deviation']
-            line.append(_number(row[metric], digits) + ('' if deviation is None else f' ± {deviation:.{digits}f}'))
+            digits = DIGITS.get(metric, 3)
+            line.append(with_deviation(row[metric], row[f'{metric} deviation'], digits))
             line.append(_number(row[f'{metric} gain'], digits, '+'))
         line += [_number(row["paper's ssim"], 3)] * with_paper
         seconds, memory = row['training seconds'], row['peak training memory bytes']

@@ -131,8 +131,10 @@ def uses_gpu(opt: Options) -> bool:
     return opt.get('num_gpu') != 0 and torch.cuda.is_available()
 
 
-def with_batch(task: Options, batch: int) -> Options:
-    """A task in batches of another size, for as many epochs as before."""
+def with_batch(task: Options, batch: int | None) -> Options:
+    """A task in batches of another size, unless that is None, for as many epochs as before."""
+    if batch is None:
+        return task
     task = copy.deepcopy(task)
     train_set = task['datasets']['train']
     factor = train_set['batch_size_per_gpu'] / batch
@@ -155,7 +157,7 @@ def _prepare_line(path: Path) -> str:
 def shared_training(task: Options) -> tuple[Options, int]:
     """What holds for every network of an option file's ``train:`` block, its optimiser without the rate, and the
     iterations of a phase, of the longest if there are several, the last of equals."""
-    phases = [name for name in MODELS[task['model_type']].phase_names if name in task['train']]
+    phases = _phases_in(task)
     blocks = [task['train'][name] for name in reversed(phases)] or [task['train']]
     block = max(blocks, key=lambda phase: phase['iters'] if phases else 0)
     shared = {key: value for key, value in task['train'].items() if key not in (*phases, *OF_ONE_NETWORK)}
@@ -191,8 +193,12 @@ def options_for(task: Options, network: Options, iters: int) -> Options:
 def shares_of(network: Options) -> dict[str | None, float]:
     """The phases in which a network trains, None for one without a name → its share: how long it is, a phase of the
     paper's recipe being 1."""
-    phases = [name for name in MODELS[network['model_type']].phase_names if name in network['train']]
-    return {name: network['train'][name].get('share', 1) for name in phases} or {None: 1}
+    return {name: network['train'][name].get('share', 1) for name in _phases_in(network)} or {None: 1}
+
+
+def _phases_in(options: Options) -> list[str]:
+    """The phases that an option file, or a network's, has a block of."""
+    return [name for name in MODELS[options['model_type']].phase_names if name in options['train']]
 
 
 def dataset_of(task: Options, kind: str) -> Options:

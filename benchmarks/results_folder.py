@@ -2,6 +2,8 @@
 
 import csv
 import json
+import shlex
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -95,6 +97,18 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str
     """A table as Markdown, the first column to the left and the others to the right."""
     lines = [columns, ['---'] + ['---:'] * (len(columns) - 1), *rows]
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+
+
+def command_line() -> str:
+    """What was typed to start this command."""
+    return f'python benchmarks/{Path(sys.argv[0]).name} {shlex.join(sys.argv[1:])}'
+
+
+def with_deviation(value: float | None, deviation: float | None, digits: int) -> str:
+    """``'0.123 ± 0.004'``, or as much of it as there is."""
+    if value is None:
+        return ''
+    return f'{value:.{digits}f}' + ('' if deviation is None else f' ± {deviation:.{digits}f}')
 
 
 def duration(seconds: float) -> str:
