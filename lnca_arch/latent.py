@@ -12,28 +12,50 @@ from lnca_arch.vitca import ViTCA
 
 
 class Blend(nn.Module):
-    """Keeps of each pixel of a given image as much as it shows to be undamaged, beside a restored image.
+    """Keeps of a given image as much as it shows to be undamaged, beside a restored image.
 
-    At first that is next to nothing, the same everywhere: an automaton that trains before this does cannot make use of
-    it.
+    That is a share of the difference between the two, and of its means in windows around each pixel: damage that spares
+    no pixel, such as blur or noise, may yet leave means, and so colours, as they were. At first the shares are next to
+    nothing, the same everywhere: an automaton that trains before this does cannot make use of them.
 
     Args:
         image_channels: channels of the images.
         channels: of the layer between.
     """
 
+    WINDOWS = (3, 9, 27)  # pixels a side
+
     def __init__(self, image_channels: int, channels: int = 16) -> None:
         super().__init__()
-        self.compare = nn.Conv2d(2 * image_channels, channels, 3, padding=1)
-        self.share = nn.Conv2d(channels, 1, 3, padding=1)
+        differences = 1 + len(self.WINDOWS)
+        self.compare = nn.Conv2d((1 + differences) * image_channels, channels, 3, padding=1)
+        self.share = nn.Conv2d(channels, differences, 3, padding=1)
         nn.init.zeros_(self.share.weight)
         nn.init.constant_(self.share.bias, -4)  # of which the sigmoid is 0.02
 
     def forward(self, image: Tensor, restored: Tensor) -> Tensor:
         """Both ``(N, image_channels, H, W)``, and the result, too."""
         difference = image - restored
-        share = torch.sigmoid(self.share(F.silu(self.compare(torch.cat([image, difference], dim=1)))))
-        return restored + share * difference
+        differences = [difference, *(local_mean(difference, window) for window in self.WINDOWS)]
+        shares = torch.sigmoid(self.share(F.silu(self.compare(torch.cat([image, *differences], dim=1)))))
+        for number, difference in enumerate(differences):
+            restored = restored + shares[:, number : number + 1] * difference
+        return restored
+
+
+def local_mean(image: Tensor, window: int) -> Tensor:
+    """The mean of the square around each pixel, as far as that lies in the image.
+
+    Args:
+        image: ``(N, C, H, W)``.
+        window: side of the square in pixels, odd.
+
+    Returns:
+        The means, ``(N, C, H, W)``.
+    """
+    reach = window // 2
+    rows = F.avg_pool2d(image, (window, 1), stride=1, padding=(reach, 0), count_include_pad=False)
+    return F.avg_pool2d(rows, (1, window), stride=1, padding=(0, reach), count_include_pad=False)
 
 
 class LatentNetwork(AutomatonNetwork):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from lnca_arch import LatentNAFCA, LatentViTCA, PixelViTCA
+from lnca_arch.latent import local_mean
 from lnca_arch.network import pad_to_multiple
 
 from basicsr.archs import build_network
@@ -55,15 +56,28 @@ def test_the_parts_make_the_whole():
 
 
 @torch.no_grad()
-def test_a_blend_keeps_next_to_nothing_at_first_and_can_keep_all():
+def test_a_blend_keeps_next_to_nothing_at_first_and_can_keep_all_or_the_means():
     net = LatentNAFCA(blend=True).eval()
     image = torch.rand(1, 3, 16, 16)
     latent, skip = net.autoencoder.encode(image)
     decoded = net.autoencoder.decode(net.automaton(net.automaton.seed(latent), 5)[:, 16:32], skip)
-    kept = (net(image, steps=5) - decoded) / (image - decoded)
-    torch.testing.assert_close(kept, torch.tensor(-4.0).sigmoid().expand(1, 3, 16, 16), rtol=1e-2, atol=1e-3)
-    net.blend.share.bias.fill_(100)
+    difference = image - decoded
+    share = torch.tensor(-4.0).sigmoid()
+    kept = share * (difference + sum(local_mean(difference, window) for window in (3, 9, 27)))
+    torch.testing.assert_close(net(image, steps=5), decoded + kept)
+    net.blend.share.bias.copy_(torch.tensor([100.0, -100, -100, -100]))
     torch.testing.assert_close(net(image, steps=5), image)
+    net.blend.share.bias.copy_(torch.tensor([-100.0, -100, -100, 100]))
+    torch.testing.assert_close(net(image, steps=5)[..., 8, 8], decoded[..., 8, 8] + difference.mean(dim=(2, 3)))
+
+
+def test_local_means_count_what_lies_in_the_image():
+    image = torch.arange(12.0).view(1, 1, 3, 4)
+    means = local_mean(image, 3)
+    assert means.shape == image.shape
+    assert means[0, 0, 0, 0] == image[0, 0, :2, :2].mean()
+    assert means[0, 0, 1, 2] == image[0, 0, :, 1:].mean()
+    torch.testing.assert_close(local_mean(image, 9), image.mean().expand_as(image))
 
 
 @torch.no_grad()
