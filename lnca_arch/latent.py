@@ -15,8 +15,9 @@ class Blend(nn.Module):
     """Keeps of a given image as much as it shows to be undamaged, beside a restored image.
 
     That is a share of the difference between the two, and of its means in windows around each pixel: damage that spares
-    no pixel, such as blur or noise, may yet leave means, and so colours, as they were. At first the shares are next to
-    nothing, the same everywhere: an automaton that trains before this does cannot make use of them.
+    no pixel, such as blur or noise, may yet leave means, and so colours, as they were. At first the shares are the same
+    everywhere: half of each mean, and next to nothing of the pixel itself, as an automaton that trains before this does
+    cannot make use of it.
 
     Args:
         image_channels: channels of the images.
@@ -24,6 +25,7 @@ class Blend(nn.Module):
     """
 
     WINDOWS = (3, 9, 27)  # pixels a side
+    PACE = 10  # shares have further to go than a rate that suits the other layers takes them
 
     def __init__(self, image_channels: int, channels: int = 16) -> None:
         super().__init__()
@@ -31,13 +33,15 @@ class Blend(nn.Module):
         self.compare = nn.Conv2d((1 + differences) * image_channels, channels, 3, padding=1)
         self.share = nn.Conv2d(channels, differences, 3, padding=1)
         nn.init.zeros_(self.share.weight)
-        nn.init.constant_(self.share.bias, -4)  # of which the sigmoid is 0.02
+        nn.init.zeros_(self.share.bias)
+        nn.init.constant_(self.share.bias[:1], -4 / self.PACE)  # a sigmoid of 0.02
 
     def forward(self, image: Tensor, restored: Tensor) -> Tensor:
         """Both ``(N, image_channels, H, W)``, and the result, too."""
         difference = image - restored
         differences = [difference, *(local_mean(difference, window) for window in self.WINDOWS)]
-        shares = torch.sigmoid(self.share(F.silu(self.compare(torch.cat([image, *differences], dim=1)))))
+        features = F.silu(self.compare(torch.cat([image, *differences], dim=1)))
+        shares = torch.sigmoid(self.PACE * self.share(features))
         for number, difference in enumerate(differences):
             restored = restored + shares[:, number : number + 1] * difference
         return restored

@@ -56,14 +56,14 @@ def test_the_parts_make_the_whole():
 
 
 @torch.no_grad()
-def test_a_blend_keeps_next_to_nothing_at_first_and_can_keep_all_or_the_means():
+def test_a_blend_keeps_half_of_the_means_at_first_and_can_keep_all_or_one():
     net = LatentNAFCA(blend=True).eval()
     image = torch.rand(1, 3, 16, 16)
     latent, skip = net.autoencoder.encode(image)
     decoded = net.autoencoder.decode(net.automaton(net.automaton.seed(latent), 5)[:, 16:32], skip)
     difference = image - decoded
-    share = torch.tensor(-4.0).sigmoid()
-    kept = share * (difference + sum(local_mean(difference, window) for window in (3, 9, 27)))
+    kept = torch.tensor(-4.0).sigmoid() * difference
+    kept += sum(local_mean(difference, window) / 2 for window in (3, 9, 27))
     torch.testing.assert_close(net(image, steps=5), decoded + kept)
     net.blend.share.bias.copy_(torch.tensor([100.0, -100, -100, -100]))
     torch.testing.assert_close(net(image, steps=5), image)
