@@ -57,9 +57,21 @@ def local_mean(image: Tensor, window: int) -> Tensor:
     Returns:
         The means, ``(N, C, H, W)``.
     """
-    reach = window // 2
-    rows = F.avg_pool2d(image, (window, 1), stride=1, padding=(reach, 0), count_include_pad=False)
-    return F.avg_pool2d(rows, (1, window), stride=1, padding=(0, reach), count_include_pad=False)
+    means = image.to(torch.promote_types(image.dtype, torch.float32))
+    for _ in range(2):  # along rows, then along columns
+        means = _means_of_rows(means, window // 2).transpose(-1, -2)
+    return means.to(image.dtype)
+
+
+def _means_of_rows(image: Tensor, reach: int) -> Tensor:
+    """Means of each pixel and up to ``reach`` others at either side, from running sums: a pooling would take longer the
+    wider the window."""
+    length = image.shape[-1]
+    sums = F.pad(image.cumsum(-1), (reach + 1, 0))
+    sums = torch.cat([sums, sums[..., -1:].expand(*sums.shape[:-1], reach)], dim=-1)
+    place = torch.arange(length, device=image.device)
+    count = (place + reach + 1).clamp(max=length) - (place - reach).clamp(min=0)
+    return (sums[..., 2 * reach + 1 :] - sums[..., :length]) / count
 
 
 class LatentNetwork(AutomatonNetwork):
