@@ -42,8 +42,8 @@ class Blend(nn.Module):
         differences = [difference, *(local_mean(difference, window) for window in self.WINDOWS)]
         features = F.silu(self.compare(torch.cat([image, *differences], dim=1)))
         shares = torch.sigmoid(self.PACE * self.share(features))
-        for number, difference in enumerate(differences):
-            restored = restored + shares[:, number : number + 1] * difference
+        for share, kept in zip(shares.split(1, dim=1), differences, strict=True):
+            restored = restored + share * kept
         return restored
 
 
