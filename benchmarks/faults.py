@@ -74,7 +74,7 @@ class Project:
         for phase in PHASES:
             options['train'][phase]['iters'] = ITERATIONS
         options['train']['automaton'].update(pool_size=20, steps=[1, 3])
-        options['val']['val_freq'] = 25
+        options['val']['val_freq'] = 10
         options['logger'].update(print_freq=1, save_checkpoint_freq=2, keep_checkpoints=3, use_tb_logger=False)
         options['num_gpu'] = 0
         self.options = options
@@ -110,6 +110,14 @@ class Project:
         """Files that are being written."""
         return [file for kind in ('models', 'training_states') for file in (self.experiment(name) / kind).glob(PARTIAL)]
 
+    def sheets(self, name: str) -> dict[Path, int]:
+        """When each validation's pictures were written, which is done before its scores are."""
+        return {file: file.stat().st_mtime_ns for file in self.experiment(name).glob('visualization/*/sheet_*.png')}
+
+    def scores(self, name: str) -> str:
+        file = self.experiment(name) / 'scores.csv'
+        return file.read_text() if file.exists() else ''
+
     def same(self, first: str, second: str) -> bool:
         """Whether two experiments have ended in the same weights and scores."""
         folders = self.experiment(first), self.experiment(second)
@@ -117,8 +125,7 @@ class Project:
             weights, others = (checkpoint.load(folder / 'models' / network)['params'] for folder in folders)
             if not all(torch.equal(weights[key], others[key]) for key in others):
                 return False
-        scores = [(folder / 'scores.csv').read_text() for folder in folders]
-        return scores[0] == scores[1]
+        return self.scores(first) == self.scores(second)
 
 
 def until(process: subprocess.Popen, iteration: int) -> None:
@@ -132,33 +139,75 @@ def until(process: subprocess.Popen, iteration: int) -> None:
 
 
 def _kills(count: int) -> Iterator[Row]:
-    """SIGKILL at random moments, and as soon as a checkpoint is being written."""
+    """SIGKILL at random moments, as soon as a checkpoint is being written, and as soon as a validation drew its sheet."""
     with tempfile.TemporaryDirectory() as folder:
         project = Project(Path(folder))
         project.ended('whole')
         for number, phase in enumerate(PHASES):
-            for moment in ('at any moment', 'while a checkpoint is written'):
-                name = f'{phase}_{moment.split()[0]}'
+            for moment, kill in MOMENTS.items():
+                name = f'{phase}_{moment.replace(" ", "_")}'
                 met = 0
-                for kill in tqdm(range(count), desc=f'kills, {phase}, {moment}', unit='kill', leave=False):
-                    process = project.start(name)
-                    until(process, number * ITERATIONS + 1 + kill * (ITERATIONS - 10) // count)
-                    if moment == 'at any moment':
-                        time.sleep(random.random() * 0.1)
-                    else:
-                        while not project.partial(name) and process.poll() is None:
-                            time.sleep(POLL_SECONDS)
-                    process.kill()
-                    process.communicate()
-                    met += bool(project.partial(name))
+                for turn in tqdm(range(count), desc=f'kills, {phase}, {moment}', unit='kill', leave=False):
+                    met += kill(project, name, turn, number * ITERATIONS + 1 + turn * (ITERATIONS - 10) // count)
                 project.ended(name)
                 yield _row(
                     f'SIGKILL in phase {phase}, {moment}',
                     count,
                     count * project.same(name, 'whole'),
-                    f'resumed each time; {met} kills left a half-written file; final and best weights bit-identical, '
-                    'scores too',
+                    f'resumed each time; {met} kills {MET[kill]}; final and best weights bit-identical, scores too',
                 )
+
+
+def _kill_at_any_moment(project: Project, name: str, turn: int, iteration: int) -> bool:
+    process = project.start(name)
+    until(process, iteration)
+    time.sleep(random.random() * 0.1)
+    _kill(process)
+    return bool(project.partial(name))
+
+
+def _kill_in_a_save(project: Project, name: str, turn: int, iteration: int) -> bool:
+    process = project.start(name)
+    until(process, iteration)
+    _wait(process, lambda: project.partial(name))
+    _kill(process)
+    return bool(project.partial(name))
+
+
+def _kill_in_a_validation(project: Project, name: str, turn: int, iteration: int) -> bool:
+    """Every other time it is the validation that makes up for the one before, which was killed."""
+    before = project.sheets(name)
+    process = project.start(name)
+    if turn % 2 == 0:
+        until(process, iteration)
+        before = project.sheets(name)
+    scores = project.scores(name)
+    _wait(process, lambda: project.sheets(name) != before)
+    _kill(process)
+    return project.scores(name) == scores
+
+
+# How a training is killed, once it has come to an iteration; true if it was in the midst of what the moment names.
+MOMENTS: dict[str, Callable[[Project, str, int, int], bool]] = {
+    'at any moment': _kill_at_any_moment,
+    'while a checkpoint is written': _kill_in_a_save,
+    'in a validation': _kill_in_a_validation,
+}
+MET = {
+    _kill_at_any_moment: 'left a half-written file',
+    _kill_in_a_save: 'left a half-written file',
+    _kill_in_a_validation: 'came before the scores were written',
+}
+
+
+def _wait(process: subprocess.Popen, condition: Callable[[], Any]) -> None:
+    while not condition() and process.poll() is None:
+        time.sleep(POLL_SECONDS)
+
+
+def _kill(process: subprocess.Popen) -> None:
+    process.kill()
+    process.communicate()
 
 
 def _signals(count: int) -> Iterator[Row]:

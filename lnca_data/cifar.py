@@ -57,7 +57,7 @@ def cifar_batch(path: str, member: str = '') -> np.ndarray:
     Raises:
         InputError: it cannot be read, is damaged, or holds anything but a batch of CIFAR-10.
     """
-    data = _archive_member(path, member) if member else read_bytes(path)
+    data = _archive_member(path, member) if member else read_bytes(path, LARGEST_BATCH)
     where = f'{path}: {member}' if member else path
     if where.endswith('.bin'):
         if not data or len(data) % CIFAR_RECORD:

@@ -139,13 +139,21 @@ def write_image(path: Path | str, image: np.ndarray) -> None:
         temporary.write_bytes(encoded)
 
 
-def read_bytes(path: str) -> bytes:
+def read_bytes(path: str, most: int | None = None) -> bytes:
     """A file's content.
 
+    Args:
+        path: of the file.
+        most: bytes that it may have; any number unless given.
+
     Raises:
-        InputError: it cannot be read.
+        InputError: it cannot be read, or is larger.
     """
     try:
-        return Path(path).read_bytes()
+        with open(path, 'rb') as file:
+            content = file.read(-1 if most is None else most + 1)
     except OSError as error:
         raise InputError(f'{path}: cannot be read ({error.strerror})') from None
+    if most is not None and len(content) > most:
+        raise InputError(f'{path}: has more than {most >> 20} MB, and should not')
+    return content

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from lnca_arch.errors import InputError
 from lnca_arch.latent import LatentNetwork
-from lnca_data.lmdb_store import image_sizes
 from lnca_model.automaton_model import AutomatonModel
 from lnca_model.phases import Phase
+from lnca_model.restoration_model import training_sizes
 
 from basicsr.utils.registry import MODEL_REGISTRY
 
@@ -154,15 +154,6 @@ class LNCAModel(AutomatonModel):
 
     def scored_as(self) -> str:
         return 'ceiling of the autoencoder' if self.scores_ceiling else super().scored_as()
-
-
-def training_sizes(opt: Mapping[str, Any]) -> set[tuple[int, int]]:
-    """Heights and widths of the images in a training batch, as far as they are known beforehand."""
-    options = opt['datasets'].get('train', {})
-    if options.get('gt_size'):
-        return {(options['gt_size'], options['gt_size'])}
-    root = str(options.get('dataroot_gt'))
-    return image_sizes(root) if root.endswith('.lmdb') else set()
 
 
 def derangement(count: int) -> Tensor:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lnca_model.distributed import count, mean_over_processes
-from lnca_model.metrics import ssim
+from lnca_model.metrics import WINDOW, ssim
 
 from basicsr.losses.loss_util import reduce_loss
 from basicsr.utils.registry import LOSS_REGISTRY
@@ -128,7 +128,12 @@ class SSIMLoss(_Loss):
     """One minus the structural similarity (Wang et al., 2004) of images in [0, 1], as the metric has it.
 
     ``'none'`` gives one value an image: ``(N,)``. It hardly sees how bright a picture is: combine it with another loss.
+
+    Attributes:
+        least_side: pixels that images must have in height and width.
     """
+
+    least_side = WINDOW
 
     def forward(self, pred: Tensor, target: Tensor) -> Tensor:
         """Both are of at least 11×11 pixels."""

@@ -99,7 +99,14 @@ class RestorationModel(ScoredModel):
         stand_in = [nn.Parameter(torch.ones(1))]
         optimizer = build_optimizer(phase.options.get('optim_g'), f'{phase.where}.optim_g', stand_in)
         build_scheduler(phase.options.get('scheduler'), f'{phase.where}.scheduler', optimizer, phase.iters)
-        cls.build_losses(phase)
+        for name, loss in cls.build_losses(phase).items():
+            least = getattr(loss, 'least_side', 1)
+            for height, width in sorted(training_sizes(opt)):
+                if min(height, width) < least:
+                    raise InputError(
+                        f'{phase.where}.{name}_opt: {type(loss).__name__} needs images of at least {least}×{least} '
+                        f'pixels, and there are some of {height}×{width} in datasets.train'
+                    )
 
     @classmethod
     def build_losses(cls, phase: Phase) -> dict[str, nn.Module]:
@@ -298,13 +305,24 @@ class RestorationModel(ScoredModel):
 
 def _scored_sizes(opt: Mapping[str, Any]) -> set[tuple[int, int]]:
     """Heights and widths of the images that are scored, as far as they are known beforehand."""
-    roots = (str(dataset.get('dataroot_gt')) for name, dataset in opt['datasets'].items() if name != 'train')
-    sizes: set[tuple[int, int]] = set()
-    for root in roots:
-        # What is wrong with an LMDB is said of its dataset.
-        with contextlib.suppress(InputError):
-            sizes |= image_sizes(root) if root.endswith('.lmdb') else set()
-    return sizes
+    scored = (dataset for name, dataset in opt['datasets'].items() if name != 'train')
+    return set().union(*(_stored_sizes(dataset) for dataset in scored))
+
+
+def training_sizes(opt: Mapping[str, Any]) -> set[tuple[int, int]]:
+    """Heights and widths of the images in a training batch, as far as they are known beforehand."""
+    options = opt['datasets'].get('train', {})
+    if options.get('gt_size'):
+        return {(options['gt_size'], options['gt_size'])}
+    return _stored_sizes(options)
+
+
+def _stored_sizes(dataset: Mapping[str, Any]) -> set[tuple[int, int]]:
+    root = str(dataset.get('dataroot_gt'))
+    # What is wrong with an LMDB is said of its dataset.
+    with contextlib.suppress(InputError):
+        return image_sizes(root) if root.endswith('.lmdb') else set()
+    return set()
 
 
 def _described_network(opt: Mapping[str, Any]) -> nn.Module:

@@ -383,6 +383,16 @@ def test_hostile_cifar10(tmp_path, protocol, wrap, function, code):
     assert message.endswith('nothing was run')
 
 
+@pytest.mark.parametrize('form', ['cifar10_python', 'cifar10_binary'])
+def test_a_batch_of_cifar10_that_is_too_large(tmp_path, monkeypatch, form):
+    folder = getattr(miniatures, form)(tmp_path / 'right')
+    monkeypatch.setattr(cifar, 'LARGEST_BATCH', 1 << 20)
+    (batch,) = folder.glob('*/data_batch_2*')
+    with open(batch, 'ab') as file:
+        file.truncate((1 << 20) + 1)
+    assert refusal(SOURCES['cifar10'].list, folder) == f'{batch}: has more than 1 MB, and should not'
+
+
 def test_hostile_cifar10_in_an_archive(tmp_path):
     batch = tmp_path / 'data_batch_1'
     batch.write_bytes(pickle.dumps(Hostile(os.system, f'touch {tmp_path / "done"}'), 2))

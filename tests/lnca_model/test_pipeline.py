@@ -130,6 +130,14 @@ def test_mistakes_are_named(parse, options, tmp_path, path, value, message):
     assert [file.name for file in tmp_path.iterdir()] == ['options.yml']
 
 
+def test_tiles_too_small_for_a_loss_are_named_at_once(parse, options):
+    options['train']['automaton']['structure_opt'] = {'type': 'SSIMLoss'}
+    parse(options)
+    options['datasets']['train']['gt_size'] = 8
+    with pytest.raises(InputError, match=r'automaton.structure_opt: SSIMLoss needs images of at least 11×11 pixels'):
+        parse(options)
+
+
 @pytest.mark.parametrize(
     ('text', 'message'),
     [
