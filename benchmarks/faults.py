@@ -139,7 +139,7 @@ def until(process: subprocess.Popen, iteration: int) -> None:
 
 
 def _kills(count: int) -> Iterator[Row]:
-    """SIGKILL at random moments, as soon as a checkpoint is being written, and as soon as a validation drew its sheet."""
+    """SIGKILL at any moment, as soon as a checkpoint is being written, and as soon as a validation has its sheet."""
     with tempfile.TemporaryDirectory() as folder:
         project = Project(Path(folder))
         project.ended('whole')
