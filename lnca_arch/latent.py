@@ -1,5 +1,7 @@
 """The latent automata: an autoencoder and a rule that works in its latent space (paper section 3)."""
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -39,7 +41,7 @@ class Blend(nn.Module):
     def forward(self, image: Tensor, restored: Tensor) -> Tensor:
         """Both ``(N, image_channels, H, W)``, and the result, too."""
         difference = image - restored
-        differences = [difference, *(local_mean(difference, window) for window in self.WINDOWS)]
+        differences = [difference, *local_means(difference, self.WINDOWS)]
         features = F.silu(self.compare(torch.cat([image, *differences], dim=1)))
         shares = torch.sigmoid(self.PACE * self.share(features))
         for share, kept in zip(shares.split(1, dim=1), differences, strict=True):
@@ -47,29 +49,32 @@ class Blend(nn.Module):
         return restored
 
 
-def local_mean(image: Tensor, window: int) -> Tensor:
-    """The mean of the square around each pixel, as far as that lies in the image.
+def local_means(image: Tensor, windows: Iterable[int]) -> list[Tensor]:
+    """The means of the squares around each pixel, as far as these lie in the image.
+
+    From running sums: a pooling would take longer the wider the window.
 
     Args:
         image: ``(N, C, H, W)``.
-        window: side of the square in pixels, odd.
+        windows: sides of the squares in pixels, odd.
 
     Returns:
-        The means, ``(N, C, H, W)``.
+        The means, ``(N, C, H, W)`` for each window.
     """
-    means = image.to(torch.promote_types(image.dtype, torch.float32))
-    for _ in range(2):  # along rows, then along columns
-        means = _means_of_rows(means, window // 2).transpose(-1, -2)
-    return means.to(image.dtype)
+    sums_of_rows = image.to(torch.promote_types(image.dtype, torch.float32)).cumsum(-1)
+    means = []
+    for window in windows:
+        of_rows = _means_along(sums_of_rows, window // 2).transpose(-1, -2)
+        means.append(_means_along(of_rows.cumsum(-1), window // 2).transpose(-1, -2).to(image.dtype))
+    return means
 
 
-def _means_of_rows(image: Tensor, reach: int) -> Tensor:
-    """Means of each pixel and up to ``reach`` others at either side, from running sums: a pooling would take longer the
-    wider the window."""
-    length = image.shape[-1]
-    sums = F.pad(image.cumsum(-1), (reach + 1, 0))
-    sums = torch.cat([sums, sums[..., -1:].expand(*sums.shape[:-1], reach)], dim=-1)
-    place = torch.arange(length, device=image.device)
+def _means_along(sums: Tensor, reach: int) -> Tensor:
+    """Means of each place and up to ``reach`` others at either side, from the running sums along the last axis."""
+    length = sums.shape[-1]
+    end = sums[..., -1:].expand(*sums.shape[:-1], reach)
+    sums = torch.cat([F.pad(sums, (reach + 1, 0)), end], dim=-1)
+    place = torch.arange(length, device=sums.device)
     count = (place + reach + 1).clamp(max=length) - (place - reach).clamp(min=0)
     return (sums[..., 2 * reach + 1 :] - sums[..., :length]) / count
 

@@ -101,7 +101,8 @@ class AutomatonModel(RestorationModel):
     def losses_of(self, state: Tensor, skip: Tensor | None, gt: Tensor) -> dict[str, Tensor]:
         """The losses of a final state."""
         automaton, losses = self.network.automaton, self.losses[self.phase.name]
-        restored = self.network.render(state, skip)
+        of_image = losses.keys() & {'reconstruction', 'structure'}
+        restored = self.network.render(state, skip) if of_image else None
         arguments = {
             'reconstruction': lambda: (restored, gt),
             'structure': lambda: (restored, gt),

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lnca_arch import LatentNAFCA, LatentViTCA, PixelViTCA
-from lnca_arch.latent import local_mean
+from lnca_arch.latent import local_means
 from lnca_arch.network import pad_to_multiple
 
 from basicsr.archs import build_network
@@ -63,7 +63,7 @@ def test_a_blend_keeps_half_of_the_means_at_first_and_can_keep_all_or_one():
     decoded = net.autoencoder.decode(net.automaton(net.automaton.seed(latent), 5)[:, 16:32], skip)
     difference = image - decoded
     kept = torch.tensor(-4.0).sigmoid() * difference
-    kept += sum(local_mean(difference, window) / 2 for window in (3, 9, 27))
+    kept += sum(local_means(difference, (3, 9, 27))) / 2
     torch.testing.assert_close(net(image, steps=5), decoded + kept)
     net.blend.share.bias.copy_(torch.tensor([100.0, -100, -100, -100]))
     torch.testing.assert_close(net(image, steps=5), image)
@@ -73,11 +73,11 @@ def test_a_blend_keeps_half_of_the_means_at_first_and_can_keep_all_or_one():
 
 def test_local_means_count_what_lies_in_the_image():
     image = torch.arange(12.0).view(1, 1, 3, 4)
-    means = local_mean(image, 3)
+    means, of_all = local_means(image, (3, 9))
     assert means.shape == image.shape
     assert means[0, 0, 0, 0] == image[0, 0, :2, :2].mean()
     assert means[0, 0, 1, 2] == image[0, 0, :, 1:].mean()
-    torch.testing.assert_close(local_mean(image, 9), image.mean().expand_as(image))
+    torch.testing.assert_close(of_all, image.mean().expand_as(image))
 
 
 @torch.no_grad()
