@@ -34,6 +34,7 @@ ROOT = Path(__file__).parents[1]
 PHASES = LNCAModel.phase_names
 ITERATIONS = 100  # a phase
 POLL_SECONDS = 2e-4
+PATIENCE = 60  # seconds within which a lost process ends the others
 
 Row = dict[str, Any]
 
@@ -273,9 +274,14 @@ def _lost_process(count: int) -> Iterator[Row]:
             children = psutil.Process(process.pid).children()
             random.choice(children).kill()
             killed = time.monotonic()
-            process.communicate()
+            try:
+                process.communicate(timeout=PATIENCE)
+                survived += not any(child.is_running() for child in children)
+            except subprocess.TimeoutExpired:
+                for left in (*children, process):
+                    left.kill()
+                process.communicate()
             slowest = max(slowest, time.monotonic() - killed)
-            survived += not any(child.is_running() for child in children)
         project.ended('lost', processes=2)
         yield _row(
             'SIGKILL of one of two processes',

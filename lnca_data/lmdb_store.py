@@ -29,6 +29,7 @@ BATCH_BYTES = 16 << 20
 PAGE = 4096
 ENTRY = 100
 LONGEST_KEY = 511  # bytes, of LMDB
+MOST_KEY_BYTES, LONGEST_TO_MEAN = 64 << 20, 4  # of an array of keys that are not about as long
 PNG_SIGNATURE, PNG_HEADER = b'\x89PNG\r\n\x1a\n', 24  # up to width and height
 FIRST_MAP_SIZE = 64 << 20
 # LMDB believes what a file says of itself, so that a damaged one kills the process that reads it. Another process finds
@@ -325,7 +326,12 @@ def _checked_keys(path: str, *_: tuple[int, int, int]) -> np.ndarray:
     # An array of them takes the longest's room for each.
     if not 0 < min(map(len, names)) <= max(map(len, names)) <= LONGEST_KEY:
         raise InputError(f'{path}: {META_INFO} names a key of no letter, or of more than {LONGEST_KEY}; {PACK} again')
+    longest = max(map(len, names))
+    if len(names) * longest > max(MOST_KEY_BYTES, LONGEST_TO_MEAN * sum(map(len, names))):
+        raise InputError(f'{path}: {META_INFO} names a key of {longest} letters among much shorter ones; {PACK} again')
     keys = np.sort(np.array(names, 'S'))
+    if (twice := keys[1:][keys[1:] == keys[:-1]]).size:
+        raise InputError(f'{path}: {META_INFO} names {twice[0].decode()} twice; {PACK} again')
     try:
         walk = subprocess.run(
             [sys.executable, '-c', FIND_EVERY_IMAGE, path],

@@ -1,6 +1,7 @@
 """Photographs as people have them: read with what belongs to the pixels, and written back with it."""
 
 import io
+import itertools
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from lnca_data.images import read_bytes, to_8_bits
 JPEG, PNG, WEBP, TIFF = ('.jpg', '.jpeg'), ('.png',), ('.webp',), ('.tif', '.tiff')
 SUFFIXES = (*JPEG, *PNG, *WEBP, *TIFF)
 MAX_PIXELS = 1 << 28  # a small file can claim any size
+MAX_PAGES = 16  # of a TIFF: a picture and smaller ones of it
 QUALITY = 95
 
 ORIENTATION, ICC_PROFILE = 274, 34675  # tags of TIFF and of EXIF
@@ -190,18 +192,27 @@ def _read_tiff(path: str, data: bytes) -> tuple[np.ndarray, bytes | None, bytes 
     # Not by OpenCV, which turns some of the pixels and fails at others, and drops what belongs to them.
     try:
         with tifffile.TiffFile(io.BytesIO(data)) as file:
-            page, *others = file.pages
-            _check_size(path, page.imagewidth, page.imagelength)
-            if any(not other.is_reduced for other in others):
-                raise InputError(f'{path}: holds {1 + len(others)} pictures; save each by itself')
-            pixels, tags = page.asarray(), {tag.code: tag.value for tag in page.tags}
-            bits, photometric, compression = page.bitspersample, page.photometric, page.compression
-            planes_first, extra = page.axes.startswith('S'), page.extrasamples
+            # One that is damaged may name itself as the one that follows.
+            page, *others = itertools.islice(file.pages, MAX_PAGES + 1)
+            _check_size(path, page.imagewidth * page.imagedepth * max(page.samplesperpixel / 4, 1), page.imagelength)
+            more = len(others) == MAX_PAGES
+            if more or any(not other.is_reduced for other in others):
+                count = f'more than {MAX_PAGES}' if more else 1 + len(others)
+                raise InputError(f'{path}: holds {count} pictures; save each by itself')
+            return _of_page(path, page)
     except InputError:
         raise
     except Exception as error:  # which ones it raises for a broken file is not documented
         raise InputError(f'{path}: not a readable image; it may be truncated ({one_line(error)})') from None
-    pixels = np.moveaxis(pixels, 0, -1) if planes_first else pixels
+
+
+def _of_page(path: str, page: tifffile.TiffPage) -> tuple[np.ndarray, bytes | None, bytes | None]:
+    """A picture of a TIFF. Raises anything where the file is damaged."""
+    pixels, tags = page.asarray(), {tag.code: tag.value for tag in page.tags}
+    bits, photometric, compression = page.bitspersample, page.photometric, page.compression
+    pixels = np.moveaxis(pixels, 0, -1) if page.axes.startswith('S') else pixels
+    if pixels.dtype not in (bool, *DEPTHS):
+        raise InputError(f'{path}: has pixels of type {pixels.dtype}; 8 or 16 bits a channel are needed')
     if photometric == tifffile.PHOTOMETRIC.MINISWHITE:
         pixels = ~pixels
     elif photometric not in (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB) and not (
@@ -210,14 +221,14 @@ def _read_tiff(path: str, data: bytes) -> tuple[np.ndarray, bytes | None, bytes 
         raise InputError(f'{path}: a TIFF of {photometric.name} colours; save it as grey or RGB')
     if pixels.dtype == bool:
         pixels = pixels.astype(np.uint8) * 255
-    elif pixels.dtype in DEPTHS and bits != pixels.dtype.itemsize * 8:
+    elif bits != pixels.dtype.itemsize * 8:
         raise InputError(f'{path}: a TIFF of {bits} bits a channel; save it with 8 or 16')
     channels = 1 if pixels.ndim == 2 else pixels.shape[-1]
     if channels == 2:  # grey and alpha
         pixels = pixels[..., [0, 0, 0, 1]]
     elif pixels.ndim > 3 or channels not in (1, 3, 4):
         raise InputError(f'{path}: a TIFF of shape {pixels.shape}; a single picture, grey or RGB, is needed')
-    if tifffile.EXTRASAMPLE.ASSOCALPHA in extra and pixels.ndim == 3 and pixels.shape[-1] == 4:
+    if tifffile.EXTRASAMPLE.ASSOCALPHA in page.extrasamples and pixels.ndim == 3 and pixels.shape[-1] == 4:
         pixels = _divided_by_alpha(pixels)
     return pixels, _exif_of(_checked_orientation(tags.get(ORIENTATION))), tags.get(ICC_PROFILE)
 

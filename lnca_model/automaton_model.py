@@ -11,7 +11,7 @@ from lnca_arch.network import AutomatonNetwork
 from lnca_model import distributed
 from lnca_model.phases import Phase
 from lnca_model.pool import Pool
-from lnca_model.restoration_model import RestorationModel
+from lnca_model.restoration_model import RestorationModel, training_sizes
 
 from basicsr.utils.registry import MODEL_REGISTRY
 
@@ -121,10 +121,13 @@ class AutomatonModel(RestorationModel):
     def process_state(self) -> dict[str, Any]:
         return {**super().process_state(), 'pool': self.pool.state_dict()}
 
-    def resume_training(self, resume_state: dict[str, Any]) -> None:
-        super().resume_training(resume_state)
+    def take_back(self, resume_state: dict[str, Any]) -> None:
+        super().take_back(resume_state)
         self.step_draws.set_state(resume_state['step_draws'])
         pools = [process['pool'] for process in resume_state['processes']]
+        sizes = {tuple(pool['tensors']['gt'].shape[-2:]) for pool in pools if pool['tensors']}
+        if (expected := training_sizes(self.opt)) and not sizes <= expected:
+            raise ValueError(f'its pool has tiles of {sizes}, and datasets.train has {expected}')
         if len(pools) == distributed.count():
             self.pool.load_state_dict(pools[distributed.rank()], self.device)
         else:

@@ -47,7 +47,12 @@ VALIDATOR = jsonschema.validators.extend(
 )
 
 STRING, BOOLEAN, NUMBER, WHOLE = ({'type': name} for name in ('string', 'boolean', 'number', 'integer'))
-FOLDER_NAME = {'type': 'string', 'pattern': r'^[^/\\.][^/\\]*$', 'title': 'a name for a folder'}
+FOLDER_NAME = {
+    'type': 'string',
+    'pattern': r'^[^/\\.\x00-\x1f][^/\\\x00-\x1f]*$',
+    'maxLength': 200,
+    'title': 'a name for a folder',
+}
 PATH = {'type': ['string', 'null']}
 COUNT = {'type': 'integer', 'minimum': 1}
 LOSS = {'$ref': '#/$defs/loss'}

@@ -19,6 +19,7 @@ TEST_BLOCKS = ('val',)
 DEBUG = 'debug'
 LARGEST_FILE = 1 << 20  # bytes
 MOST_VALUES = 10_000
+LARGEST_NUMBER = 64  # bits
 
 Options = dict[str, Any]
 
@@ -28,11 +29,11 @@ class SafeLoader(yaml.SafeLoader):
 
 
 def _mapping(loader: SafeLoader, node: yaml.MappingNode) -> OrderedDict:
-    pairs = loader.construct_pairs(node, deep=True)
-    mapping = OrderedDict(pairs)
-    if len(mapping) < len(pairs):
-        twice = next(key for index, (key, _) in enumerate(pairs) if key in dict(pairs[:index]))
-        raise yaml.constructor.ConstructorError(None, None, f'{twice} is there twice', node.start_mark)
+    mapping = OrderedDict()
+    for key, value in loader.construct_pairs(node, deep=True):
+        if key in mapping:
+            raise yaml.constructor.ConstructorError(None, None, f'{key} is there twice', node.start_mark)
+        mapping[key] = value
     return mapping
 
 
@@ -99,7 +100,13 @@ def _parse(content: bytes | str, where: str) -> Any:
 
 
 def _size(value: Any, known: dict[int, int]) -> int:
-    """How many values there are in nested containers if each is counted wherever it stands."""
+    """How many values there are in nested containers if each is counted wherever it stands.
+
+    Raises:
+        ValueError: of a number that is so large that Python does not even print it.
+    """
+    if isinstance(value, int) and value.bit_length() > LARGEST_NUMBER:
+        raise ValueError(f'a number of more than {LARGEST_NUMBER} bits')
     if not isinstance(value, dict | list):
         return 1
     if id(value) not in known:

@@ -5,8 +5,10 @@ import argparse
 import dataclasses
 import functools
 import logging
-import os
 import random
+import shlex
+import signal
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -18,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from lnca_arch import basicsr_compat
 from lnca_arch.errors import InputError, check_all, check_known, report_in_one_line
-from lnca_data.atomic import PARTIAL
+from lnca_data.atomic import PARTIAL, whole_file
 from lnca_data.lmdb_store import check_pair
 from lnca_model import distributed, interruption, option_schema
 from lnca_model.course import Course, ResumableSampler
@@ -27,7 +29,7 @@ from lnca_model.options import Options, check_blocks, complete, force, read_comm
 from lnca_model.phases import phase_at, phases_of
 from lnca_model.resources import keep_freed_memory
 from lnca_model.restoration_model import RestorationModel
-from lnca_model.resumable_model import states_in
+from lnca_model.resumable_model import mark_newest, states_in
 from lnca_restore import checkpoint
 
 from basicsr.utils import MessageLogger, check_resume, make_exp_dirs, set_random_seed
@@ -65,6 +67,7 @@ def parse_options(root_path: str, is_train: bool = True) -> tuple[Options, argpa
     # These are defined in the file that is run, so they can be replaced only once it runs.
     basicsr_compat.replace_in_pipeline('load_resume_state', load_resume_state)
     basicsr_compat.replace_in_pipeline('make_exp_dirs', make_folders)
+    basicsr_compat.replace_in_pipeline('copy_opt_file', copy_option_file)
     basicsr_compat.replace_in_pipeline('MessageLogger', PhaseLogger)
     basicsr_compat.replace_in_pipeline('EnlargedSampler', ResumableSampler)
     import basicsr.train
@@ -97,6 +100,17 @@ def make_folders(opt: Options) -> None:
     """BasicSR's make_exp_dirs, after which the folders are there for every process."""
     make_exp_dirs(opt)
     distributed.wait()
+
+
+def copy_option_file(path: str | Path, folder: str | Path) -> None:
+    """In the place of BasicSR's copy_opt_file: the first process alone writes the copy into the folder, and none where
+    the file is that copy."""
+    copy = Path(folder) / Path(path).name
+    if distributed.rank() > 0 or (copy.exists() and copy.samefile(path)):
+        return
+    when, command = time.strftime('%Y-%m-%d %H:%M:%S'), shlex.join(sys.argv)
+    with whole_file(copy) as temporary:
+        temporary.write_bytes(f'# {when}: {command}\n'.encode(errors='replace') + Path(path).read_bytes())
 
 
 def check_form(opt: Options, path: str | Path, is_train: bool) -> None:
@@ -187,7 +201,7 @@ def load_resume_state(opt: Options) -> Options | None:
     if path is None:
         return None
     if distributed.rank() == 0 and path.resolve().parent == Path(opt['path']['training_states']).resolve():
-        os.utime(path)  # the newest is the one that was gone back to, also if this run comes to write none
+        mark_newest(path)  # what was gone back to, also if this run comes to write none
     # On the CPU: the optimisers move their state to their parameters' device themselves.
     state = checkpoint.load(path)
     opt['path']['resume_state'] = str(path)
@@ -275,6 +289,7 @@ def for_the_whole_run(create: Callable) -> Callable:
         )
         train['course'] = dataclasses.asdict(course)
         opt['validating'] = Validating(val_loaders)
+        train_loader.worker_init_fn = partial(_begin_worker, train_loader.worker_init_fn)
         # A loader that begins draws a number, and would draw it from those of the training.
         train_loader.generator = torch.Generator().manual_seed(torch.initial_seed())
         # And one more: BasicSR is at the end when it meets an iteration beyond the last.
@@ -282,6 +297,16 @@ def for_the_whole_run(create: Callable) -> Callable:
         return train_loader, train_sampler, val_loaders, epochs, total_iters
 
     return create_train_val_dataloader
+
+
+def _begin_worker(begin: Callable[[int], None] | None, number: int) -> None:
+    """A signal to all processes of a run asks the training to end, which needs its workers until it has: they end when
+    it does."""
+    for name in interruption.SIGNALS:
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if begin:
+        begin(number)
 
 
 class PhaseLogger(MessageLogger):

@@ -275,13 +275,19 @@ class RestorationModel(ScoredModel):
         self.skipped_in_a_row += 1
         if self.skipped_in_a_row > self.opt['train'].get('skip_non_finite', SKIP_NON_FINITE):
             raise InputError(
-                f'{where}; the checkpoints so far are good: lower {self.phase.where}.optim_g.lr and go on with '
-                '--auto_resume'
+                f'{where}; {self._last_good()}: lower {self.phase.where}.optim_g.lr and go on with --auto_resume'
             )
         # Batch norms have seen what made it so.
         for buffer, before in zip(self.module_of(self.phase).buffers(), self._buffers, strict=True):
             buffer.copy_(before)
         get_root_logger().warning(f'Skipped: {where}; {self.skipped_in_a_row} in a row, {self.skipped} in all.')
+
+    def _last_good(self) -> str:
+        return f'the last good checkpoint is of iteration {self._saved:,}' if self._saved else 'there is no checkpoint'
+
+    @property
+    def is_sound(self) -> bool:
+        return self.skipped_in_a_row == 0
 
     def update_ema(self) -> None:
         if self.ema_decay > 0:
@@ -293,12 +299,11 @@ class RestorationModel(ScoredModel):
     # --- resuming
 
     def training_state(self) -> dict[str, Any]:
-        return {**super().training_state(), 'skipped': self.skipped, 'skipped_in_a_row': self.skipped_in_a_row}
+        return {**super().training_state(), 'skipped': self.skipped}
 
-    def resume_training(self, resume_state: dict[str, Any]) -> None:
-        super().resume_training(resume_state)
+    def take_back(self, resume_state: dict[str, Any]) -> None:
+        super().take_back(resume_state)
         self.skipped = resume_state['skipped']
-        self.skipped_in_a_row = resume_state.get('skipped_in_a_row', 0)  # earlier checkpoints lack it
         # A run that was cut off after its last iteration has only to be scored.
         self.enter(phase_at(self.phases, self.iteration))
 

@@ -19,12 +19,14 @@ from lnca_model import distributed, interruption
 from lnca_model.random_state import random_state_kept
 from lnca_model.resumable_model import ResumableModel
 from lnca_model.validation import Batch, Validation, append_scores, equal_batches, forget_scores, to_bgr
+from lnca_restore import checkpoint
 
 from basicsr.utils import get_root_logger
 
 DEFAULT_VALIDATION_BATCH = 64
 PRECISIONS = {'float32': torch.float32, 'bfloat16': torch.bfloat16}
 SELECTION_METRIC = 'ssim'
+BEST = 'best'  # what net_g_best.pth says of itself
 
 
 class ScoredModel(ResumableModel):
@@ -47,14 +49,27 @@ class ScoredModel(ResumableModel):
     def training_state(self) -> dict[str, Any]:
         return {**super().training_state(), 'best': self.best, 'validated': self.validated}
 
-    def resume_training(self, resume_state: dict[str, Any]) -> None:
-        super().resume_training(resume_state)
-        self.best = resume_state['best']
+    def take_back(self, resume_state: dict[str, Any]) -> None:
+        super().take_back(resume_state)
+        self.best = distributed.agreed(lambda: self._still_kept(resume_state['best']))
         self.validated = resume_state['validated']
         self._resumed = True
         if distributed.rank() == 0:
             at_end = {dataset['name'] for dataset in self.opt['datasets'].values() if dataset.get('at_end')}
             forget_scores(Path(self.opt['path']['log']) / 'scores.csv', self.iteration, self._unscored(), at_end)
+
+    def _still_kept(self, best: dict[str, float]) -> dict[str, float]:
+        """The best as a state has it, if net_g_best.pth is of it; nothing if it is of an iteration that this run comes
+        to yet, and may come to with another network."""
+        path = Path(self.opt['path']['models']) / 'net_g_best.pth'
+        try:
+            kept = checkpoint.load(path).get(BEST, best)  # earlier checkpoints lack it
+        except InputError:
+            kept = {}
+        if kept == best:
+            return best
+        get_root_logger().warning(f'{path} is not of what this run has been through; the best is chosen anew.')
+        return {}
 
     def _unscored(self) -> list[str]:
         """The datasets whose validation after the iteration that is done is still to come, also if that is the last
@@ -286,5 +301,5 @@ class ScoredModel(ResumableModel):
         value, best = restored[metric], self.best.get('value')
         if best is None or (value > best if higher else value < best):
             self.best = {'value': value, 'iter': current_iter}
-            self.save_networks('best')
+            self.save_networks('best', {BEST: self.best})
         return f'\t best {metric}: {self.best["value"]:.4f} in iteration {self.best["iter"]:,}, kept as net_g_best.pth'

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 import yaml
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -14,7 +15,7 @@ from torch import nn
 
 from lnca_arch import NETWORKS
 from lnca_arch.detection import detect
-from lnca_arch.errors import InputError, construct, nearest
+from lnca_arch.errors import InputError, construct, nearest, one_line
 from lnca_data.atomic import whole_file
 from lnca_restore import checkpoint
 
@@ -67,8 +68,12 @@ def load_network(name_or_path: Path | str, option_file: Path | str | None = None
                 'name its option file with --opt',
                 *(path, options['type'], defaults['heads'].default, defaults['update_rate'].default),
             )
+    # First where a network of any size takes no memory: a file can claim any.
+    with torch.device('meta'):
+        described = construct(options, _known(options), f'{where}: {OPTIONS}')
+    weights = checkpoint.fitting(described, weights, path, strict=True)
     network = construct(options, _known(options), f'{where}: {OPTIONS}')
-    network.load_state_dict(checkpoint.fitting(network, weights, path, strict=True))
+    network.load_state_dict(weights)
     return Pretrained(network.eval(), options)
 
 
@@ -99,9 +104,12 @@ def _read_safetensors(path: Path) -> tuple[checkpoint.Weights, dict[str, Any] | 
     try:
         with safe_open(path, framework='pt') as file:
             options = json.loads((file.metadata() or {}).get(OPTIONS, 'null'))
-            return {name: file.get_tensor(name) for name in file.keys()}, options  # noqa: SIM118  not a mapping
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f'{path}: not a readable safetensors file, perhaps truncated ({error})') from None
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise InputError(f'{path}: not a readable safetensors file, perhaps truncated ({one_line(error)})') from None
+    if options is not None and not isinstance(options, dict):
+        raise InputError(f'{path}: its {OPTIONS} is no block of options, but {type(options).__name__}')
+    return weights, options
 
 
 def _option_file_of(path: Path) -> Path | None:
@@ -116,8 +124,9 @@ def _option_file_of(path: Path) -> Path | None:
 def _read_options(path: Path | str) -> dict[str, Any] | None:
     try:
         content = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f'{path}: not a readable option file ({" ".join(str(error).split())})') from None
+    # ValueError: a date that is none, or bytes that are no text. RecursionError: brackets in brackets.
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise InputError(f'{path}: not a readable option file ({one_line(error)})') from None
     options = content.get(OPTIONS) if isinstance(content, dict) else None
     if not isinstance(options, dict):
         raise InputError(f'{path}: has no block {OPTIONS}, which says what the network is')

@@ -16,6 +16,8 @@ from typing import Any
 # Compiling takes longer than what the tests run. Those that are about it turn it on; the commands that they start
 # inherit this.
 os.environ['TORCHDYNAMO_DISABLE'] = '1'
+# Threads that wait by spinning would keep the commands that the tests start from the cores.
+os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 import numpy as np
 import pytest

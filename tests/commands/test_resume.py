@@ -49,15 +49,15 @@ def left_alone(project, tmp_path_factory):
     return train
 
 
-def start(project, options, auto_resume=True):
+def start(project, options, auto_resume=True, **more):
     file = project / 'options.yml'
     file.write_text(yaml.safe_dump(options))
-    more = ['--auto_resume'] if auto_resume else []
-    command = [sys.executable, project / 'basicsr' / 'train.py', '-opt', file, *more]
+    resume = ['--auto_resume'] if auto_resume else []
+    command = [sys.executable, project / 'basicsr' / 'train.py', '-opt', file, *resume]
     # Threads would wait for each other where other work runs, too.
     environment = os.environ | {'OMP_NUM_THREADS': '1'}
     return subprocess.Popen(
-        command, cwd=project, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        command, cwd=project, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **more
     )
 
 
@@ -130,6 +130,23 @@ def test_a_signal_saves_and_ends(number, project, long_options):
     _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, said
     assert f'iter: {state.stem}.' in said
+
+
+def test_a_signal_to_all_processes_of_a_run_leaves_it_its_workers(project, long_options):
+    """As a scheduler sends it, or Ctrl-C."""
+    long_options['datasets']['train'].update(num_worker_per_gpu=2, persistent_workers=True)
+    long_options['logger'].update(save_checkpoint_freq=1000)
+    process = start(project, long_options, start_new_session=True)
+    until_iteration(process, 10)
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        os.killpg(process.pid, number)
+    _, said = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 75, said
+    assert 'Traceback' not in said
+    (state,) = (project / 'experiments' / 'lnca_photos' / 'training_states').iterdir()
+    assert int(state.stem) >= 10
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)  # none is left
 
 
 @pytest.fixture

@@ -6,28 +6,34 @@
 import copy
 import gzip
 import io
+import json
 import os
 import pickle
 import tarfile
 from pathlib import Path
 
+import cv2
 import lmdb
 import numpy as np
 import pytest
+import tifffile
 import torch
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from lnca_arch.detection import detect
 from lnca_arch.errors import InputError
 from lnca_data.cifar import archive_members, cifar_batch
 from lnca_data.lmdb_store import META_INFO, TileStore, write_lmdb
+from lnca_data.photographs import read_photograph
 from lnca_data.source import inside, rows_of
 from lnca_data.sources import SOURCES
 from lnca_model import pipeline
 from lnca_model.options import force, read_options
 from lnca_restore import checkpoint
+from lnca_restore.pretrained import load_network
 
 EXAMPLES = int(os.environ.get('FUZZ_EXAMPLES', '100'))
 fuzz = settings(
@@ -71,6 +77,15 @@ def refused_or_taken(call, *arguments):
         return call(*arguments)
     except InputError as error:
         assert str(error).strip()
+        return None
+
+
+def refused_in_one_line(call, *arguments):
+    """The same, of what has one mistake at most to name."""
+    try:
+        return call(*arguments)
+    except InputError as error:
+        assert str(error).isprintable() or '\n' not in str(error)
         return None
 
 
@@ -309,3 +324,43 @@ def test_checkpoints(folder, saved, data):
     if loaded:
         assert torch.equal(loaded['params']['weight'], torch.arange(6.0))
         assert loaded['iter'] == 3
+
+
+@pytest.fixture(scope='module')
+def photographs():
+    """Suffix → a small file."""
+    image = np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)
+    files = {suffix: cv2.imencode(suffix, image)[1].tobytes() for suffix in ('.png', '.jpg', '.webp')}
+    with io.BytesIO() as file:
+        tifffile.imwrite(file, image, photometric='rgb')
+        files['.tif'] = file.getvalue()
+    return files
+
+
+@fuzz
+@given(data=st.data())
+def test_photographs(folder, photographs, data):
+    suffix = data.draw(st.sampled_from(sorted(photographs)))
+    file = folder / f'any{suffix}'
+    file.write_bytes(data.draw(edited(photographs[suffix]) | st.binary(max_size=100)))
+    photograph = refused_in_one_line(read_photograph, file)
+    if photograph:
+        assert photograph.pixels.shape[-1] in (1, 3, 4)
+        assert photograph.pixels.dtype in (np.uint8, np.uint16)
+
+
+SIZES = ('image_channels', 'latent_channels', 'downsamplings', 'hidden_channels', 'embed_channels', 'update_rate')
+
+
+@fuzz
+@given(
+    options=VALUES
+    | st.fixed_dictionaries(
+        {'type': st.sampled_from(['LatentNAFCA', 'LatentViTCA', 'PixelViTCA'])},
+        optional={name: SCALARS | st.integers(1, 20) for name in SIZES},
+    )
+)
+def test_networks_that_files_describe(folder, options):
+    file = folder / 'described.safetensors'
+    save_file({'automaton.embed.weight': torch.zeros(2, 3, 1, 1)}, file, metadata={'network_g': json.dumps(options)})
+    assert refused_in_one_line(load_network, file) is None  # no network has this one parameter

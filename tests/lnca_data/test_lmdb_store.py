@@ -226,7 +226,20 @@ def test_an_image_of_another_length(tmp_path, share, message):
 
 def test_a_key_twice(tmp_path, images):
     write_lmdb(tmp_path / 'some.lmdb', [*images, images[0]])
-    assert 'lists 13 images, data.mdb holds 12' in refusal(TileStore, tmp_path / 'some.lmdb')
+    assert f'names {images[0][0]} twice' in refusal(TileStore, tmp_path / 'some.lmdb')
+
+
+def test_a_key_twice_in_the_place_of_another(path):
+    lines = (path / META_INFO).read_text().splitlines()
+    (path / META_INFO).write_text('\n'.join([lines[1], *lines[1:]]))
+    assert f'names {lines[1].partition(".")[0]} twice' in refusal(TileStore, path)
+
+
+def test_a_long_key_among_many_short_ones(path):
+    """An array of them would take 350 MB."""
+    lines = [f'{number}.png (4,4,3) 0' for number in range(700_000)]
+    (path / META_INFO).write_text('\n'.join([f'{"x" * 500}.png (4,4,3) 0', *lines]))
+    assert 'names a key of 500 letters among much shorter ones' in refusal(TileStore, path)
 
 
 def test_unreadable_image(path, images):

@@ -242,3 +242,39 @@ def test_traces(tmp_path, shape):
     assert len(means) == 3 + 5
     strip = cv2.imread(str(tmp_path / 'a.png'))
     assert strip.shape[1] > 3 * shape[1]
+
+
+def test_a_tiff_that_names_itself_as_the_next(tmp_path):
+    path = tmp_path / 'a.tif'
+    tifffile.imwrite(path, pixels(6, 8, 3), photometric='rgb', metadata=None)
+    with tifffile.TiffFile(path) as file:
+        page = file.pages.first
+        first, last = page.offset, page.offset + 2 + 12 * len(page.tags)
+    data = bytearray(path.read_bytes())
+    assert data[last : last + 4] == bytes(4)
+    data[last : last + 4] = first.to_bytes(4, 'little')
+    path.write_bytes(data)
+    with pytest.raises(InputError, match='a.tif: '):
+        read_photograph(path)
+
+
+def test_many_pictures_in_a_tiff(tmp_path):
+    with tifffile.TiffWriter(tmp_path / 'a.tif') as file:
+        for reduced in [0] + [1] * 40:
+            file.write(pixels(6, 8, 3), photometric='rgb', subfiletype=reduced)
+    with pytest.raises(InputError, match='holds more than 16 pictures'):
+        read_photograph(tmp_path / 'a.tif')
+
+
+def test_a_tiff_of_numbers_that_are_no_colours(tmp_path):
+    tifffile.imwrite(tmp_path / 'a.tif', pixels(6, 8).astype(np.float32), photometric='miniswhite')
+    with pytest.raises(InputError, match='has pixels of type float32'):
+        read_photograph(tmp_path / 'a.tif')
+
+
+def test_a_tiff_that_claims_many_samples(tmp_path, monkeypatch):
+    """Each counts: it is they that take memory."""
+    monkeypatch.setattr(photographs, 'MAX_PIXELS', 100)
+    tifffile.imwrite(tmp_path / 'a.tif', pixels(6, 8, 40), photometric='minisblack', planarconfig='contig')
+    with pytest.raises(InputError, match='are more than the 100 that are read'):
+        read_photograph(tmp_path / 'a.tif')

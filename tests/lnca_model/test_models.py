@@ -3,6 +3,7 @@
 import copy
 import csv
 import io
+import os
 import sys
 
 import cv2
@@ -11,7 +12,9 @@ import torch
 
 from lnca_arch import PixelViTCA
 from lnca_arch.errors import InputError
-from lnca_model import LNCAModel, distributed
+from lnca_model import LNCAModel, distributed, interruption
+from lnca_model.course import Course
+from lnca_model.resumable_model import mark_newest, states_in
 from lnca_restore import checkpoint
 
 from basicsr.data import build_dataloader, build_dataset
@@ -457,7 +460,7 @@ def test_a_second_step_that_is_skipped_leaves_what_the_first_did(model_options, 
     assert not any(torch.equal(before[name], between[name]) for name in running if 'autoencoder' in name)
     assert not same(average, model.net_g_ema.state_dict())
 
-    # Where there was no step at all the average stays, and how many were skipped in a row is known after resuming.
+    # Where there was no step at all the average stays, and how many were skipped is known after resuming.
     monkeypatch.setattr(model, 'equivalence_losses', lambda *images: {})
     average = state_of(model.net_g_ema)
     assert not same(average, model.network.state_dict())
@@ -465,10 +468,12 @@ def test_a_second_step_that_is_skipped_leaves_what_the_first_did(model_options, 
     model.feed_data({'gt': torch.full((4, 3, 16, 16), float('nan'))})
     model.optimize_parameters(3)
     assert same(average, model.net_g_ema.state_dict())
+    assert (model.skipped, model.skipped_in_a_row) == (2, 2)
+    train(model, model_options, [3])
     model.save(0, 3)
     resumed = build_model(model_options)
     resumed.resume_training(checkpoint.load(f'{model_options["path"]["training_states"]}/3.state'))
-    assert (resumed.skipped, resumed.skipped_in_a_row) == (2, 2)
+    assert (resumed.skipped, resumed.skipped_in_a_row) == (2, 0)
 
 
 def test_moving_average(model_options, tmp_path):
@@ -521,3 +526,106 @@ def test_a_batch_of_one_without_negatives(model_options):
     model = build_model(model_options)
     train(model, model_options, [1])
     assert 'l_autoencoder_reconstruction' in model.log_dict
+
+
+def states(tmp_path):
+    return sorted(path.name for path in (tmp_path / 'training_states').iterdir())
+
+
+def test_what_may_have_diverged_replaces_no_checkpoint(model_options, tmp_path):
+    model_options['logger']['keep_checkpoints'] = 1
+    model = build_model(model_options)
+    train(model, model_options, [1])
+    model.save(0, 1)
+    model.update_learning_rate(2)
+    model.feed_data({'gt': torch.full((4, 3, 16, 16), float('nan'))})
+    model.optimize_parameters(2)
+    model.save(0, 2)
+    assert states(tmp_path) == ['1.state']
+    assert not (tmp_path / 'models' / 'net_g_2.pth').exists()
+    model_options['train']['skip_non_finite'] = 2  # of the two that are to come
+    model.opt['train']['skip_non_finite'] = 2
+    model.update_learning_rate(3)
+    model.feed_data({'gt': torch.full((4, 3, 16, 16), float('nan'))})
+    with pytest.raises(InputError, match='the last good checkpoint is of iteration 1'):
+        model.optimize_parameters(3)
+    train(model, model_options, [3])
+    model.save(0, 3)
+    assert states(tmp_path) == ['3.state']
+
+
+def test_a_run_that_is_asked_to_end_does_so_after_a_step_that_was_not_skipped(model_options, tmp_path, monkeypatch):
+    model = build_model(model_options)
+    model.course = Course(done=0, epoch=0, seen=0, left=5, per_epoch=5, batch=4)
+    monkeypatch.setattr(interruption, '_asked', ['SIGTERM'])
+    model.update_learning_rate(1)
+    model.feed_data({'gt': torch.full((4, 3, 16, 16), float('nan'))})
+    model.optimize_parameters(1)
+    train(model, model_options, [2])
+    with pytest.raises(SystemExit, match='75'):
+        model.update_learning_rate(3)
+    assert states(tmp_path) == ['2.state']
+
+
+def test_states_have_their_order_also_where_the_clock_goes_back(tmp_path):
+    for number in (3, 1, 2):
+        state = tmp_path / f'{number}.state'
+        state.touch()
+        mark_newest(state)
+        os.utime(state, ns=(state.stat().st_mtime_ns + 3600 * 10**9,) * 2)
+        mark_newest(state)
+    assert [path.stem for path in states_in(tmp_path)] == ['3', '1', '2']
+
+
+def test_the_best_network_is_chosen_anew_where_the_file_is_of_another(model_options, tmp_path):
+    model_options['path']['resume_state'] = str(tmp_path / 'training_states' / '5.state')
+    model = build_model(model_options)
+    train(model, model_options, range(1, 6))
+    model.best = {'value': 0.5, 'iter': 4}
+    model.save_networks('best', {'best': model.best})
+    model.save(0, 5)
+    state = checkpoint.load(tmp_path / 'training_states' / '5.state')
+    model.resume_training(state)
+    assert model.best == {'value': 0.5, 'iter': 4}
+    # After its checkpoint the run found a better one; then it was killed.
+    model.save_networks('best', {'best': {'value': 0.6, 'iter': 6}})
+    model.resume_training(state)
+    assert model.best == {}
+    (tmp_path / 'models' / 'net_g_best.pth').unlink()
+    model.resume_training(state)
+    assert model.best == {}
+
+
+def another_optimizer(opt):
+    for phase in ('autoencoder', 'automaton'):
+        opt['train'][phase]['optim_g'] = {'type': 'SGD', 'lr': 0.01}
+
+
+def another_phase(opt):
+    opt['train'] = with_joint_phase(opt)['train']
+
+
+def another_tile(opt):
+    opt['datasets']['train']['gt_size'] = 8
+
+
+@pytest.mark.parametrize(
+    ('change', 'words'),
+    [
+        (another_optimizer, 'its optimisers are Adam, Adam, not SGD, SGD'),
+        (another_phase, ''),
+        (another_tile, 'tiles of'),
+    ],
+)
+def test_a_state_of_other_options_is_refused_in_one_line(model_options, tmp_path, change, words):
+    model = build_model(model_options)
+    train(model, model_options, range(1, 6))
+    model.save(0, 5)
+    path = tmp_path / 'training_states' / '5.state'
+    state = checkpoint.load(path)
+    model_options['path']['resume_state'] = str(path)
+    change(model_options)
+    model = build_model(model_options)
+    with pytest.raises(InputError, match=f'5.state: is of a training with other options.*{words}') as error:
+        model.resume_training(state)
+    assert '\n' not in str(error.value)

@@ -11,7 +11,7 @@ import yaml
 from lnca_arch import errors
 from lnca_arch.errors import InputError
 from lnca_data.lmdb_store import TileStore, write_lmdb
-from lnca_model import option_schema, pipeline
+from lnca_model import distributed, option_schema, pipeline
 from lnca_model.options import SafeLoader, force, read_options
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -306,6 +306,8 @@ def test_forced_options_are_parsed_and_not_run(options, tmp_path):
         ('a: ' + '[' * 5000, 'not a plain YAML file'),
         ('a: ' + '1' * 5000, 'not a plain YAML file'),
         ('a: 2001-99-99', 'not a plain YAML file'),
+        ('a: 0x' + 'f' * 5000, 'a number of more than 64 bits'),
+        ('\n'.join(f'a{number}: 1' for number in range(20_000)) + '\na0: 1', 'a0 is there twice'),
         ('# ' + 'x' * (1 << 20), 'larger than 1 MB'),
     ],
 )
@@ -313,6 +315,24 @@ def test_option_files_that_would_take_for_ever(tmp_path, text, message):
     (tmp_path / 'options.yml').write_text(text)
     with pytest.raises(InputError, match=message):
         read_options(tmp_path / 'options.yml')
+
+
+def test_one_process_alone_copies_the_option_file(tmp_path, monkeypatch):
+    file, folder = tmp_path / 'mine.yml', tmp_path / 'experiment'
+    file.write_text('name: x\n')
+    folder.mkdir()
+    monkeypatch.setattr(sys, 'argv', ['train.py', '-opt', 'mine.yml'])
+    monkeypatch.setattr(distributed, 'rank', lambda: 1)
+    pipeline.copy_option_file(file, folder)
+    assert not any(folder.iterdir())
+    monkeypatch.setattr(distributed, 'rank', lambda: 0)
+    pipeline.copy_option_file(file, folder)
+    first, *rest = (folder / 'mine.yml').read_text().splitlines()
+    assert first.startswith('# ')
+    assert first.endswith(': train.py -opt mine.yml')
+    assert rest == ['name: x']
+    pipeline.copy_option_file(folder / 'mine.yml', folder)  # a run that goes on with its own copy
+    assert (folder / 'mine.yml').read_text().splitlines() == [first, *rest]
 
 
 def test_right_options_pass(parse, options):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from lnca_arch import LatentNAFCA, LatentViTCA, PixelViTCA
 from lnca_arch.baselines import NAFNet
@@ -339,3 +340,30 @@ def test_progress_is_by_steps(capsys):
     assert all(np.array_equal(*pair) for pair in zip(expected, found, strict=True))
     said = capsys.readouterr().err
     assert '0/26 [' in said and 'step/s]' in said
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'type': 'LatentNAFCA', 'embed_channels': 1 << 40}, 'have another size'),
+        ({'type': 'LatentNAFCA', 'embed_channels': 1 << 20}, 'have another size'),
+        (['LatentNAFCA'], 'is no block of options, but list'),
+        ('LatentNAFCA', 'is no block of options, but str'),
+        ({'type': 'LatentNAFCA', '': 3}, 'is unknown'),
+    ],
+)
+def test_a_file_that_lies_about_its_network(tmp_path, network, options, message):
+    """Without taking the memory that it claims."""
+    save_file(network.state_dict(), tmp_path / 'a.safetensors', metadata={'network_g': json.dumps(options)})
+    with pytest.raises(InputError, match=message) as error:
+        load_network(tmp_path / 'a.safetensors')
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('text', ['network_g: 2001-99-99', '[' * 5000, 'network_g: [1]', '\0'])
+def test_an_option_file_that_is_none(tmp_path, network, text):
+    torch.save(network.state_dict(), tmp_path / 'a.pth')
+    (tmp_path / 'a.yml').write_text(text)
+    with pytest.raises(InputError, match='a.yml: (not a readable option file|has no block network_g)') as error:
+        load_network(tmp_path / 'a.pth', tmp_path / 'a.yml')
+    assert '\n' not in str(error.value)
