@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
@@ -21,6 +21,23 @@ from basicsr.utils.registry import DATASET_REGISTRY
 CACHES = ('memory',)
 # Of the free memory, for the tiles of one dataset: the network and the loaders need some, too.
 CACHE_SHARE = 0.5
+COLORED = 0.5  # share of tiles that use_color changes
+LEAST_SPAN = 0.25  # of the values of a channel that it changes
+
+
+class Change(NamedTuple):
+    """What augmentation does to a tile.
+
+    Attributes:
+        flip: from left to right, first.
+        turns: by right angles, then.
+        channels: for each channel of the result the one that it is made of, the value that black becomes, and how much
+            higher white is; none where colours stay.
+    """
+
+    flip: bool
+    turns: int
+    channels: list[tuple[int, float, float]]
 
 
 @DATASET_REGISTRY.register()
@@ -31,6 +48,8 @@ class TileDataset(Dataset):
         dataroot_gt: LMDB of clean tiles.
         dataroot_lq: LMDB of the same tiles corrupted, with the same keys. Left out for synthetic training.
         use_hflip, use_rot: flip, and turn by right angles, at random; in training only.
+        use_color: give half of the tiles other colours, in training only: channels change places, and the values of
+            each come to lie in a random part of [0, 1]. For training on few photographs, whose colours are not all.
         cache: ``memory`` reads all tiles at once and keeps them, 3 bytes a pixel, where the loader's workers share
             them. Tiles that do not fit in half of the free memory, or differ in size, are read from the LMDB as ever.
 
@@ -47,6 +66,7 @@ class TileDataset(Dataset):
         self.keys = self.stores['gt'].key_array
         self.flip = bool(opt['phase'] == 'train' and opt.get('use_hflip'))
         self.turn = bool(opt['phase'] == 'train' and opt.get('use_rot'))
+        self.color = bool(opt['phase'] == 'train' and opt.get('use_color'))
         # Tensors rather than arrays: forked workers share either, spawned ones only these.
         self.cached: dict[str, Tensor] = self._read_all() if opt.get('cache') else {}
 
@@ -117,19 +137,31 @@ class TileDataset(Dataset):
             cached = self.cached[side].numpy() if self.cached else None
             tiles = [store[key] if cached is None else cached[index] for index, key in zip(indices, keys, strict=True)]
             turned = [
-                np.rot90(tile[:, ::-1] if flip else tile, turns)
-                for tile, (flip, turns) in zip(tiles, changes, strict=True)
+                np.rot90(tile[:, ::-1] if change.flip else tile, change.turns)
+                for tile, change in zip(tiles, changes, strict=True)
             ]
-            for item, key, tensor in zip(items, keys, to_tensor(np.stack(turned)), strict=True):
-                item[side] = tensor
+            for item, key, tensor, change in zip(items, keys, to_tensor(np.stack(turned)), changes, strict=True):
+                item[side] = _colored(tensor, change) if change.channels else tensor
                 item[f'{side}_path'] = key
         return items
 
-    def _change(self, place: int) -> tuple[bool, int]:
-        """Whether to flip a tile and how often to turn it: drawn by the place in the training, if a sampler says that
-        (an index plus a multiple of the number of tiles), else by the random numbers of the process."""
+    def _change(self, place: int) -> Change:
+        """Drawn by the place in the training, if a sampler says that (an index plus a multiple of the number of tiles),
+        else by the random numbers of the process."""
         draws = random.Random(place) if place >= len(self) else random
-        return self.flip and draws.random() < 0.5, draws.randrange(4) if self.turn else 0
+        flip, turns = self.flip and draws.random() < 0.5, draws.randrange(4) if self.turn else 0
+        if not self.color or draws.random() >= COLORED:
+            return Change(flip, turns, [])
+        channels = []
+        for source in draws.sample(range(3), 3):
+            span = draws.uniform(LEAST_SPAN, 1)
+            # At the ends as often as anywhere between them: noise is cut off there.
+            channels.append((source, (1 - span) * draws.betavariate(0.5, 0.5), span))
+        return Change(flip, turns, channels)
+
+
+def _colored(tile: Tensor, change: Change) -> Tensor:
+    return torch.stack([low + span * tile[source] for source, low, span in change.channels])
 
 
 def to_tensor(image: np.ndarray) -> Tensor:

@@ -168,6 +168,7 @@ def _dataset(more: Mapping[str, Schema], required: tuple[str, ...] = ()) -> Sche
         'io_backend': {'type': 'object'},
         'use_hflip': BOOLEAN,
         'use_rot': BOOLEAN,
+        'use_color': BOOLEAN,
         'cache': {'enum': [*CACHES, None]},
         'pin_memory': BOOLEAN,
         'persistent_workers': BOOLEAN,

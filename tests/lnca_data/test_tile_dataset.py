@@ -95,6 +95,31 @@ def test_flips_and_turns(pair, flip, turn, views):
     assert len(seen) == views
 
 
+def test_other_colours(pair):
+    dataset = TileDataset(pair | {'phase': 'train', 'use_color': True})
+    plain = TileDataset(pair | {'phase': 'train'})
+    changed = 0
+    for place in range(3, 303):  # as a sampler numbers them
+        item, stored = dataset[place], plain[place % 3]
+        if torch.equal(item['gt'], stored['gt']):
+            assert torch.equal(item['lq'], stored['lq'])
+            continue
+        changed += 1
+        assert torch.equal(item['gt'], dataset[place]['gt'])
+        assert 0 <= item['gt'].min() <= item['gt'].max() <= 1
+        # The same is done to both: their sum, which was 1 everywhere, is constant.
+        sums = (item['gt'] + item['lq']).flatten(1)
+        torch.testing.assert_close(sums, sums[:, :1].expand_as(sums))
+        for channel in item['gt']:
+            # What the channel is made of rises as it does, by a quarter at least.
+            slopes = [torch.corrcoef(torch.stack([channel.flatten(), of.flatten()]))[0, 1] for of in stored['gt']]
+            source = stored['gt'][int(torch.stack(slopes).nan_to_num().argmax())]
+            span = (channel.max() - channel.min()) / (source.max() - source.min())
+            assert 0.249 < span < 1.001
+    assert 110 < changed < 190
+    assert torch.equal(TileDataset(pair | {'phase': 'val', 'use_color': True})[0]['gt'], plain[0]['gt'])
+
+
 def test_batches(pair):
     batch = next(iter(DataLoader(TileDataset(pair | {'phase': 'train', 'use_rot': True}), batch_size=3)))
     assert batch['gt'].shape == batch['lq'].shape == (3, 3, 4, 4)
