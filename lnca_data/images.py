@@ -1,5 +1,7 @@
 """Images as datasets store them. Each is a small description that is read when its turn comes, in any process."""
 
+import contextlib
+import io
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,9 +9,12 @@ from typing import Protocol
 
 import cv2
 import numpy as np
+import PIL.Image
 
 from lnca_arch.errors import InputError, one_line
 from lnca_data.atomic import whole_file
+
+MAX_PIXELS = 1 << 28
 
 
 class Image(Protocol):
@@ -39,7 +44,12 @@ class ImageFile:
     path: str
 
     def read(self) -> np.ndarray:
-        data = np.frombuffer(read_bytes(self.path), np.uint8)
+        content = read_bytes(self.path)
+        size = (0, 0)
+        with contextlib.suppress(OSError, ValueError, SyntaxError):  # Pillow knows fewer kinds than OpenCV
+            *size, _ = claims(content)
+        check_size(self.path, *size)
+        data = np.frombuffer(content, np.uint8)
         try:
             image = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH) if data.size else None
         except cv2.error:  # more pixels than OpenCV takes
@@ -121,6 +131,29 @@ class Bundled:
 
     def stored_bytes(self) -> int:
         return 1 << 20
+
+
+def claims(data: bytes) -> tuple[int, int, int]:
+    """The width and the height of an image, and how many there are, as the first bytes of a file say: a small one can
+    claim any size.
+
+    Raises:
+        OSError, ValueError, SyntaxError: they are those of no image that Pillow knows.
+    """
+    limit, PIL.Image.MAX_IMAGE_PIXELS = PIL.Image.MAX_IMAGE_PIXELS, None  # the limit here is ours
+    try:
+        with PIL.Image.open(io.BytesIO(data)) as image:
+            return *image.size, getattr(image, 'n_frames', 1)
+    finally:
+        PIL.Image.MAX_IMAGE_PIXELS = limit
+
+
+def check_size(path: str, width: int, height: int) -> None:
+    """Raise InputError for an image of more pixels than are read."""
+    if width * height > MAX_PIXELS:
+        raise InputError(
+            f'{path}: {width:,}×{height:,} pixels are more than the {MAX_PIXELS:,} that are read; cut it into parts'
+        )
 
 
 def to_8_bits(image: np.ndarray) -> np.ndarray:

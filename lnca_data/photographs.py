@@ -13,11 +13,10 @@ from PIL import Image, UnidentifiedImageError
 
 from lnca_arch.errors import InputError, one_line
 from lnca_data.atomic import whole_file
-from lnca_data.images import read_bytes, to_8_bits
+from lnca_data.images import check_size, claims, read_bytes, to_8_bits
 
 JPEG, PNG, WEBP, TIFF = ('.jpg', '.jpeg'), ('.png',), ('.webp',), ('.tif', '.tiff')
 SUFFIXES = (*JPEG, *PNG, *WEBP, *TIFF)
-MAX_PIXELS = 1 << 28  # a small file can claim any size
 MAX_PAGES = 16  # of a TIFF: a picture and smaller ones of it
 QUALITY = 95
 
@@ -130,30 +129,18 @@ def check_format(path: Path | str, channels: int = 3) -> None:
         raise InputError(f'{path}: a JPEG has no transparency; write the picture as PNG, WebP or TIFF')
 
 
-def _check_size(path: str, width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise InputError(
-            f'{path}: {width:,}×{height:,} pixels are more than the {MAX_PIXELS:,} that are read; cut it into parts'
-        )
-
-
-def _size(path: str, data: bytes) -> tuple[int, int]:
-    """Width and height, of which the first bytes tell."""
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # the limit here is ours
+def _check_header(path: str, data: bytes) -> None:
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            frames, size = getattr(image, 'n_frames', 1), image.size
+        width, height, frames = claims(data)
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         raise InputError(f'{path}: not a readable image ({one_line(error).partition("<")[0].strip()})') from None
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
     if frames > 1:
         raise InputError(f'{path}: holds {frames} pictures; save each by itself')
-    return size
+    check_size(path, width, height)
 
 
 def _read_with_opencv(path: str, data: bytes) -> tuple[np.ndarray, bytes | None, bytes | None]:
-    _check_size(path, *_size(path, data))
+    _check_header(path, data)
     try:
         pixels, kinds, blocks = cv2.imdecodeWithMetadata(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error:
@@ -194,7 +181,8 @@ def _read_tiff(path: str, data: bytes) -> tuple[np.ndarray, bytes | None, bytes 
         with tifffile.TiffFile(io.BytesIO(data)) as file:
             # One that is damaged may name itself as the one that follows.
             page, *others = itertools.islice(file.pages, MAX_PAGES + 1)
-            _check_size(path, page.imagewidth * page.imagedepth * max(page.samplesperpixel / 4, 1), page.imagelength)
+            # Depth and samples take memory, too; four of these are usual.
+            check_size(path, page.imagewidth * page.imagedepth * -(-page.samplesperpixel // 4), page.imagelength)
             more = len(others) == MAX_PAGES
             if more or any(not other.is_reduced for other in others):
                 count = f'more than {MAX_PAGES}' if more else 1 + len(others)

@@ -9,7 +9,8 @@ import tifffile
 from PIL import Image, ImageCms, ImageOps
 
 from lnca_arch.errors import InputError
-from lnca_data import photographs
+from lnca_data import images, photographs
+from lnca_data.images import ImageFile
 from lnca_data.photographs import ORIENTATION, Photograph, read_photograph, write_photograph
 from lnca_data.trace import write_trace
 
@@ -189,8 +190,9 @@ def test_broken_files_are_named(tmp_path, name):
 
 def test_a_small_file_that_claims_a_huge_size_is_refused_before_it_is_decoded(tmp_path):
     Image.new('1', (30_000, 30_000)).save(tmp_path / 'a.png')
-    with pytest.raises(InputError, match='30,000×30,000 pixels are more than'):
-        read_photograph(tmp_path / 'a.png')
+    for read in (read_photograph, lambda path: ImageFile(str(path)).read()):
+        with pytest.raises(InputError, match='30,000×30,000 pixels are more than'):
+            read(tmp_path / 'a.png')
 
 
 def test_what_a_format_cannot_hold(tmp_path):
@@ -274,7 +276,7 @@ def test_a_tiff_of_numbers_that_are_no_colours(tmp_path):
 
 def test_a_tiff_that_claims_many_samples(tmp_path, monkeypatch):
     """Each counts: it is they that take memory."""
-    monkeypatch.setattr(photographs, 'MAX_PIXELS', 100)
+    monkeypatch.setattr(images, 'MAX_PIXELS', 100)
     tifffile.imwrite(tmp_path / 'a.tif', pixels(6, 8, 40), photometric='minisblack', planarconfig='contig')
     with pytest.raises(InputError, match='are more than the 100 that are read'):
         read_photograph(tmp_path / 'a.tif')
