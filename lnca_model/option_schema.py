@@ -36,6 +36,8 @@ LOSSES = (
     *('L1Loss', 'MSELoss', 'CharbonnierLoss'),
 )
 IMAGE_METRICS = ['calculate_psnr', 'calculate_ssim']
+BACKENDS = ['disk', 'lmdb', 'memcached']  # of BasicSR, and what else it hands on to them
+OF_BACKENDS = ('readonly', 'lock', 'readahead', 'server_list_cfg', 'client_cfg', 'sys_path')
 LONGEST_VALUE = 60
 
 # To JSON 3.0 is a whole number; to what counts with it here it is none.
@@ -160,27 +162,38 @@ def _argument(hint: Any, default: Any) -> Schema:
 
 
 def _dataset(more: Mapping[str, Schema], required: tuple[str, ...] = ()) -> Schema:
-    tiles = {
+    common = {
         'name': FOLDER_NAME,
         'type': STRING,
         'dataroot_gt': PATH,
         'dataroot_lq': PATH,
-        'io_backend': {'type': 'object'},
+        'io_backend': _block({'type': {'enum': BACKENDS}, **{name: {} for name in OF_BACKENDS}}, ('type',)),
         'use_hflip': BOOLEAN,
         'use_rot': BOOLEAN,
-        'use_color': BOOLEAN,
-        'cache': {'enum': [*CACHES, None]},
         'pin_memory': BOOLEAN,
         'persistent_workers': BOOLEAN,
         'prefetch_mode': {'enum': ['cpu', 'cuda', None]},
         'num_prefetch_queue': COUNT,
         **more,
     }
+    numbers = {'type': ['array', 'null'], 'items': NUMBER}
+    own = {
+        'TileDataset': {'use_color': BOOLEAN, 'cache': {'enum': [*CACHES, None]}},
+        'PairedImageDataset': {
+            'meta_info_file': PATH,
+            'filename_tmpl': STRING,
+            'gt_size': COUNT,
+            'color': {'enum': ['y', None]},
+            'mean': numbers,
+            'std': numbers,
+            'scale': COUNT,
+        },
+    }
     return {
         'type': 'object',
-        'properties': {'type': {'type': 'string', 'examples': ['TileDataset', 'PairedImageDataset']}},
+        'properties': {'type': {'type': 'string', 'examples': list(own)}},
         'required': ['name', 'type', *required],
-        'allOf': [{'if': _is('type', 'TileDataset'), 'then': _block(tiles)}],
+        'allOf': [{'if': _is('type', name), 'then': _block(common | options)} for name, options in own.items()],
     }
 
 

@@ -189,6 +189,19 @@ def test_pairs_that_do_not_match_for_basicsrs_own_dataset(parse, with_basicsrs_o
         parse(with_basicsrs_own_dataset)
 
 
+def test_basicsrs_own_dataset_with_something_unknown(parse, with_basicsrs_own_dataset):
+    options = with_basicsrs_own_dataset['datasets']['val']
+    options['gt_sise'] = 16
+    options['io_backend'] = {'type': 'lmbd', 'read_ahead': True}
+    with pytest.raises(InputError) as error:
+        parse(with_basicsrs_own_dataset)
+    assert set(str(error.value).splitlines()) == {
+        'datasets.val.gt_sise is unknown. Did you mean gt_size?',
+        "datasets.val.io_backend.type 'lmbd' is unknown. Did you mean lmdb?",
+        'datasets.val.io_backend.read_ahead is unknown. Did you mean readahead?',
+    }
+
+
 @pytest.mark.parametrize(
     ('path', 'message'),
     [
