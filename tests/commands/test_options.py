@@ -105,8 +105,6 @@ def test_a_comparison_trains_as_the_option_file_does(task, prefix, network):
     compared = options_for(options, read_network(network), shared_training(options)[1])
     assert compared | {'num_gpu': 'auto'} == options
     papers = read(task)
-    if prefix and task.startswith('photos'):  # what it trains on beside is for the models that come along
-        assert options['datasets']['train'].pop('use_color') is True
     assert options['name'] == f'lnca_{prefix}{task}'
     for key in ('datasets', 'val', 'logger'):
         assert options[key] == papers[key]
