@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -46,8 +47,9 @@ class ImageFile:
     def read(self) -> np.ndarray:
         content = read_bytes(self.path)
         size = (0, 0)
-        with contextlib.suppress(OSError, ValueError, SyntaxError):  # Pillow knows fewer kinds than OpenCV
-            *size, _ = claims(content)
+        # Pillow knows fewer kinds than OpenCV.
+        with contextlib.suppress(OSError, ValueError, SyntaxError), header(content) as image:
+            size = image.size
         check_size(self.path, *size)
         data = np.frombuffer(content, np.uint8)
         try:
@@ -133,17 +135,17 @@ class Bundled:
         return 1 << 20
 
 
-def claims(data: bytes) -> tuple[int, int, int]:
-    """The width and the height of an image, and how many there are, as the first bytes of a file say: a small one can
-    claim any size.
+@contextlib.contextmanager
+def header(data: bytes) -> Iterator[PIL.Image.Image]:
+    """An image of which nothing is decoded yet, so that its size is known before: a small file can claim any.
 
     Raises:
-        OSError, ValueError, SyntaxError: they are those of no image that Pillow knows.
+        OSError, ValueError, SyntaxError: it is none that Pillow knows.
     """
     limit, PIL.Image.MAX_IMAGE_PIXELS = PIL.Image.MAX_IMAGE_PIXELS, None  # the limit here is ours
     try:
         with PIL.Image.open(io.BytesIO(data)) as image:
-            return *image.size, getattr(image, 'n_frames', 1)
+            yield image
     finally:
         PIL.Image.MAX_IMAGE_PIXELS = limit
 

@@ -324,10 +324,11 @@ def _checked_keys(path: str, *_: tuple[int, int, int]) -> np.ndarray:
     if not names:
         raise InputError(f'{path}: the LMDB is empty; {PACK}')
     # An array of them takes the longest's room for each.
-    if not 0 < min(map(len, names)) <= max(map(len, names)) <= LONGEST_KEY:
+    lengths = [len(name) for name in names]
+    longest = max(lengths)
+    if not 0 < min(lengths) <= longest <= LONGEST_KEY:
         raise InputError(f'{path}: {META_INFO} names a key of no letter, or of more than {LONGEST_KEY}; {PACK} again')
-    longest = max(map(len, names))
-    if len(names) * longest > max(MOST_KEY_BYTES, LONGEST_TO_MEAN * sum(map(len, names))):
+    if len(names) * longest > max(MOST_KEY_BYTES, LONGEST_TO_MEAN * sum(lengths)):
         raise InputError(f'{path}: {META_INFO} names a key of {longest} letters among much shorter ones; {PACK} again')
     keys = np.sort(np.array(names, 'S'))
     if (twice := keys[1:][keys[1:] == keys[:-1]]).size:

@@ -13,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 
 from lnca_arch.errors import InputError, one_line
 from lnca_data.atomic import whole_file
-from lnca_data.images import check_size, claims, read_bytes, to_8_bits
+from lnca_data.images import check_size, header, read_bytes, to_8_bits
 
 JPEG, PNG, WEBP, TIFF = ('.jpg', '.jpeg'), ('.png',), ('.webp',), ('.tif', '.tiff')
 SUFFIXES = (*JPEG, *PNG, *WEBP, *TIFF)
@@ -76,8 +76,6 @@ def read_photograph(path: Path | str) -> Photograph:
     data = read_bytes(path)
     suffix = Path(path).suffix.lower()
     pixels, exif, profile = (_read_tiff if suffix in TIFF else _read_with_opencv)(path, data)
-    if pixels.dtype not in DEPTHS:
-        raise InputError(f'{path}: has pixels of type {pixels.dtype}; 8 or 16 bits a channel are needed')
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     space = b'GRAY' if pixels.shape[-1] == 1 else b'RGB '
     # That of a CMYK file, say, does not describe the RGB that was made of it.
@@ -131,12 +129,18 @@ def check_format(path: Path | str, channels: int = 3) -> None:
 
 def _check_header(path: str, data: bytes) -> None:
     try:
-        width, height, frames = claims(data)
+        with header(data) as image:
+            size, frames = image.size, getattr(image, 'n_frames', 1)
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         raise InputError(f'{path}: not a readable image ({one_line(error).partition("<")[0].strip()})') from None
     if frames > 1:
         raise InputError(f'{path}: holds {frames} pictures; save each by itself')
-    check_size(path, width, height)
+    check_size(path, *size)
+
+
+def _check_depth(path: str, pixels: np.ndarray) -> None:
+    if pixels.dtype not in DEPTHS:
+        raise InputError(f'{path}: has pixels of type {pixels.dtype}; 8 or 16 bits a channel are needed')
 
 
 def _read_with_opencv(path: str, data: bytes) -> tuple[np.ndarray, bytes | None, bytes | None]:
@@ -147,6 +151,7 @@ def _read_with_opencv(path: str, data: bytes) -> tuple[np.ndarray, bytes | None,
         pixels = None
     if pixels is None:
         raise InputError(f'{path}: not a readable image; it may be truncated')
+    _check_depth(path, pixels)
     found = {kind: np.asarray(block).tobytes() for kind, block in zip(np.ravel(kinds), blocks, strict=True)}
     return _swapped(pixels), found.get(cv2.IMAGE_METADATA_EXIF), found.get(cv2.IMAGE_METADATA_ICCP)
 
@@ -199,8 +204,8 @@ def _of_page(path: str, page: tifffile.TiffPage) -> tuple[np.ndarray, bytes | No
     pixels, tags = page.asarray(), {tag.code: tag.value for tag in page.tags}
     bits, photometric, compression = page.bitspersample, page.photometric, page.compression
     pixels = np.moveaxis(pixels, 0, -1) if page.axes.startswith('S') else pixels
-    if pixels.dtype not in (bool, *DEPTHS):
-        raise InputError(f'{path}: has pixels of type {pixels.dtype}; 8 or 16 bits a channel are needed')
+    if pixels.dtype != bool:
+        _check_depth(path, pixels)
     if photometric == tifffile.PHOTOMETRIC.MINISWHITE:
         pixels = ~pixels
     elif photometric not in (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB) and not (

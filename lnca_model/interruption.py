@@ -2,6 +2,7 @@
 
 import signal
 from types import FrameType
+from typing import Any
 
 # Ctrl-C; what systems and schedulers send before they kill; what Slurm sends under --signal=USR1@SECONDS.
 SIGNALS = ('SIGINT', 'SIGTERM', 'SIGUSR1')
@@ -20,9 +21,18 @@ def listen(patiently: bool = False) -> None:
     """
     global _patient
     _patient = patiently
+    _answer_with(_remember)
+
+
+def ignore() -> None:
+    """From now on do nothing about such signals: for a process that ends with another, which listens."""
+    _answer_with(signal.SIG_IGN)
+
+
+def _answer_with(handler: Any) -> None:
     for name in SIGNALS:
         if hasattr(signal, name):
-            signal.signal(getattr(signal, name), _remember)
+            signal.signal(getattr(signal, name), handler)
 
 
 def asked() -> str | None:

@@ -7,7 +7,6 @@ import functools
 import logging
 import random
 import shlex
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -302,9 +301,7 @@ def for_the_whole_run(create: Callable) -> Callable:
 def _begin_worker(begin: Callable[[int], None] | None, number: int) -> None:
     """A signal to all processes of a run asks the training to end, which needs its workers until it has: they end when
     it does."""
-    for name in interruption.SIGNALS:
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    interruption.ignore()
     if begin:
         begin(number)
 

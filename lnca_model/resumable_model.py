@@ -124,6 +124,8 @@ class ResumableModel(SRModel):
             if (kinds := resume_state.get('kinds', self._kinds())) != self._kinds():  # earlier checkpoints lack it
                 raise ValueError(f'its optimisers are {", ".join(kinds)}, not {", ".join(self._kinds())}')
             self.take_back(resume_state)
+        except InputError:  # which has another cause, such as a process that is gone
+            raise
         except Exception as error:  # what is missing, too much or of another size can raise anything
             raise InputError(
                 f'{path}: is of a training with other options ({one_line(error)}); go on with those, or begin a run of '

@@ -1,5 +1,6 @@
 """Networks from files: those that come with the package, and what trainings leave behind."""
 
+import functools
 import inspect
 import json
 import logging
@@ -69,10 +70,11 @@ def load_network(name_or_path: Path | str, option_file: Path | str | None = None
                 *(path, options['type'], defaults['heads'].default, defaults['update_rate'].default),
             )
     # First where a network of any size takes no memory: a file can claim any.
+    make = functools.partial(construct, options, _known(options), f'{where}: {OPTIONS}')
     with torch.device('meta'):
-        described = construct(options, _known(options), f'{where}: {OPTIONS}')
+        described = make()
     weights = checkpoint.fitting(described, weights, path, strict=True)
-    network = construct(options, _known(options), f'{where}: {OPTIONS}')
+    network = make()
     network.load_state_dict(weights)
     return Pretrained(network.eval(), options)
 

@@ -543,7 +543,6 @@ def test_what_may_have_diverged_replaces_no_checkpoint(model_options, tmp_path):
     model.save(0, 2)
     assert states(tmp_path) == ['1.state']
     assert not (tmp_path / 'models' / 'net_g_2.pth').exists()
-    model_options['train']['skip_non_finite'] = 2  # of the two that are to come
     model.opt['train']['skip_non_finite'] = 2
     model.update_learning_rate(3)
     model.feed_data({'gt': torch.full((4, 3, 16, 16), float('nan'))})
