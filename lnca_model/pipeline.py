@@ -2,11 +2,14 @@
 created, a run resumes on any device and from any directory, and it lasts as long as its options say."""
 
 import argparse
+import atexit
 import dataclasses
 import functools
 import logging
+import multiprocessing
 import random
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -289,6 +292,7 @@ def for_the_whole_run(create: Callable) -> Callable:
         train['course'] = dataclasses.asdict(course)
         opt['validating'] = Validating(val_loaders)
         train_loader.worker_init_fn = partial(_begin_worker, train_loader.worker_init_fn)
+        atexit.register(_end_workers)
         # A loader that begins draws a number, and would draw it from those of the training.
         train_loader.generator = torch.Generator().manual_seed(torch.initial_seed())
         # And one more: BasicSR is at the end when it meets an iteration beyond the last.
@@ -304,6 +308,16 @@ def _begin_worker(begin: Callable[[int], None] | None, number: int) -> None:
     interruption.ignore()
     if begin:
         begin(number)
+
+
+def _end_workers() -> None:
+    """Python ends what is left of them with a signal that they ignore, and then waits for them. Some are left where an
+    error ends the run: its trace holds their loader."""
+    # PyTorch's handler would report each as killed.
+    if hasattr(signal, 'SIGCHLD'):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for worker in multiprocessing.active_children():
+        worker.kill()
 
 
 class PhaseLogger(MessageLogger):
