@@ -306,11 +306,21 @@ def _logger() -> Schema:
 
 def check(opt: Mapping[str, Any]) -> None:
     """Raise InputError, a line for each mistake, unless options are as the schema says."""
-    mistakes = list(_beyond_json(opt, '')) or [
-        line for error in VALIDATOR(schema()).iter_errors(opt) for line in _lines(error)
-    ]
+    mistakes = list(_beyond_json(opt, '')) or [line for error in _errors(opt) for line in _lines(error)]
     if mistakes:
         raise InputError('\n'.join(dict.fromkeys(mistakes)))
+
+
+def sound_datasets(opt: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The datasets in any options whose blocks are as the schema says; none where the block that holds them is not."""
+    wrong = [tuple(error.absolute_path)[:2] for error in _errors(opt)]
+    if any(_beyond_json(opt, '')) or 'datasets' not in opt or ('datasets',) in wrong:
+        return {}
+    return {name: block for name, block in opt['datasets'].items() if ('datasets', name) not in wrong}
+
+
+def _errors(opt: Mapping[str, Any]) -> Iterator[jsonschema.ValidationError]:
+    return VALIDATOR(schema()).iter_errors(opt)
 
 
 def _beyond_json(value: Any, where: str) -> Iterator[str]:

@@ -170,11 +170,7 @@ def complete(opt: Options, args: argparse.Namespace, root: Path, is_train: bool)
         opt['name'] = f'{DEBUG}_{opt["name"]}'
     if opt['num_gpu'] == 'auto':
         opt['num_gpu'] = torch.cuda.device_count()
-    for name, dataset in opt['datasets'].items():
-        dataset['phase'] = name.split('_')[0]
-        if 'scale' in opt:
-            dataset['scale'] = opt['scale']
-    find_paths(opt, root)
+    complete_datasets(opt, root)
     folder = root / ('experiments' if is_train else 'results') / opt['name']
     paths = {'log': folder, 'visualization': folder / 'visualization'}
     if is_train:
@@ -190,6 +186,15 @@ def complete(opt: Options, args: argparse.Namespace, root: Path, is_train: bool)
         opt['logger'].update(print_freq=1, save_checkpoint_freq=8)
         if opt.get('val'):
             opt['val']['val_freq'] = 8
+
+
+def complete_datasets(opt: Options, root: Path) -> None:
+    """Add what the blocks of datasets take from elsewhere, in place, and :func:`find_paths`."""
+    for name, dataset in opt['datasets'].items():
+        dataset['phase'] = name.split('_')[0]
+        if 'scale' in opt:
+            dataset['scale'] = opt['scale']
+    find_paths(opt, root)
 
 
 def find_paths(opt: Options, root: Path) -> None:

@@ -3,6 +3,7 @@ created, a run resumes on any device and from any directory, and it lasts as lon
 
 import argparse
 import atexit
+import copy
 import dataclasses
 import functools
 import logging
@@ -27,7 +28,15 @@ from lnca_data.lmdb_store import check_pair
 from lnca_model import distributed, interruption, option_schema
 from lnca_model.course import Course, ResumableSampler
 from lnca_model.experiment_lock import lock
-from lnca_model.options import Options, check_blocks, complete, force, read_command_line, read_options
+from lnca_model.options import (
+    Options,
+    check_blocks,
+    complete,
+    complete_datasets,
+    force,
+    read_command_line,
+    read_options,
+)
 from lnca_model.phases import phase_at, phases_of
 from lnca_model.resources import keep_freed_memory
 from lnca_model.restoration_model import RestorationModel
@@ -56,7 +65,10 @@ def parse_options(root_path: str, is_train: bool = True) -> tuple[Options, argpa
     args = read_command_line()
     opt = read_options(args.opt)
     force(opt, args.force_yml)
-    check_form(opt, args.opt, is_train)
+    try:
+        check_form(opt, args.opt, is_train)
+    except InputError:
+        check_all([partial(check_form, opt, args.opt, is_train), partial(check_sound_datasets, opt, Path(root_path))])
     complete(opt, args, Path(root_path), is_train)
     check_options(opt)
     join_processes(opt, args.launcher)
@@ -122,6 +134,19 @@ def check_form(opt: Options, path: str | Path, is_train: bool) -> None:
     check_known(opt['model_type'], MODEL_REGISTRY.keys(), 'model_type:')
     if issubclass(MODEL_REGISTRY.get(opt['model_type']), RestorationModel):
         option_schema.check(opt)
+
+
+def check_sound_datasets(opt: Options, root: Path) -> None:
+    """Raise InputError, a line for each mistake, for what is wrong with datasets of which :func:`check_form` has
+    nothing to say, so that it is named together with the mistakes in other blocks.
+
+    Args:
+        opt: of which it has something to say.
+        root: see :func:`lnca_model.options.find_paths`.
+    """
+    datasets = copy.deepcopy(option_schema.sound_datasets(opt))
+    complete_datasets({**opt, 'path': {}, 'datasets': datasets}, root)
+    check_all(partial(_check_dataset, name, dataset) for name, dataset in datasets.items())
 
 
 def check_options(opt: Options) -> None:

@@ -114,6 +114,7 @@ def test_options_of_which_some_are_others(folder, options, data):
 
     def parse():
         opt = read_options(file)
+        refused_or_taken(pipeline.check_sound_datasets, opt, folder)
         pipeline.check_form(opt, file, is_train=True)
         pipeline.complete(opt, pipeline.read_command_line(['-opt', str(file)]), folder, is_train=True)
         # What the plug-in does not know is BasicSR's to check.

@@ -252,9 +252,11 @@ def test_all_mistakes_are_named_at_once(parse, options):
     options['train']['automaton']['pool_sise'] = 3
     options['datasets']['train']['corruption']['curriculum'] = [0.5]
     del options['logger']['print_freq']
+    options['datasets']['val']['dataroot_gt'] = '/nowhere/gt.lmdb'
     with pytest.raises(InputError) as error:
         parse(options)
     assert sorted(str(error.value).splitlines()) == [
+        '/nowhere/gt.lmdb: there is no such LMDB; pack the dataset with datasets/prepare.py',
         'datasets.train.corruption.curriculum must be a list of 2, got [0.5]',
         'logger.print_freq is missing',
         'train.autoencoder.optim_g.lr must be a number above 0, got -1',
