@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ PARTIAL = '.*.partial*'  # what a killed process may leave of a file
 
 @contextmanager
 def whole_file(path: Path | str) -> Iterator[Path]:
-    """Write to the yielded temporary name; on leaving it is flushed to disk and renamed to ``path``.
+    """Write to the yielded temporary name; on leaving it is flushed to disk and renamed to ``path``, flushed too.
 
     When the block raises, the temporary file is removed and what was at ``path`` stays. An OSError of the block names
     ``path``.
@@ -26,6 +26,7 @@ def whole_file(path: Path | str) -> Iterator[Path]:
         with open(temporary, 'rb') as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+        _flush_entries(path.parent)
     except OSError as error:
         # A write that fails names no file, and what failed to be opened is the temporary one.
         if error.errno is not None and error.filename in (None, str(temporary)):
@@ -33,6 +34,17 @@ def whole_file(path: Path | str) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _flush_entries(folder: Path) -> None:
+    """Have the names in a folder outlast a loss of power, where the system has a way to."""
+    # Windows opens no folders, and some file systems of networks flush none: there a name is written when they like.
+    with suppress(OSError):
+        entries = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(entries)
+        finally:
+            os.close(entries)
 
 
 def write_json(path: Path | str, content: Any) -> None:

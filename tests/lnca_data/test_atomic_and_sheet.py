@@ -1,5 +1,9 @@
 """Outputs that are complete or not there; sheets of tiles."""
 
+import errno
+import os
+import stat
+
 import cv2
 import numpy as np
 import pytest
@@ -148,3 +152,26 @@ def test_sheet_replaces_whole_files_only(tmp_path, little_room):
     assert error.value.errno in DISK_FULL
     assert names(tmp_path) == ['sheet.png']
     assert path.read_text() == 'old'
+
+
+def test_what_is_renamed_is_flushed_before_and_its_name_after(tmp_path, monkeypatch):
+    flushed = []
+
+    def fsync(descriptor):
+        flushed.append((stat.S_ISDIR(os.fstat(descriptor).st_mode), (tmp_path / 'a.txt').exists()))
+
+    monkeypatch.setattr(os, 'fsync', fsync)
+    with whole_file(tmp_path / 'a.txt') as temporary:
+        temporary.write_text('new')
+    assert flushed == [(False, False), (True, True)]
+
+
+def test_a_file_is_written_where_folders_cannot_be_flushed(tmp_path, monkeypatch):
+    def fsync(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr(os, 'fsync', fsync)
+    with whole_file(tmp_path / 'a.txt') as temporary:
+        temporary.write_text('new')
+    assert (tmp_path / 'a.txt').read_text() == 'new'
