@@ -4,7 +4,7 @@ them known to BasicSR."""
 from lnca_arch.autoencoder import Autoencoder
 from lnca_arch.automaton import CellularAutomaton
 from lnca_arch.latent import LatentNAFCA, LatentViTCA
-from lnca_arch.nafca import NAFCA
+from lnca_arch.nafca import NAFCA, DepthwiseNAFCA
 from lnca_arch.pixel import PixelViTCA
 from lnca_arch.vitca import ViTCA
 
@@ -16,6 +16,7 @@ __all__ = [
     'NETWORKS',
     'Autoencoder',
     'CellularAutomaton',
+    'DepthwiseNAFCA',
     'LatentNAFCA',
     'LatentViTCA',
     'PixelViTCA',

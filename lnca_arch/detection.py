@@ -1,7 +1,7 @@
 """Which network a checkpoint is of: its kind and sizes, read from the names and shapes of its parameters."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -12,7 +12,8 @@ Weights = Mapping[str, Tensor]
 
 # Names that every checkpoint of a kind has, and no other.
 AUTOENCODER = ('autoencoder.encoder.down1.conv.weight', 'autoencoder.encoder.down2.conv.weight')
-BLEND = 'blend.share.weight'
+# Names that only checkpoints of networks have that were made with an option, and that.
+TRACES = {'blend.share.weight': ('blend', True), 'automaton.neighbours.weight': ('perception', 'depthwise')}
 NAFCA_RULE = ('automaton.perception_norm.weight', 'automaton.embed.weight', 'automaton.ffn_expand.weight')
 VITCA_RULE = ('automaton.embed.weight', 'automaton.qkv.weight', 'automaton.mlp_in.weight', 'automaton.head.weight')
 NAMES = {
@@ -26,7 +27,7 @@ class Detected(NamedTuple):
     """A network's class and the sizes to make it with."""
 
     kind: type[nn.Module]
-    sizes: dict[str, int]
+    sizes: dict[str, Any]
 
 
 def detect(weights: Weights) -> Detected | None:
@@ -43,7 +44,7 @@ def detect(weights: Weights) -> Detected | None:
                 return None
             if min(sizes.values()) <= 0:
                 return None
-            return Detected(kind, sizes | ({'blend': True} if BLEND in weights else {}))
+            return Detected(kind, sizes | {name: value for trace, (name, value) in TRACES.items() if trace in weights})
     return None
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lnca_arch.autoencoder import Autoencoder
 from lnca_arch.automaton import CellularAutomaton
-from lnca_arch.nafca import NAFCA
+from lnca_arch.nafca import PERCEPTIONS, Perception
 from lnca_arch.network import AutomatonNetwork
 from lnca_arch.vitca import ViTCA
 
@@ -112,14 +112,19 @@ class LatentNetwork(AutomatonNetwork):
 
 
 class LatentNAFCA(LatentNetwork):
-    """Autoencoder and :class:`NAFCA`.
+    """Autoencoder and :class:`~lnca_arch.NAFCA`.
 
     Args:
         image_channels, latent_channels, downsamplings: see :class:`Autoencoder`.
         hidden_channels: the automaton's memory.
-        embed_channels, ffn_expand, dropout: see :class:`NAFCA`.
+        embed_channels, ffn_expand, dropout: see :class:`~lnca_arch.NAFCA`.
         update_rate: see :class:`AutomatonNetwork`. The published latent results use 1.
         blend: see :class:`LatentNetwork`.
+        perception: how the rule sees neighbours: ``gate`` (the paper's) or ``depthwise``, see
+            :class:`~lnca_arch.DepthwiseNAFCA`.
+
+    Raises:
+        ValueError: another perception, or sizes that do not fit.
     """
 
     def __init__(
@@ -133,10 +138,14 @@ class LatentNAFCA(LatentNetwork):
         dropout: float = 0.1,
         update_rate: float = 1.0,
         blend: bool = False,
+        perception: Perception = 'gate',
     ) -> None:
+        if perception not in PERCEPTIONS:
+            raise ValueError(f'perception must be one of {", ".join(PERCEPTIONS)}, got {perception!r}')
+        rule = PERCEPTIONS[perception]
         super().__init__(
             Autoencoder(image_channels, latent_channels, downsamplings),
-            NAFCA(latent_channels, latent_channels, hidden_channels, embed_channels, ffn_expand, dropout),
+            rule(latent_channels, latent_channels, hidden_channels, embed_channels, ffn_expand, dropout),
             update_rate,
             blend,
         )

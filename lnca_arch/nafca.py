@@ -1,7 +1,7 @@
 """NAFCA: the attention-free rule (paper section 3.1.2)."""
 
 import functools
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,21 @@ TAPS = 16  # of a 3×3 convolution, and zeros, since the kernel multiplies with 
 FFN_PART = 64  # channels of the update block that the kernel has at once
 
 
+class FoldedUpdate(NamedTuple):
+    """Linear maps of the update block and the head, weights and biases."""
+
+    expand: Linear
+    project: Linear
+    head: Linear
+
+
+def _update_and_head(x: Tensor, folded: FoldedUpdate, drop_transition: Tensor | float) -> Tensor:
+    """What follows the perception block."""
+    transition = linear(_simple_gate(linear(normalize(x, LAYER_NORM_EPS), folded.expand)), folded.project)
+    x = x + transition * drop_transition
+    return linear(normalize(x, LAYER_NORM_EPS), folded.head)
+
+
 class Folded(NamedTuple):
     """Linear maps of :class:`NAFCA`, weights and biases; see :meth:`NAFCA.fold`."""
 
@@ -24,9 +39,7 @@ class Folded(NamedTuple):
     perceive: Linear
     attention_bias: Tensor
     project_bias: Tensor
-    ffn_expand: Linear
-    ffn_project: Linear
-    head: Linear
+    update: FoldedUpdate
 
 
 def fast_update(cells: Tensor, folded: Folded, *dropout: Tensor) -> Tensor:
@@ -38,10 +51,27 @@ def fast_update(cells: Tensor, folded: Folded, *dropout: Tensor) -> Tensor:
     read = linear(torch.cat([gated, normalized], dim=-1), folded.perceive)
     projected, taps = read[..., :channels], read[..., channels : channels + 9]
     perceived = projected * (folded.attention_bias + _sum_of_neighbours(taps)) + folded.project_bias
-    x = cells + perceived * drop_perceived
-    transition = linear(_simple_gate(linear(normalize(x, LAYER_NORM_EPS), folded.ffn_expand)), folded.ffn_project)
-    x = x + transition * drop_transition
-    return linear(normalize(x, LAYER_NORM_EPS), folded.head)
+    return _update_and_head(cells + perceived * drop_perceived, folded.update, drop_transition)
+
+
+class DepthwiseFolded(NamedTuple):
+    """Maps of :class:`DepthwiseNAFCA`, weights and biases, that of ``neighbours`` in the bias of ``project``."""
+
+    embed: Linear
+    expand: Linear  # both (embed_channels, 2): two channels of each
+    neighbours: Tensor
+    project: Linear
+    update: FoldedUpdate
+
+
+def fast_depthwise_update(cells: Tensor, folded: DepthwiseFolded, *dropout: Tensor) -> Tensor:
+    """:meth:`NAFCA._update` of a :class:`DepthwiseNAFCA`, with the maps of its :meth:`~DepthwiseNAFCA.fold`."""
+    drop_perceived, drop_transition = dropout or (1.0, 1.0)
+    weight, bias = folded.expand
+    embedded = linear(normalize(cells, LAYER_NORM_EPS), folded.embed)
+    gated = _simple_gate((embedded.unsqueeze(-1) * weight + bias).flatten(-2)).permute(0, 3, 1, 2)
+    seen = F.conv2d(gated, folded.neighbours, padding=1, groups=gated.shape[1]).permute(0, 2, 3, 1)
+    return _update_and_head(cells + linear(seen, folded.project) * drop_perceived, folded.update, drop_transition)
 
 
 def pack(rule: 'NAFCA', folded: Folded) -> Packed:
@@ -57,9 +87,9 @@ def pack(rule: 'NAFCA', folded: Folded) -> Packed:
     taps_bias = taps_bias + folded.attention_bias * (torch.arange(9, device=bias.device) == 4)
     project, project_bias = weight[:channels], bias[:channels]
     first, second = (
-        padded(halves, f, c) for halves in zip(*(tensor.chunk(2) for tensor in folded.ffn_expand), strict=True)
+        padded(halves, f, c) for halves in zip(*(tensor.chunk(2) for tensor in folded.update.expand), strict=True)
     )
-    transition, transition_bias = padded(folded.ffn_project, c, f)
+    transition, transition_bias = padded(folded.update.project, c, f)
     linears = [
         *(padded(halves, h, c) for halves in zip(*(tensor.chunk(2) for tensor in folded.embed), strict=True)),
         padded((taps[:, :half], taps_bias), TAPS, h),
@@ -75,7 +105,7 @@ def pack(rule: 'NAFCA', folded: Folded) -> Packed:
             (second[0][rows], second[1][rows]),
             (transition[:, rows], transition_bias if start == 0 else torch.zeros_like(transition_bias)),
         ]
-    linears.append(padded(folded.head, c, c, first_out=rule.in_channels))
+    linears.append(padded(folded.update.head, c, c, first_out=rule.in_channels))
     sizes = {'C': c, 'HALF': h, 'PARTS': f // part, 'PART': part, 'TAPS': TAPS, 'EPS': LAYER_NORM_EPS}
     return Packed(linears, sizes)
 
@@ -179,13 +209,55 @@ class NAFCA(CellularAutomaton):
             perceive=(torch.cat([of_ab, of_halves @ embed], dim=1), of_1 + of_halves @ embed_bias),
             attention_bias=self.attention.bias,
             project_bias=self.beta * self.project.bias,
-            ffn_expand=fold_norm(self.update_norm, self.ffn_expand.weight.flatten(1), self.ffn_expand.bias),
-            ffn_project=(
+            update=self._folded_update(),
+        )
+
+    def _folded_update(self) -> FoldedUpdate:
+        return FoldedUpdate(
+            expand=fold_norm(self.update_norm, self.ffn_expand.weight.flatten(1), self.ffn_expand.bias),
+            project=(
                 self.gamma.unsqueeze(1) * self.ffn_project.weight.flatten(1),
                 self.gamma * self.ffn_project.bias,
             ),
             head=fold_norm(self.head_norm, self.head.weight.flatten(1), self.head.bias),
         )
+
+
+class DepthwiseNAFCA(NAFCA):
+    """:class:`NAFCA` that sees of its neighbours more than one number: a 3×3 convolution of each channel by itself, in
+    place of the one to a single channel that scales all. Not in the paper. The arguments are the same."""
+
+    fast_update = staticmethod(fast_depthwise_update)
+    resident = None
+
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        channels = self.embed.out_channels
+        del self.attention
+        self.neighbours = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+
+    def _perceive(self, x: Tensor) -> Tensor:
+        x = _simple_gate(_convolve(self.expand, _convolve(self.embed, x)))
+        return _convolve(self.project, _convolve(self.neighbours, x))
+
+    def fold(self) -> DepthwiseFolded:
+        """Merge the linear maps that follow one another: a layer norm ends with one, and so do both blocks, with beta
+        and gamma."""
+        project = self.project.weight.flatten(1)
+        return DepthwiseFolded(
+            embed=fold_norm(self.perception_norm, self.embed.weight.flatten(1), self.embed.bias),
+            expand=(self.expand.weight.view(-1, 2), self.expand.bias.view(-1, 2)),
+            neighbours=self.neighbours.weight,
+            project=(
+                self.beta.unsqueeze(1) * project,
+                self.beta * (self.project.bias + project @ self.neighbours.bias),
+            ),
+            update=self._folded_update(),
+        )
+
+
+Perception = Literal['gate', 'depthwise']
+PERCEPTIONS: dict[Perception, type[NAFCA]] = {'gate': NAFCA, 'depthwise': DepthwiseNAFCA}
 
 
 def _convolve(convolution: nn.Conv2d, x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import math
 import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import jsonschema
 
@@ -154,6 +154,8 @@ def _argument(hint: Any, default: Any) -> Schema:
     if get_origin(hint) is tuple:
         items = [_argument(item, inspect.Parameter.empty) for item in get_args(hint)]
         result = {'type': 'array', 'items': items[0], 'minItems': len(items), 'maxItems': len(items)}
+    elif get_origin(hint) is Literal:
+        result = {'enum': list(get_args(hint))}
     else:
         result = dict(names.get(hint, {}))
     if default is not inspect.Parameter.empty:

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from lnca_arch import NAFCA, ViTCA, kept_step
+from lnca_arch import NAFCA, DepthwiseNAFCA, ViTCA, kept_step
 
 SIZES = [(1, 2, 2), (2, 3, 2), (1, 8, 8), (9, 4, 4), (1, 13, 70), (2, 50, 45)]
 
@@ -61,7 +61,7 @@ def compare(rule, size, update_rate=1.0):
     assert (found[0] - found[1]).abs().max() <= 1e-5 * found[0].abs().max()
 
 
-@pytest.mark.parametrize(('kind', 'update_rate'), [(NAFCA, 1.0), (ViTCA, 0.5)])
+@pytest.mark.parametrize(('kind', 'update_rate'), [(NAFCA, 1.0), (DepthwiseNAFCA, 1.0), (ViTCA, 0.5)])
 def test_one_program_for_every_size(kind, update_rate, kept):
     """Of other parameters, too, and without a change to the random numbers."""
     rule = rule_of(kind)

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch._dynamo.exc import TorchDynamoException
 
-from lnca_arch import NAFCA, ViTCA, rollout
+from lnca_arch import NAFCA, DepthwiseNAFCA, ViTCA, rollout
 from lnca_arch.step import Compiled
 from lnca_model.resources import PeakMemory
 
-RULES = {'nafca': NAFCA, 'vitca': ViTCA}
+RULES = {'nafca': NAFCA, 'vitca': ViTCA, 'depthwise': DepthwiseNAFCA}
 CPU = torch.device('cpu')
 
 

@@ -4,10 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lnca_arch import NAFCA, ViTCA
+from lnca_arch import NAFCA, DepthwiseNAFCA, LatentNAFCA, ViTCA
 from lnca_arch.vitca import blockwise_attention, neighbourhood_attention, sinusoidal_positions
 
-RULES = {'nafca': NAFCA, 'vitca': ViTCA}
+PAPERS = {'nafca': NAFCA, 'vitca': ViTCA}
+RULES = PAPERS | {'depthwise': DepthwiseNAFCA}
 
 
 def rule_of(name, *sizes, **more):
@@ -19,7 +20,7 @@ def rule_of(name, *sizes, **more):
     return rule.eval()
 
 
-@pytest.mark.parametrize('name', RULES)
+@pytest.mark.parametrize('name', PAPERS)
 @pytest.mark.parametrize(('steps', 'tolerance'), [(1, 1e-5), (8, 1e-4)])
 @torch.no_grad()
 def test_golden_states(golden, name, steps, tolerance):
@@ -39,7 +40,7 @@ def test_layer_norm_epsilon(golden, name, epsilon):
     assert {norm.eps for norm in norms} == {epsilon}
 
 
-@pytest.mark.parametrize(('name', 'count'), [('nafca', 46_769), ('vitca', 97_520)])
+@pytest.mark.parametrize(('name', 'count'), [('nafca', 46_769), ('vitca', 97_520), ('depthwise', 46_896)])
 def test_parameters_in_latent_space(name, count):
     assert sum(parameter.numel() for parameter in RULES[name](16, 16, 32).parameters()) == count
 
@@ -91,12 +92,24 @@ def test_update_rate_is_one_draw_a_cell(name):
 @pytest.mark.parametrize('name', RULES)
 def test_new_rules_start_as_the_reference(name):
     rule = RULES[name](3, 3, 4)
-    if name == 'nafca':
+    if name != 'vitca':
         assert (rule.beta == 0).all()
         assert (rule.gamma == 0).all()
     else:
         seed = rule.seed(torch.rand(1, 3, 8, 8))
         assert torch.equal(rule(seed, 5), seed)
+
+
+def test_each_channel_sees_its_own_neighbours():
+    """Of a depthwise rule's convolution; a gate would scale all channels of a cell alike."""
+    rule = rule_of('depthwise', 3, 3, 4)
+    seen = []
+    rule.neighbours.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output)))
+    rule.plain_rollout(rule.seed(torch.rand(1, 3, 5, 5)), 1)
+    ((gated, convolved),) = seen
+    channel = torch.randint(gated.shape[1], ()).item()
+    alone = F.conv2d(gated[:, channel, None], rule.neighbours.weight[channel, None], padding=1)
+    torch.testing.assert_close(convolved[:, channel], alone[:, 0] + rule.neighbours.bias[channel])
 
 
 def test_nafca_dropout_acts_in_training_only():
@@ -177,6 +190,7 @@ def test_positions():
     ('call', 'message'),
     [
         (lambda: NAFCA(3, 3, 4, embed_channels=7), 'even'),
+        (lambda: LatentNAFCA(perception='all'), 'one of gate, depthwise'),
         (lambda: ViTCA(3, 3, 4, embed_channels=10, heads=4), 'heads must divide'),
         (lambda: NAFCA(3, 3, 4).seed(torch.rand(1, 4, 8, 8)), r'\(N, 3, H, W\)'),
         (lambda: NAFCA(3, 3, 4)(torch.rand(1, 3, 8, 8), 1), r'\(N, 10, H, W\)'),

@@ -19,6 +19,7 @@ def installed():
     [
         (LatentNAFCA, {}),
         (LatentNAFCA, {'blend': True}),
+        (LatentNAFCA, {'perception': 'depthwise'}),
         (LatentNAFCA, {'latent_channels': 8, 'downsamplings': 3, 'hidden_channels': 7, 'image_channels': 1}),
         (LatentViTCA, {'embed_channels': 16}),
         (PixelViTCA, {'hidden_channels': 6, 'embed_channels': 16, 'update_rate': 0.5}),

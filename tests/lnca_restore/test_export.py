@@ -1,5 +1,7 @@
 """Networks in other programs: the same pictures."""
 
+import functools
+
 import numpy as np
 import onnxruntime
 import pytest
@@ -11,6 +13,9 @@ from lnca_restore.export import export_onnx, export_program
 
 SHAPES = [(1, 3, 32, 32), (3, 3, 40, 24), (2, 3, 8, 52)]
 STEPS = 5
+
+
+DEPTHWISE = functools.partial(LatentNAFCA, perception='depthwise')
 
 
 def network(kind):
@@ -29,7 +34,7 @@ def pictures(made, steps):
             yield image, made(image, steps)
 
 
-@pytest.mark.parametrize(('kind', 'steps'), [(LatentNAFCA, STEPS), (LatentViTCA, None)])
+@pytest.mark.parametrize(('kind', 'steps'), [(LatentNAFCA, STEPS), (DEPTHWISE, None), (LatentViTCA, None)])
 def test_onnx(tmp_path, kind, steps):
     made, path = network(kind), tmp_path / 'a.onnx'
     export_onnx(made, path, steps)
