@@ -12,8 +12,6 @@ Weights = Mapping[str, Tensor]
 
 # Names that every checkpoint of a kind has, and no other.
 AUTOENCODER = ('autoencoder.encoder.down1.conv.weight', 'autoencoder.encoder.down2.conv.weight')
-# Names that only checkpoints of networks have that were made with an option, and that.
-TRACES = {'blend.share.weight': ('blend', True), 'automaton.neighbours.weight': ('perception', 'depthwise')}
 NAFCA_RULE = ('automaton.perception_norm.weight', 'automaton.embed.weight', 'automaton.ffn_expand.weight')
 VITCA_RULE = ('automaton.embed.weight', 'automaton.qkv.weight', 'automaton.mlp_in.weight', 'automaton.head.weight')
 NAMES = {
@@ -21,6 +19,8 @@ NAMES = {
     LatentViTCA: (*AUTOENCODER, *VITCA_RULE),
     PixelViTCA: VITCA_RULE,
 }
+# Names that only checkpoints of networks have that were made with an option, and the option.
+TRACES = {'blend.share.weight': ('blend', True), 'automaton.neighbours.weight': ('perception', 'depthwise')}
 
 
 class Detected(NamedTuple):
