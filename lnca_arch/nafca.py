@@ -165,7 +165,10 @@ class NAFCA(CellularAutomaton):
 
     def _perceive(self, x: Tensor) -> Tensor:
         x = _simple_gate(_convolve(self.expand, _convolve(self.embed, x)))
-        return _convolve(self.project, x * _convolve(self.attention, x))
+        return _convolve(self.project, self._with_neighbours(x))
+
+    def _with_neighbours(self, x: Tensor) -> Tensor:
+        return x * _convolve(self.attention, x)
 
     def _transition(self, x: Tensor) -> Tensor:
         return _convolve(self.ffn_project, _simple_gate(_convolve(self.ffn_expand, x)))
@@ -236,9 +239,8 @@ class DepthwiseNAFCA(NAFCA):
         del self.attention
         self.neighbours = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
 
-    def _perceive(self, x: Tensor) -> Tensor:
-        x = _simple_gate(_convolve(self.expand, _convolve(self.embed, x)))
-        return _convolve(self.project, _convolve(self.neighbours, x))
+    def _with_neighbours(self, x: Tensor) -> Tensor:
+        return _convolve(self.neighbours, x)
 
     def fold(self) -> DepthwiseFolded:
         """Merge the linear maps that follow one another: a layer norm ends with one, and so do both blocks, with beta
