@@ -315,8 +315,10 @@ def check(opt: Mapping[str, Any]) -> None:
 
 def sound_datasets(opt: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The datasets in any options whose blocks are as the schema says; none where the block that holds them is not."""
+    if any(_beyond_json(opt, '')) or 'datasets' not in opt:
+        return {}
     wrong = [tuple(error.absolute_path)[:2] for error in _errors(opt)]
-    if any(_beyond_json(opt, '')) or 'datasets' not in opt or ('datasets',) in wrong:
+    if ('datasets',) in wrong:
         return {}
     return {name: block for name, block in opt['datasets'].items() if ('datasets', name) not in wrong}
 

@@ -264,6 +264,12 @@ def test_all_mistakes_are_named_at_once(parse, options):
     ]
 
 
+def test_keys_that_are_no_text_are_named(parse, options):
+    options['datasets'][3] = dict(options['datasets']['val'])
+    with pytest.raises(InputError, match='datasets: a key must be text, got 3'):
+        parse(options)
+
+
 def test_all_that_a_schema_cannot_see_is_named_at_once(parse, options):
     options['network_g']['embed_channels'] = 7
     options['train']['autoencoder']['optim_g']['type'] = 'Adams'
