@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 import yaml
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from lnca_arch import NETWORKS
@@ -99,7 +99,8 @@ def save_network(network: nn.Module, options: Mapping[str, Any], path: Path | st
     """
     weights = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
     with whole_file(path) as temporary:
-        save_file(weights, temporary, metadata={OPTIONS: json.dumps(dict(options))})
+        # save_file would make a file that nobody else can read.
+        temporary.write_bytes(save(weights, metadata={OPTIONS: json.dumps(dict(options))}))
 
 
 def _read_safetensors(path: Path) -> tuple[checkpoint.Weights, dict[str, Any] | None]:

@@ -221,6 +221,8 @@ def test_a_network_comes_back_from_every_kind_of_file(tmp_path, kind, sizes):
     shutil.copy(tmp_path / 'a.safetensors', tmp_path / 'A.SAFETENSORS')
     torch.save({'params': network.state_dict()}, tmp_path / 'basicsr.pth')
     torch.save(network.state_dict(), tmp_path / 'bare.pth')
+    # Who may read the one may read the other.
+    assert (tmp_path / 'a.safetensors').stat().st_mode == (tmp_path / 'basicsr.pth').stat().st_mode
     for name in ('a.safetensors', 'A.SAFETENSORS', 'basicsr.pth', 'bare.pth'):
         found, found_options = load_network(tmp_path / name)
         assert isinstance(found, kind)
