@@ -43,6 +43,7 @@ TASKS = {
     ('deblur', 'motion blur, 7 pixels'): MotionBlur(),
     ('deblur', 'none'): None,
 }
+DAMAGED = [task for task, damage in TASKS.items() if damage]
 METRICS = {'PSNR': calculate_psnr_batch, 'SSIM': calculate_ssim_batch}
 SIZES = {1: (1000, 1000), 24: (4000, 6000)}  # megapixels → height, width
 REPEATED = 1  # megapixels up to which a run is repeated; more takes minutes, and memory does not vary
@@ -120,17 +121,16 @@ def _tiles(image: np.ndarray) -> np.ndarray:
     return image.swapaxes(1, 2).reshape(rows * columns, TILE, TILE, -1)
 
 
-def _photograph(height: int, width: int) -> np.ndarray:
-    """A held-out photograph, noisy, in another size."""
+def _photograph(height: int, width: int, damage: Corruption) -> np.ndarray:
+    """A held-out photograph, damaged, in another size."""
     resized = cv2.resize(Bundled(HELD_OUT['chelsea']).read(), (width, height), interpolation=cv2.INTER_CUBIC)
-    return corrupted(resized, Noise(), seed=0)
+    return corrupted(resized, damage, seed=0)
 
 
-def _seams(model: str) -> dict[str, Any]:
+def _seams(model: str, damage: str) -> dict[str, Any]:
     """A photograph restored in tiles and at once: how the two differ, and the steps from one row or column of pixels to
     the next, the largest on a border of tiles and the largest elsewhere, each the mean along the border."""
-    height, width = SEAM_SIZE
-    image = _photograph(height, width).astype(np.float32) / 255
+    image = _photograph(*SEAM_SIZE, TASKS[model, damage]).astype(np.float32) / 255
     whole = Restorer.from_pretrained(model)(image)
     tiled = Restorer.from_pretrained(model, tile=SEAM_TILES, overlap=SEAM_OVERLAP)(image)
     on_borders, elsewhere = [], []
@@ -146,6 +146,7 @@ def _seams(model: str) -> dict[str, Any]:
         elsewhere.append(steps[~is_border].max())
     return {
         'model': model,
+        'damage': damage,
         'tiled − whole, largest': float(np.abs(tiled - whole).max()),
         'tiled − whole, mean': float(np.abs(tiled - whole).mean()),
         'step on a border': float(max(on_borders)),
@@ -157,7 +158,7 @@ def _process(megapixels: int, repeats: int) -> dict[str, Any]:
     """Seconds, medians, and peak memory of a whole process; the first run, which may have to compile, by itself."""
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / 'photo.png', Path(folder) / 'restored.png'
-        write_photograph(source, Photograph(_photograph(*SIZES[megapixels])))
+        write_photograph(source, Photograph(_photograph(*SIZES[megapixels], Noise())))
         seconds, peaks = [], []
         for _ in range(repeats + 1):
             start = time.perf_counter()
@@ -175,8 +176,8 @@ def _process(megapixels: int, repeats: int) -> dict[str, Any]:
 
 PARTS = {
     'scores': lambda repeats: [row for model, damage in TASKS for row in _scores(model, damage)],
-    'steps': lambda repeats: [row for model, damage in TASKS if TASKS[model, damage] for row in _steps(model, damage)],
-    'seams': lambda repeats: [_seams(model) for model in ('denoise', 'deblur')],
+    'steps': lambda repeats: [row for model, damage in DAMAGED for row in _steps(model, damage)],
+    'seams': lambda repeats: [_seams(model, damage) for model, damage in DAMAGED],
     'processes': lambda repeats: [_process(size, repeats if size <= REPEATED else 0) for size in SIZES],
 }
 
