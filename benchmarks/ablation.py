@@ -4,23 +4,29 @@ python benchmarks/ablation.py --seeds 3 --epochs 2 --batch 8
 """
 
 import argparse
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from compare import RESULTS, compare, parse_training_options
-from compare_plan import ESTIMATES
-from measure import in_one_line, machine
-from networks import ROOT, Options, check_network, read_network, read_task, with_batch
-from results_folder import command_line, duration, markdown_table, read_json, with_deviation, write_csv
+from compare_report import of_seeds
+from measure import in_one_line, machine, medians
+from networks import ROOT, Options, check_network, read_network, read_task, shares_of, uses_gpu, with_batch
+from results_folder import command_line, duration, markdown_table, with_deviation, write_csv
 
-from lnca_arch.errors import check_known, report_in_one_line
+from lnca_arch.errors import InputError, check_known, construct, report_in_one_line
 from lnca_data.atomic import whole_file, write_json
 from lnca_model.options import read_options
+
+from basicsr.utils.registry import ARCH_REGISTRY
 
 RECIPES = Path(__file__).with_name('recipes.yml')
 TASKS = {'noise': ROOT / 'options' / 'lnca_photos.yml', 'blur': ROOT / 'options' / 'lnca_photos_deblur.yml'}
 SCORES = {'ssim': 3, 'psnr': 2}  # and digits
+INFERENCE = {'32 tiles': (32, 32), '512×512': (1, 512)}  # images and their sides
+TURNS = 9  # of the networks, to restore these
 
 
 def main() -> None:
@@ -31,7 +37,9 @@ def main() -> None:
     arguments = parse_training_options(parser)
     for name in arguments.recipes:
         check_known(name, recipes, '--recipes:')
-    networks = {name: network_of(name, recipes) for name in arguments.recipes}
+    known = {name: network_of(name, recipes) for name in recipes}
+    check_equally_long(known)
+    networks = {name: known[name] for name in arguments.recipes}
     output = arguments.output or RESULTS / 'ablation'
     rows: dict[str, dict[str, Any]] = {
         name: {'recipe': name, 'what it is': recipes[name]['title']} for name in arguments.recipes
@@ -40,7 +48,12 @@ def main() -> None:
     for damage, file in TASKS.items():
         task = with_batch(read_task(file), arguments.batch)
         compared = compare(task, networks, output / damage, arguments.seeds, arguments.epochs, budget)
-        _add(rows, damage, compared, read_json(output / damage / ESTIMATES) or {})
+        _add(rows, damage, compared)
+    device = torch.device('cuda' if uses_gpu(task) else 'cpu')
+    for what, (images, side) in INFERENCE.items():
+        print(f'measuring inference, {what}')
+        for name, seconds in inference_seconds(networks, images, side, device).items():
+            rows[name][f'{what} inference seconds'] = seconds
     _write(output, list(rows.values()))
 
 
@@ -73,9 +86,40 @@ def _changed(options: Options, changes: Mapping[str, Any]) -> Options:
     return {key: value for key, value in changed.items() if value is not None}
 
 
-def _add(
-    rows: Mapping[str, dict[str, Any]], damage: str, compared: Iterable[Any], estimates: Mapping[str, Any]
-) -> None:
+def check_equally_long(networks: Mapping[str, Options]) -> None:
+    """Raise InputError unless networks, from :func:`network_of`, train for as many iterations over all phases."""
+    lengths = {name: sum(shares_of(network).values()) for name, network in networks.items()}
+    first, length = next(iter(lengths.items()))
+    for name, other in lengths.items():
+        if not math.isclose(other, length):
+            raise InputError(
+                f'{RECIPES}: {name}: the shares of its phases add up to {other:g}, those of {first} to {length:g}; '
+                'make them equal'
+            )
+
+
+def inference_seconds(
+    networks: Mapping[str, Options], images: int, side: int, device: torch.device
+) -> dict[str, float]:
+    """How long new networks take to restore square images: name → median of so many turns as all take.
+
+    Args:
+        networks: name → as from :func:`network_of`.
+        images: in a batch.
+        side: of an image, in pixels.
+        device: where to.
+    """
+    batch = torch.rand(images, 3, side, side, device=device)
+
+    def call_of(name: str) -> Callable[[], torch.Tensor]:
+        network = construct(networks[name]['network_g'], ARCH_REGISTRY, f'{name}: network_g').eval().to(device)
+        return lambda: network(batch).cpu()  # which waits for a GPU
+
+    with torch.no_grad():
+        return medians({name: call_of(name) for name in networks}, TURNS)
+
+
+def _add(rows: Mapping[str, dict[str, Any]], damage: str, compared: Iterable[Any]) -> None:
     """Add to each recipe's row what a comparison found."""
     for found in compared:
         row = rows.get(found['network'])
@@ -86,11 +130,10 @@ def _add(
                 row[f'{damage} {column}'] = found[column]
         row |= {
             'seeds': found['seeds'],
-            'epochs': found['epochs'],
             'parameters': found['parameters'],
+            f'{damage} epochs': found['epochs'],
             f'{damage} training seconds': found['training seconds'],
             f'{damage} peak training memory bytes': found['peak training memory bytes'],
-            f'{damage} inference seconds': estimates.get(found['network'], {}).get('inference_seconds'),
         }
 
 
@@ -98,8 +141,9 @@ def _write(output: Path, rows: list[dict[str, Any]]) -> None:
     """``table.md``, ``table.csv`` and ``table.json``; the first is printed, too."""
     command = command_line()
     columns = ['recipe', *(f'{damage}, {score.upper()}' for damage in TASKS for score in SCORES)]
-    columns += ['parameters', 'training time', 'training memory', 'inference']
+    columns += ['parameters', 'training time', 'training memory', *(f'inference, {what}' for what in INFERENCE)]
     first = next(iter(TASKS))
+    epochs = ' and '.join(dict.fromkeys(f'{row[f"{damage} epochs"]:g}' for row in rows for damage in TASKS))
     lines = []
     for row in rows:
         line = [row['recipe']]
@@ -110,7 +154,7 @@ def _write(output: Path, rows: list[dict[str, Any]]) -> None:
             f'{row["parameters"]:,}',
             duration(row[f'{first} training seconds']),
             f'{row[f"{first} peak training memory bytes"] / 1e9:.2f} GB',
-            f'{1000 * row[f"{first} inference seconds"]:.0f} ms',
+            *(f'{1000 * row[f"{what} inference seconds"]:.0f} ms' for what in INFERENCE),
         ]
         lines.append(line)
     text = '\n'.join(
@@ -120,8 +164,9 @@ def _write(output: Path, rows: list[dict[str, Any]]) -> None:
             '',
             *(f'- `{row["recipe"]}`: {row["what it is"]}' for row in rows),
             f'\n`{command}`\n',
-            f'{rows[0]["epochs"]:g} epochs over all phases, {rows[0]["seeds"]} seeds, mean ± standard deviation. Time '
-            'and memory are those of training on noise; inference is that of a batch.\n',
+            f'{epochs} epochs over all phases, {of_seeds({row["seeds"] for row in rows})}. Time and memory of '
+            f'training are those on {first}. Inference: a batch of 32 tiles of 32×32 and a picture of 512×512 pixels, '
+            f'medians of {TURNS}, the networks taking turns.\n',
             in_one_line(machine()),
         ]
     )

@@ -116,7 +116,7 @@ def _notes(command: str, settings: Mapping[str, Any], seeds: set[int], failed: M
     notes = [
         f'`{command}`',
         f'{count["train"]} training, {count["val"]} validation and {count["test"]} test tiles, the same for all; '
-        f'batch {settings["batch"]}; {epochs:g} epochs a phase; {_of_seeds(seeds)}. Epochs: over all phases, of which '
+        f'batch {settings["batch"]}; {epochs:g} epochs a phase; {of_seeds(seeds)}. Epochs: over all phases, of which '
         f'latent networks have several. Scored is the best network by {settings["selection"].upper()} on validation. '
         'Training time: iterations alone, of all phases; memory: on a GPU the '
         'tensors, else above what the process had before the network was made.',
@@ -130,7 +130,8 @@ def _notes(command: str, settings: Mapping[str, Any], seeds: set[int], failed: M
     return '\n\n'.join(notes)
 
 
-def _of_seeds(counts: set[int]) -> str:
+def of_seeds(counts: set[int]) -> str:
+    """How many trainings of each network figures are the means of, in words."""
     if max(counts) <= 1:
         return 'one seed'
     number = ' or '.join(str(count) for count in sorted(counts) if count)

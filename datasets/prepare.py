@@ -155,7 +155,7 @@ def report(summary: Summary, output: Path) -> None:
         return
     print(
         f'{epochs["epochs"]} epochs at batch size {epochs["batch_size"]}: {epochs["autoencoder_iters"]} iterations a '
-        f'phase, total_iter: {epochs["total_iter"]}'
+        f'phase (LNCA+: {" + ".join(map(str, epochs["lnca_plus_iters"]))}), total_iter: {epochs["total_iter"]}'
     )
 
 

@@ -86,7 +86,7 @@ class LatentNetwork(AutomatonNetwork):
         autoencoder, automaton: the parts.
         update_rate: see :class:`AutomatonNetwork`.
         blend: whether what is decoded is blended with the given image; not in the paper. The skip has the image, too,
-            then.
+            then, and restored images may reach a little beyond [0, 1].
     """
 
     def __init__(self, autoencoder: Autoencoder, automaton: CellularAutomaton, update_rate: float, blend: bool) -> None:

@@ -289,6 +289,7 @@ def _finish(folder: Path, summary: Summary) -> None:
         'batch_size': BATCH_SIZE,
         'autoencoder_iters': iterations,
         'automaton_iters': iterations,
+        'lnca_plus_iters': [iterations // 2, iterations // 2, 2 * (iterations - iterations // 2)],
         'total_iter': 2 * iterations,
     }
     summary.content_hash = content_hash(summary.hashes)

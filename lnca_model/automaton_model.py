@@ -128,6 +128,9 @@ class AutomatonModel(RestorationModel):
         sizes = {tuple(pool['tensors']['gt'].shape[-2:]) for pool in pools if pool['tensors']}
         if (expected := training_sizes(self.opt)) and not sizes <= expected:
             raise ValueError(f'its pool has tiles of {sizes}, and datasets.train has {expected}')
+        channels = {pool['tensors']['state'].shape[1] for pool in pools if pool['tensors']}
+        if not channels <= {changing := self.network.automaton.changing_channels}:
+            raise ValueError(f'its pool keeps {channels} channels of a state, and steps change {changing}')
         if len(pools) == distributed.count():
             self.pool.load_state_dict(pools[distributed.rank()], self.device)
         else:

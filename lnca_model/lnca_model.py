@@ -37,7 +37,8 @@ class LNCAModel(AutomatonModel):
     In the block ``train.joint``, with the automaton's pool and steps:
         iters, optim_g, scheduler: of the phase.
         reconstruction_opt, structure_opt, output_overflow_opt, hidden_overflow_opt: as there.
-    Batch norms go on with the statistics of the first phase, as in inference.
+    Batch norms go on with the statistics of the first phase, as in inference. A network's ``blend`` trains in this
+    phase alone.
     """
 
     phase_names = ('autoencoder', 'automaton', 'joint')
@@ -73,6 +74,14 @@ class LNCAModel(AutomatonModel):
         super().check_network(network, opt)
         if not isinstance(network, LatentNetwork):
             raise InputError(f'network_g: LNCAModel trains latent networks such as LatentNAFCA, not {opt["network_g"]}')
+        if network.blend is not None and opt['is_train']:
+            joint = opt['train'].get('joint') or {}
+            if not (joint.get('iters') or opt['path'].get('pretrain_network_g')):
+                raise InputError(
+                    'network_g.blend: only the phase train.joint trains it; add that as in '
+                    'options/lnca_plus_photos.yml, name a trained network under path.pretrain_network_g, or leave '
+                    'blend out'
+                )
         for height, width in training_sizes(opt):
             if height % network.stride or width % network.stride:
                 raise InputError(

@@ -284,8 +284,9 @@ class ScoredModel(ResumableModel):
         return 'restored by the network'
 
     def _selects_by(self, dataset_options: Mapping[str, Any]) -> bool:
-        """Whether a dataset chooses the best network: the first one that is validated, in the last phase."""
-        if not self.is_train or self.phase is not self.phases[-1]:
+        """Whether a dataset chooses the best network: the first one that is validated, in the last phase that
+        trains."""
+        if not self.is_train or self.phase.last < self.phases[-1].last:
             return False
         return (
             self._validated_names()[:1] == [dataset_options['name']]

@@ -37,7 +37,7 @@ class _Render(nn.Module):
         self.network = network
 
     def forward(self, state: Tensor, skip: Tensor | None = None) -> Tensor:
-        return self.network.render(state, skip)
+        return self.network.render(state, skip).clamp(0, 1)
 
 
 class _Whole(nn.Module):
@@ -48,11 +48,12 @@ class _Whole(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         state, skip = self.network.seed(image)
-        return self.network.render(self.network.automaton.plain_rollout(state, self.steps), skip)
+        return self.network.render(self.network.automaton.plain_rollout(state, self.steps), skip).clamp(0, 1)
 
 
 def export_program(network: nn.Module, path: Path | str, steps: int) -> None:
-    """Write ``image → restored image`` as a program of torch.export (.pt2), which ``torch.export.load`` reads.
+    """Write ``image → restored image``, both ``(N, C, H, W)`` in [0, 1], as a program of torch.export (.pt2), which
+    ``torch.export.load`` reads.
 
     Batch, height and width are variable; the sides are multiples of the network's stride, at least twice as long.
 
@@ -74,7 +75,7 @@ def export_program(network: nn.Module, path: Path | str, steps: int) -> None:
 
 
 def export_onnx(network: nn.Module, path: Path | str, steps: int | None) -> None:
-    """Write a network as ONNX: input ``image`` ``(N, C, H, W)`` in [0, 1], output ``restored``, the same shape.
+    """Write a network as ONNX: input ``image`` ``(N, C, H, W)`` in [0, 1], output ``restored``, the same.
 
     Batch, height and width are variable; the sides are multiples of the network's stride. The automaton is one loop,
     whose length is fixed or, if ``steps`` is None, the second input ``steps``, an int64.

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from outcomes import failed_in_one_line
 
-RECIPES = ['paper', 'joint']
+RECIPES = ['paper', 'plus']
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def ladder(project):
     return project
 
 
-def test_two_recipes_of_equal_epochs(ladder, benchmark):
+def test_recipes_of_equal_epochs(ladder, benchmark):
     result = benchmark('ablation', '--recipes', *RECIPES)
     assert result.returncode == 0, result.stderr
     output = ladder / 'results' / 'ablation'
@@ -30,7 +30,8 @@ def test_two_recipes_of_equal_epochs(ladder, benchmark):
     assert markdown in result.stdout
     for row, line in zip(rows, in_csv, strict=True):
         assert row['seeds'] == 1
-        assert row['epochs'] == rows[0]['epochs'] > 0
+        assert row['noise epochs'] == row['blur epochs'] == rows[0]['noise epochs'] > 0
+        assert 0 < row['32 tiles inference seconds'] == float(line['32 tiles inference seconds'])
         assert float(line['blur psnr']) == row['blur psnr']
         assert f'| {row["recipe"]} | {row["noise ssim"]:.3f} | ' in markdown
     options = [yaml.safe_load((output / f'noise/runs/{name}_seed0.yml').read_text())['train'] for name in RECIPES]
@@ -48,6 +49,10 @@ def test_two_recipes_of_equal_epochs(ladder, benchmark):
         (lambda r: r['joint'].update({'from': 'LatentNAFKA'}), ['LatentNAFKA', 'Did you mean LatentNAFCA?']),
         (lambda r: r['joint']['train']['joint'].update(share=-1), ['recipes.yml: joint', 'share']),
         (lambda r: r['joint'].update(network_g={'latent_chanels': 8}), ['latent_chanels']),
+        (
+            lambda r: r['unprepared']['train']['joint'].update(share=2),
+            ['recipes.yml: unprepared', 'up to 2.04'],
+        ),
     ],
 )
 def test_recipes_that_make_no_network(ladder, benchmark, edit, change, words):

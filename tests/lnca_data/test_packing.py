@@ -252,6 +252,7 @@ def test_table_and_summary(pairs, tmp_path):
     assert written['scenes'] == summary.scenes == {'test': 1, 'train': 2, 'val': 1}
     assert written['tiles'] == summary.tiles
     assert written['epochs']['total_iter'] == 2 * written['epochs']['automaton_iters'] == 2 * 20 * (60 // 32)
+    assert written['epochs']['lnca_plus_iters'] == [10, 10, 20]
 
 
 @pytest.mark.parametrize('method', ['scene', 'tile'])

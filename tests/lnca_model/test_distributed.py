@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from third_phase import with_joint_phase
 
 from lnca_arch.errors import InputError
 from lnca_model import distributed
@@ -48,9 +49,9 @@ def close(first, second):
 
 @pytest.mark.parametrize('reduction', ['mean', 'sum'])
 def test_two_processes_have_the_gradients_of_one(train, model_options, reduction):
-    model_options['network_g']['dropout'] = 0
-    model_options['train'].update(normalize_gradients=False)
-    for phase in ('autoencoder', 'automaton'):
+    model_options['network_g'].update(dropout=0, blend=True, perception='depthwise')
+    model_options['train'] = with_joint_phase(model_options)['train'] | {'normalize_gradients': False}
+    for phase in ('autoencoder', 'automaton', 'joint'):
         # Adam would make much of the rounding in gradients that are almost 0.
         model_options['train'][phase]['optim_g'] = {'type': 'SGD', 'lr': 1e-3}
         for name, options in model_options['train'][phase].items():

@@ -9,6 +9,7 @@ import sys
 import cv2
 import pytest
 import torch
+from third_phase import with_joint_phase
 
 from lnca_arch import PixelViTCA
 from lnca_arch.errors import InputError
@@ -87,19 +88,6 @@ def test_each_phase_trains_its_part_alone(model_options):
     }
 
 
-def with_joint_phase(opt):
-    opt = copy.deepcopy(opt)
-    automaton = opt['train']['automaton']
-    names = ('optim_g', 'reconstruction_opt', 'output_overflow_opt', 'hidden_overflow_opt')
-    opt['train']['joint'] = {
-        'iters': 3,
-        'structure_opt': {'type': 'SSIMLoss'},
-        **{name: automaton[name] for name in names},
-    }
-    opt['train']['total_iter'] += 3
-    return opt
-
-
 def test_the_third_phase_trains_everything_on_the_image(model_options):
     opt = with_joint_phase(model_options)
     opt['network_g']['blend'] = True
@@ -113,6 +101,18 @@ def test_the_third_phase_trains_everything_on_the_image(model_options):
     }
     unchanged = {name for name, value in model.network.state_dict().items() if torch.equal(before[name], value)}
     assert unchanged == {name for name in before if 'running' in name or 'num_batches' in name}
+
+
+def test_a_blend_needs_the_phase_that_trains_it(model_options):
+    model_options['network_g']['blend'] = True
+    with pytest.raises(InputError, match='network_g.blend: only the phase train.joint trains it'):
+        LNCAModel.check_options(model_options)
+    opt = with_joint_phase(model_options)
+    LNCAModel.check_options(opt)
+    opt['train']['joint']['iters'] = 0
+    opt['train']['total_iter'] -= 3
+    with pytest.raises(InputError, match='network_g.blend'):
+        LNCAModel.check_options(opt)
 
 
 def test_states_of_the_pool_are_given_what_the_encoder_sees_now(model_options, monkeypatch):
@@ -373,8 +373,13 @@ def test_validation_leaves_training_as_it_was(model_options):
     assert {name: module.training for name, module in model.network.named_modules()} == modes
 
 
-def test_the_best_network_is_kept_and_scored_at_the_end(model_options, tmp_path, monkeypatch):
+@pytest.mark.parametrize('with_empty_phase', [False, True])
+def test_the_best_network_is_kept_and_scored_at_the_end(model_options, tmp_path, monkeypatch, with_empty_phase):
     model_options['val']['val_freq'] = 2
+    if with_empty_phase:
+        model_options = with_joint_phase(model_options)
+        model_options['train']['joint']['iters'] = 0
+        model_options['train']['total_iter'] -= 3
     model = build_model(model_options)
     best = tmp_path / 'models' / 'net_g_best.pth'
     val, test = loader_of(model_options, 'val'), loader_of(model_options, 'val_test')
@@ -628,3 +633,17 @@ def test_a_state_of_other_options_is_refused_in_one_line(model_options, tmp_path
     with pytest.raises(InputError, match=f'5.state: is of a training with other options.*{words}') as error:
         model.resume_training(state)
     assert '\n' not in str(error.value)
+
+
+def test_a_pool_of_whole_states_is_refused_in_one_line(model_options, tmp_path):
+    model = build_model(model_options)
+    train(model, model_options, range(1, 6))
+    model.save(0, 5)
+    path = tmp_path / 'training_states' / '5.state'
+    model_options['path']['resume_state'] = str(path)
+    state = checkpoint.load(path)
+    for process in state['processes']:
+        tensors = process['pool']['tensors']
+        tensors['state'] = torch.cat([tensors['state'][:, :4], tensors['state']], dim=1)
+    with pytest.raises(InputError, match=r'5.state: .*its pool keeps \{12\} channels .* change 8'):
+        build_model(model_options).resume_training(state)

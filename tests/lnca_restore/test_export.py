@@ -31,7 +31,7 @@ def pictures(made, steps):
     for shape in SHAPES:
         image = torch.rand(shape)
         with torch.no_grad():
-            yield image, made(image, steps)
+            yield image, made(image, steps).clamp(0, 1)
 
 
 @pytest.mark.parametrize(('kind', 'steps'), [(LatentNAFCA, STEPS), (DEPTHWISE, None), (LatentViTCA, None)])
