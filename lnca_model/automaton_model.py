@@ -125,10 +125,11 @@ class AutomatonModel(RestorationModel):
         super().take_back(resume_state)
         self.step_draws.set_state(resume_state['step_draws'])
         pools = [process['pool'] for process in resume_state['processes']]
-        sizes = {tuple(pool['tensors']['gt'].shape[-2:]) for pool in pools if pool['tensors']}
+        filled = [pool['tensors'] for pool in pools if pool['tensors']]
+        sizes = {tuple(tensors['gt'].shape[-2:]) for tensors in filled}
         if (expected := training_sizes(self.opt)) and not sizes <= expected:
             raise ValueError(f'its pool has tiles of {sizes}, and datasets.train has {expected}')
-        channels = {pool['tensors']['state'].shape[1] for pool in pools if pool['tensors']}
+        channels = {tensors['state'].shape[1] for tensors in filled}
         if not channels <= {changing := self.network.automaton.changing_channels}:
             raise ValueError(f'its pool keeps {channels} channels of a state, and steps change {changing}')
         if len(pools) == distributed.count():

@@ -43,12 +43,13 @@ class _Render(nn.Module):
 class _Whole(nn.Module):
     def __init__(self, network: AutomatonNetwork, steps: int) -> None:
         super().__init__()
-        self.network = network
+        self.render = _Render(network)
         self.steps = steps
 
     def forward(self, image: Tensor) -> Tensor:
-        state, skip = self.network.seed(image)
-        return self.network.render(self.network.automaton.plain_rollout(state, self.steps), skip).clamp(0, 1)
+        network = self.render.network
+        state, skip = network.seed(image)
+        return self.render(network.automaton.plain_rollout(state, self.steps), skip)
 
 
 def export_program(network: nn.Module, path: Path | str, steps: int) -> None:

@@ -4,15 +4,15 @@ import copy
 from typing import Any
 
 
-def with_joint_phase(opt: dict[str, Any]) -> dict[str, Any]:
-    """Options and three iterations of ``train.joint``, with every loss that it knows."""
+def with_joint_phase(opt: dict[str, Any], iters: int = 3) -> dict[str, Any]:
+    """Options and so many iterations of ``train.joint``, with every loss that it knows."""
     opt = copy.deepcopy(opt)
     automaton = opt['train']['automaton']
     names = ('optim_g', 'reconstruction_opt', 'output_overflow_opt', 'hidden_overflow_opt')
     opt['train']['joint'] = {
-        'iters': 3,
+        'iters': iters,
         'structure_opt': {'type': 'SSIMLoss'},
         **{name: copy.deepcopy(automaton[name]) for name in names},
     }
-    opt['train']['total_iter'] += 3
+    opt['train']['total_iter'] += iters
     return opt

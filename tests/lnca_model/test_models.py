@@ -107,12 +107,9 @@ def test_a_blend_needs_the_phase_that_trains_it(model_options):
     model_options['network_g']['blend'] = True
     with pytest.raises(InputError, match='network_g.blend: only the phase train.joint trains it'):
         LNCAModel.check_options(model_options)
-    opt = with_joint_phase(model_options)
-    LNCAModel.check_options(opt)
-    opt['train']['joint']['iters'] = 0
-    opt['train']['total_iter'] -= 3
+    LNCAModel.check_options(with_joint_phase(model_options))
     with pytest.raises(InputError, match='network_g.blend'):
-        LNCAModel.check_options(opt)
+        LNCAModel.check_options(with_joint_phase(model_options, iters=0))
 
 
 def test_states_of_the_pool_are_given_what_the_encoder_sees_now(model_options, monkeypatch):
@@ -377,9 +374,7 @@ def test_validation_leaves_training_as_it_was(model_options):
 def test_the_best_network_is_kept_and_scored_at_the_end(model_options, tmp_path, monkeypatch, with_empty_phase):
     model_options['val']['val_freq'] = 2
     if with_empty_phase:
-        model_options = with_joint_phase(model_options)
-        model_options['train']['joint']['iters'] = 0
-        model_options['train']['total_iter'] -= 3
+        model_options = with_joint_phase(model_options, iters=0)
     model = build_model(model_options)
     best = tmp_path / 'models' / 'net_g_best.pth'
     val, test = loader_of(model_options, 'val'), loader_of(model_options, 'val_test')
