@@ -148,9 +148,10 @@ def _markdown(
     parts.append(
         "Ours (the paper's on an A100 of 80 GB, ours ÷ the paper's). – : out of memory or of time. An epoch is of "
         f'{IMAGES} images{scaled}: {TRAINING_SHARE:.0%} for training, the rest for validation; median of '
-        f'{protocol.epochs - 1} after the first; the phases of latent networks are summed. Inference: 64 steps of '
-        f'the automata, median of {protocol.runs - 1} runs after the first. Memory: on a GPU the peak of the tensors, '
-        'else that of the process above what it had before the network was made; an automaton taking its most steps.'
+        f'{protocol.epochs - 1} after the first; the phases of latent networks are summed. Inference: as many steps of '
+        f'an automaton as its network takes by itself, 64 in the paper; median of {protocol.runs - 1} runs after the '
+        'first. Memory: on a GPU the peak of the tensors, else that of the process above what it had before the network '
+        'was made; an automaton taking its most steps.'
     )
     if growth:
         lines = [[f'{row["size"]}²', *(_significant(row[name]) for name in GROWTH_FIGURES)] for row in growth]

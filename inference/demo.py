@@ -10,11 +10,12 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from lnca_arch.errors import InputError, InstallationError, report_in_one_line
-from lnca_arch.network import INFERENCE_STEPS, AutomatonNetwork
+from lnca_arch.network import AutomatonNetwork
 from lnca_data.corruption import MotionBlur, Noise
 from lnca_data.cutting import corrupted
 from lnca_data.images import Bundled, to_8_bits
@@ -31,16 +32,20 @@ except ModuleNotFoundError:
 UPLOAD_BYTES = 32 << 20
 SHOWN_PIXELS = 4_000_000  # of each picture all steps are kept as long as its page is open
 STEPS_BETWEEN = 4
-STEPS = list(range(0, INFERENCE_STEPS + 1, STEPS_BETWEEN))
 SECONDS_KEPT = 3600
 EXAMPLES = {'cat': 'chelsea', 'coffee': 'coffee', 'astronaut': 'astronaut', 'rocket': 'rocket'}
 DAMAGES = {'nothing': None, 'noise': Noise(), 'motion blur': MotionBlur()}
 
-Frames = list[np.ndarray]
+
+class Shown(NamedTuple):
+    """A picture as it is given to a network, and after so many steps of its automaton."""
+
+    given: np.ndarray
+    after: dict[int, np.ndarray]
 
 
-def restore(upload: str | None, example: str | None, damage: str, restorer: Restorer) -> Frames:
-    """The picture that was dropped, or else the example, as it is given to the network, and after each of STEPS.
+def restore(upload: str | None, example: str | None, damage: str, restorer: Restorer) -> Shown:
+    """The picture that was dropped, or else the example, restored.
 
     Raises:
         InputError: it cannot be read, or is too large for a page.
@@ -64,7 +69,9 @@ def restore(upload: str | None, example: str | None, damage: str, restorer: Rest
     picture = np.repeat(picture, 3, axis=-1) if picture.shape[-1] == 1 else picture
     corruption = DAMAGES[damage]
     picture = picture if corruption is None else corrupted(picture, corruption, seed=0)
-    return [picture, *restorer.trace(picture, STEPS)]
+    last = restorer.network.steps
+    at = [*range(0, last, STEPS_BETWEEN), last]
+    return Shown(picture, dict(zip(at, restorer.trace(picture, at), strict=True)))
 
 
 def page(models: Sequence[str]) -> 'gradio.Blocks':
@@ -83,25 +90,29 @@ def page(models: Sequence[str]) -> 'gradio.Blocks':
 
     def run(upload, example, damage, model):
         try:
-            frames = restore(upload, example, damage, restorers[model])
+            found = restore(upload, example, damage, restorers[model])
         except InputError as error:
             raise gradio.Error(str(error), title='This picture cannot be restored') from None
-        return [frames, *show(frames, INFERENCE_STEPS)]
+        return [found, *show(found, max(found.after))]
 
-    def show(frames, step):
-        if not frames:
+    def show(found, step):
+        if not found:
             return None, None
-        shown = frames[1 + round(step / STEPS_BETWEEN)]
+        step = min(found.after, key=lambda known: abs(known - step))
+        shown = found.after[step]
         file = Path(tempfile.mkdtemp(dir=blocks.GRADIO_CACHE)) / f'restored_{step}_steps.png'
         write_photograph(file, Photograph(shown))
-        return (frames[0], shown), str(file)
+        return (found.given, shown), str(file)
+
+    def slider(last):
+        return gradio.Slider(0, last, last, step=STEPS_BETWEEN, label='Steps', elem_id='steps')
 
     fonts = {'font': ['system-ui', 'sans-serif'], 'font_mono': ['monospace']}  # fetched from nowhere
     # Files of a picture are removed when they are old.
     with gradio.Blocks(
         title='LNCA', theme=gradio.themes.Default(**fonts), delete_cache=(SECONDS_KEPT, SECONDS_KEPT)
     ) as blocks:
-        frames = gradio.State([], time_to_live=SECONDS_KEPT)
+        found = gradio.State(time_to_live=SECONDS_KEPT)
         gradio.Markdown(
             '# Latent neural cellular automata\nDrop a photograph, or choose an example; restore it; then move the '
             'slider to see what the automaton has done after so many steps.'
@@ -117,17 +128,15 @@ def page(models: Sequence[str]) -> 'gradio.Blocks':
                 picture = gradio.ImageSlider(
                     label='before and after', format='png', interactive=False, elem_id='picture', max_height=640
                 )
-                step = gradio.Slider(
-                    0, INFERENCE_STEPS, INFERENCE_STEPS, step=STEPS_BETWEEN, label='Steps', elem_id='steps'
-                )
+                step = slider(restorers[models[0]].network.steps)
                 download = gradio.DownloadButton('Download', elem_id='download')
         # One picture at a time; who comes meanwhile waits.
-        button.click(run, [upload, example, damage, model], [frames, picture, download], concurrency_limit=1).success(
-            lambda: INFERENCE_STEPS, outputs=step
+        button.click(run, [upload, example, damage, model], [found, picture, download], concurrency_limit=1).success(
+            lambda found: slider(max(found.after)), inputs=found, outputs=step
         )
         # What is dropped is damaged already, more often than not.
         upload.upload(lambda: 'nothing', outputs=damage)
-        step.change(show, [frames, step], [picture, download], show_progress='hidden', trigger_mode='always_last')
+        step.change(show, [found, step], [picture, download], show_progress='hidden', trigger_mode='always_last')
     return blocks
 
 

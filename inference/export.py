@@ -4,7 +4,6 @@ import argparse
 from pathlib import Path
 
 from lnca_arch.errors import InputError, report_in_one_line
-from lnca_arch.network import INFERENCE_STEPS
 from lnca_restore.export import export_onnx, export_program
 from lnca_restore.pretrained import BUNDLED, SUFFIX, load_network, save_network
 
@@ -24,9 +23,8 @@ def main() -> None:
     parser.add_argument('--opt', type=Path, help='its option file, if it cannot be found from the checkpoint')
     parser.add_argument(
         '--steps',
-        default=INFERENCE_STEPS,
-        type=lambda text: None if text == 'input' else int(text),
-        help='steps of the automaton; "input": in an ONNX file, an input',
+        type=lambda text: text if text == 'input' else int(text),
+        help='steps of the automaton; "input": in an ONNX file, an input; its own number if left out',
     )
     parser.add_argument('--overwrite', action='store_true', help='replace a file that is there')
     arguments = parser.parse_args()
@@ -35,9 +33,9 @@ def main() -> None:
         raise InputError(f'-o {output}: must end in {" or ".join(SUFFIXES)}')
     if output.exists() and not arguments.overwrite:
         raise InputError(f'{output} exists; choose another name, or add --overwrite')
-    if arguments.steps is None and suffix != '.onnx':
+    if arguments.steps == 'input' and suffix != '.onnx':
         raise InputError('--steps input: only for .onnx')
-    if arguments.steps is not None and arguments.steps < 0:
+    if isinstance(arguments.steps, int) and arguments.steps < 0:
         raise InputError(f'--steps: must be at least 0, got {arguments.steps}')
     network, options = load_network(arguments.checkpoint, arguments.opt)
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,6 @@ import numpy as np
 from tqdm import tqdm
 
 from lnca_arch.errors import DISK_FULL, InputError, first_line, report_in_one_line
-from lnca_arch.network import INFERENCE_STEPS
 from lnca_data.images import to_8_bits
 from lnca_data.photographs import SUFFIXES, Photograph, check_format, read_photograph, write_photograph
 from lnca_data.sheet import write_sheet
@@ -74,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--opt', type=Path, help="a checkpoint's option file, if it cannot be found from the checkpoint"
     )
-    parser.add_argument('--steps', type=int, help=f'steps of the automaton; {INFERENCE_STEPS} if left out')
+    parser.add_argument('--steps', type=int, help="steps of the automaton; the network's own if left out")
     parser.add_argument('--tile', type=int, help='side of the tiles in pixels; less takes less memory')
     parser.add_argument('--overlap', type=int, help='what neighbouring tiles see in common, in pixels')
     parser.add_argument('--device', help='cpu or cuda; CUDA if there is one')
@@ -156,7 +155,9 @@ def _steps(restorer: Restorer, arguments: argparse.Namespace) -> tuple[list[int]
     """After which steps a picture is wanted, None for a network's own; and which of these is the restored one."""
     if arguments.steps is None and not arguments.trace:
         return None, 0
-    last = INFERENCE_STEPS if arguments.steps is None else arguments.steps
+    last = arguments.steps
+    if last is None:
+        last = getattr(restorer.network, 'steps', 0)  # a network without is refused below
     shown = []
     if arguments.trace:
         shown = arguments.trace_steps or np.linspace(0, last, TRACE_FRAMES).round().astype(int).tolist()

@@ -33,8 +33,8 @@ class Detected(NamedTuple):
 def detect(weights: Weights) -> Detected | None:
     """The network that a state dict is of, None if it is none of this package's, or has none's shapes.
 
-    What leaves no trace in the shapes keeps its default: a ViTCA's ``heads``, a NAFCA's ``dropout``, and
-    ``update_rate``.
+    What leaves no trace in the shapes keeps its default: a ViTCA's ``heads``, a NAFCA's ``dropout``,
+    ``update_rate`` and ``steps``.
     """
     for kind, names in NAMES.items():
         if all(name in weights for name in names):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lnca_arch.autoencoder import Autoencoder
 from lnca_arch.automaton import CellularAutomaton
 from lnca_arch.nafca import PERCEPTIONS, Perception
-from lnca_arch.network import AutomatonNetwork
+from lnca_arch.network import INFERENCE_STEPS, AutomatonNetwork
 from lnca_arch.vitca import ViTCA
 
 
@@ -84,13 +84,15 @@ class LatentNetwork(AutomatonNetwork):
 
     Args:
         autoencoder, automaton: the parts.
-        update_rate: see :class:`AutomatonNetwork`.
+        update_rate, steps: see :class:`AutomatonNetwork`.
         blend: whether what is decoded is blended with the given image; not in the paper. The skip has the image, too,
             then, and restored images may reach a little beyond [0, 1].
     """
 
-    def __init__(self, autoencoder: Autoencoder, automaton: CellularAutomaton, update_rate: float, blend: bool) -> None:
-        super().__init__(automaton, update_rate)
+    def __init__(
+        self, autoencoder: Autoencoder, automaton: CellularAutomaton, update_rate: float, steps: int, blend: bool
+    ) -> None:
+        super().__init__(automaton, update_rate, steps)
         self.autoencoder = autoencoder
         self.image_channels = autoencoder.image_channels
         self.stride = autoencoder.stride
@@ -122,6 +124,7 @@ class LatentNAFCA(LatentNetwork):
         blend: see :class:`LatentNetwork`.
         perception: how the rule sees neighbours: ``gate`` (the paper's) or ``depthwise``, see
             :class:`~lnca_arch.DepthwiseNAFCA`.
+        steps: see :class:`AutomatonNetwork`.
 
     Raises:
         ValueError: another perception, or sizes that do not fit.
@@ -139,6 +142,7 @@ class LatentNAFCA(LatentNetwork):
         update_rate: float = 1.0,
         blend: bool = False,
         perception: Perception = 'gate',
+        steps: int = INFERENCE_STEPS,
     ) -> None:
         if perception not in PERCEPTIONS:
             raise ValueError(f'perception must be one of {", ".join(PERCEPTIONS)}, got {perception!r}')
@@ -147,6 +151,7 @@ class LatentNAFCA(LatentNetwork):
             Autoencoder(image_channels, latent_channels, downsamplings),
             rule(latent_channels, latent_channels, hidden_channels, embed_channels, ffn_expand, dropout),
             update_rate,
+            steps,
             blend,
         )
 
@@ -160,6 +165,7 @@ class LatentViTCA(LatentNetwork):
         embed_channels, heads, mlp_channels: see :class:`ViTCA`.
         update_rate: see :class:`AutomatonNetwork`. The published latent results use 1.
         blend: see :class:`LatentNetwork`.
+        steps: see :class:`AutomatonNetwork`.
     """
 
     def __init__(
@@ -173,10 +179,12 @@ class LatentViTCA(LatentNetwork):
         mlp_channels: int = 64,
         update_rate: float = 1.0,
         blend: bool = False,
+        steps: int = INFERENCE_STEPS,
     ) -> None:
         super().__init__(
             Autoencoder(image_channels, latent_channels, downsamplings),
             ViTCA(latent_channels, latent_channels, hidden_channels, embed_channels, heads, mlp_channels),
             update_rate,
+            steps,
             blend,
         )

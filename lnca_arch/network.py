@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from lnca_arch.automaton import CellularAutomaton, check_update_rate
 
-INFERENCE_STEPS = 64
+INFERENCE_STEPS = 64  # in the paper's validation and tests
 REPORTED_STEPS = 4
 
 
@@ -17,6 +17,7 @@ class AutomatonNetwork(nn.Module):
     Args:
         automaton: the rule.
         update_rate: probability that a cell takes part in a step, in training and in inference.
+        steps: of the automaton in inference, at least 1.
 
     Attributes:
         image_channels: channels of the images.
@@ -27,11 +28,14 @@ class AutomatonNetwork(nn.Module):
 
     stride = 1
 
-    def __init__(self, automaton: CellularAutomaton, update_rate: float) -> None:
+    def __init__(self, automaton: CellularAutomaton, update_rate: float, steps: int) -> None:
         super().__init__()
         check_update_rate(update_rate)
+        if steps < 1:
+            raise ValueError(f'steps must be at least 1, got {steps}')
         self.automaton = automaton
         self.update_rate = update_rate
+        self.steps = steps
 
     def seed(self, image: Tensor) -> tuple[Tensor, Tensor | None]:
         """Image ``(N, C, H, W)`` in [0, 1], sides divisible by ``stride`` → (state before the first step, skip)."""
@@ -41,18 +45,18 @@ class AutomatonNetwork(nn.Module):
         """A state and the skip from :meth:`seed` → image ``(N, C, H, W)``."""
         raise NotImplementedError
 
-    def forward(self, image: Tensor, steps: int = INFERENCE_STEPS, update_rate: float | None = None) -> Tensor:
+    def forward(self, image: Tensor, steps: int | None = None, update_rate: float | None = None) -> Tensor:
         """Restore images of any size.
 
         Args:
             image: ``(N, C, H, W)`` in [0, 1].
-            steps: steps of the automaton; 64 in the paper's validation and tests.
+            steps: steps of the automaton; the network's own unless given.
             update_rate: the network's own unless given.
 
         Returns:
             The restored images, same shape.
         """
-        return self.frames(image, [steps], update_rate)[0]
+        return self.frames(image, [self.steps if steps is None else steps], update_rate)[0]
 
     def frames(
         self,

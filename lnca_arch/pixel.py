@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from lnca_arch.network import AutomatonNetwork
+from lnca_arch.network import INFERENCE_STEPS, AutomatonNetwork
 from lnca_arch.vitca import ViTCA
 
 
@@ -14,6 +14,7 @@ class PixelViTCA(AutomatonNetwork):
         hidden_channels: the automaton's memory.
         embed_channels, heads, mlp_channels: see :class:`ViTCA`.
         update_rate: see :class:`AutomatonNetwork`; 0.5 in the reference, in training and in testing.
+        steps: see :class:`AutomatonNetwork`.
     """
 
     def __init__(
@@ -24,9 +25,12 @@ class PixelViTCA(AutomatonNetwork):
         heads: int = 4,
         mlp_channels: int = 64,
         update_rate: float = 0.5,
+        steps: int = INFERENCE_STEPS,
     ) -> None:
         super().__init__(
-            ViTCA(image_channels, image_channels, hidden_channels, embed_channels, heads, mlp_channels), update_rate
+            ViTCA(image_channels, image_channels, hidden_channels, embed_channels, heads, mlp_channels),
+            update_rate,
+            steps,
         )
         self.image_channels = image_channels
 

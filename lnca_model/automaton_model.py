@@ -17,7 +17,7 @@ from basicsr.utils.registry import MODEL_REGISTRY
 
 POOL_SIZE = 1024
 TRAINING_STEPS = (8, 32)
-TRACED_IMAGES, TRACED_STEPS = 6, (0, 4, 8, 16, 32, 64)
+TRACED_IMAGES, TRACED_STEPS = 6, (0, 4, 8, 16, 32)
 
 
 @MODEL_REGISTRY.register()
@@ -112,8 +112,9 @@ class AutomatonModel(RestorationModel):
         return {name: losses[name](*of()) for name, of in arguments.items() if name in losses}
 
     def trace(self, network: nn.Module) -> dict[str, Tensor]:
-        frames = network.frames(self.lq[:TRACED_IMAGES], TRACED_STEPS)
-        return {f'{steps} steps': images for steps, images in zip(TRACED_STEPS, frames, strict=True)}
+        at = [*(steps for steps in TRACED_STEPS if steps < network.steps), network.steps]
+        frames = network.frames(self.lq[:TRACED_IMAGES], at)
+        return {f'{steps} steps': images for steps, images in zip(at, frames, strict=True)}
 
     def training_state(self) -> dict[str, Any]:
         return {**super().training_state(), 'step_draws': self.step_draws.get_state()}

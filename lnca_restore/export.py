@@ -1,6 +1,7 @@
 """Networks for other programs: as ONNX, and as a program of torch.export."""
 
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +53,7 @@ class _Whole(nn.Module):
         return self.render(network.automaton.plain_rollout(state, self.steps), skip)
 
 
-def export_program(network: nn.Module, path: Path | str, steps: int) -> None:
+def export_program(network: nn.Module, path: Path | str, steps: int | None = None) -> None:
     """Write ``image → restored image``, both ``(N, C, H, W)`` in [0, 1], as a program of torch.export (.pt2), which
     ``torch.export.load`` reads.
 
@@ -61,12 +62,13 @@ def export_program(network: nn.Module, path: Path | str, steps: int) -> None:
     Args:
         network: one that restores with an automaton of which all cells take part in each step.
         path: where to.
-        steps: of the automaton.
+        steps: of the automaton; the network's own unless given.
 
     Raises:
         InputError: it is another network.
     """
     _check(network)
+    steps = network.steps if steps is None else steps
     with torch.no_grad():
         program = torch.export.export(
             _Whole(network, steps), (_image(network),), dynamic_shapes=({0: _BATCH, **_sides(network.stride)},)
@@ -75,11 +77,12 @@ def export_program(network: nn.Module, path: Path | str, steps: int) -> None:
         torch.export.save(program, temporary)
 
 
-def export_onnx(network: nn.Module, path: Path | str, steps: int | None) -> None:
+def export_onnx(network: nn.Module, path: Path | str, steps: int | Literal['input'] | None = None) -> None:
     """Write a network as ONNX: input ``image`` ``(N, C, H, W)`` in [0, 1], output ``restored``, the same.
 
     Batch, height and width are variable; the sides are multiples of the network's stride. The automaton is one loop,
-    whose length is fixed or, if ``steps`` is None, the second input ``steps``, an int64.
+    whose length is fixed, the network's own ``steps`` unless others are given, or, if they are ``'input'``, the second
+    input ``steps``, an int64.
 
     Raises:
         InputError: the network is not one that restores with an automaton of which all cells take part in each step.
@@ -101,13 +104,13 @@ def export_onnx(network: nn.Module, path: Path | str, steps: int | None) -> None
             _traced(_Step(network), seeded[:1], [{0: _BATCH, **grid}]),
             _traced(_Render(network), seeded, [{0: _BATCH, **grid}, *skip]),
         ]
-    model = _joined(parts, steps)
+    model = _joined(parts, network.steps if steps is None else steps)
     onnx.checker.check_model(model, full_check=True)
     with whole_file(path) as temporary:
         onnx.save(model, str(temporary))
 
 
-def _joined(parts: list, steps: int | None):
+def _joined(parts: list, steps: int | Literal['input']):
     """One model of three: seed → a loop over step → render."""
     import onnx
     from onnx import TensorProto, compose, helper
@@ -128,7 +131,7 @@ def _joined(parts: list, steps: int | None):
         step.graph.initializer,
     )
     inputs, initializers = [image], [*seed.graph.initializer, *render.graph.initializer]
-    if steps is None:
+    if steps == 'input':
         inputs.append(helper.make_tensor_value_info('steps', TensorProto.INT64, []))
     else:
         initializers.append(helper.make_tensor('steps', TensorProto.INT64, [], [steps]))

@@ -11,7 +11,7 @@ from torch import nn
 from tqdm import tqdm
 
 from lnca_arch.errors import InputError, one_line
-from lnca_arch.network import INFERENCE_STEPS, AutomatonNetwork
+from lnca_arch.network import AutomatonNetwork
 from lnca_data.photographs import read_photograph
 from lnca_restore.pretrained import load_network
 from lnca_restore.tiling import restore_by_tiles, windows
@@ -94,7 +94,7 @@ class Restorer:
         Args:
             image: ``(H, W)`` or ``(H, W, C)`` with C one of 1 (grey), 3 (RGB) and 4 (RGBA, of which alpha stays as it
                 is); uint8, uint16, or floating-point in [0, 1]. Or the path of a file, which is turned upright.
-            steps: steps of the automaton, 64 by default.
+            steps: steps of the automaton; the network's own unless given.
             progress: show a bar.
 
         Returns:
@@ -158,7 +158,7 @@ class Restorer:
             if at is not None:
                 raise InputError(f'{type(self.network).__name__} has no automaton, so it takes no steps')
             return [None]
-        at = [INFERENCE_STEPS] if at is None else list(at)
+        at = [self.network.steps] if at is None else list(at)
         if not at or not all(isinstance(steps, int | np.integer) for steps in at) or at[0] < 0 or at != sorted(at):
             raise InputError(f'steps: whole numbers from 0 on that rise are needed, got {at}')
         return at

@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 
 from lnca_arch import LatentNAFCA
+from lnca_arch.baselines import NAFNet
 from lnca_restore import Restorer
-from lnca_restore.pretrained import load_network
+from lnca_restore.pretrained import load_network, save_network
 
 ROOT = Path(__file__).parents[2]
 SIZES = {'latent_channels': 4, 'hidden_channels': 5, 'embed_channels': 8}
@@ -71,6 +72,20 @@ def test_trace_and_compare(photograph, model, tmp_path):
     with Image.open(out / 'way.gif') as animation:
         assert animation.n_frames == 4  # and the last step of the restored picture
     assert cv2.imread(str(out / 'sheet.png')).shape[1] >= 2 * 44
+
+
+def test_a_trace_is_of_a_networks_own_steps(photograph, tmp_path):
+    model = tmp_path / 'net.safetensors'
+    save_network(LatentNAFCA(**SIZES, steps=4), {'type': 'LatentNAFCA', **SIZES, 'steps': 4}, model)
+    result = run('restore', photograph, '--model', model, '--trace', tmp_path / 'way.gif')
+    assert result.returncode == 0, result.stderr
+    with Image.open(tmp_path / 'way.gif') as animation:
+        assert animation.n_frames == 5  # 0 to 4
+    other = tmp_path / 'other.safetensors'
+    sizes = {'width': 4, 'enc_blk_nums': [1], 'dec_blk_nums': [1]}
+    save_network(NAFNet(**sizes), {'type': 'NAFNet', **sizes}, other)
+    result = run('restore', photograph, '--model', other, '--trace', tmp_path / 'a.gif', '-o', tmp_path / 'a.png')
+    assert_fails(result, 'NAFNet has no automaton, so it takes no steps')
 
 
 def test_folders_go_on_after_a_broken_file(photograph, model, tmp_path):

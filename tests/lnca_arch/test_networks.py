@@ -44,6 +44,11 @@ def test_64_steps_unless_told_otherwise(network):
     image = torch.rand(1, 3, 8, 8)
     assert torch.equal(net(image), net(image, steps=64))
     assert not torch.equal(net(image), net(image, steps=1))
+    shorter = network(update_rate=1.0, steps=1).eval()
+    shorter.load_state_dict(net.state_dict())
+    assert torch.equal(shorter(image), net(image, steps=1))
+    with pytest.raises(ValueError, match='steps must be at least 1, got 0'):
+        network(steps=0)
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from lnca_arch.errors import InputError
 from lnca_restore.export import export_onnx, export_program
 
 SHAPES = [(1, 3, 32, 32), (3, 3, 40, 24), (2, 3, 8, 52)]
-STEPS = 5
+STEPS, OWN = 5, 3  # asked for, and the networks' own
 
 
 DEPTHWISE = functools.partial(LatentNAFCA, perception='depthwise')
@@ -20,7 +20,7 @@ DEPTHWISE = functools.partial(LatentNAFCA, perception='depthwise')
 
 def network(kind):
     torch.manual_seed(0)
-    made = kind(latent_channels=4, hidden_channels=5, embed_channels=8, blend=kind is LatentNAFCA)
+    made = kind(latent_channels=4, hidden_channels=5, embed_channels=8, blend=kind is LatentNAFCA, steps=OWN)
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -34,14 +34,17 @@ def pictures(made, steps):
             yield image, made(image, steps).clamp(0, 1)
 
 
-@pytest.mark.parametrize(('kind', 'steps'), [(LatentNAFCA, STEPS), (DEPTHWISE, None), (LatentViTCA, None)])
+@pytest.mark.parametrize(
+    ('kind', 'steps'),
+    [(LatentNAFCA, STEPS), (LatentNAFCA, None), (DEPTHWISE, 'input'), (LatentViTCA, 'input')],
+)
 def test_onnx(tmp_path, kind, steps):
     made, path = network(kind), tmp_path / 'a.onnx'
     export_onnx(made, path, steps)
     session = onnxruntime.InferenceSession(path)
-    for asked in [STEPS] if steps else [0, 1, STEPS]:
+    for asked in [0, 1, STEPS] if steps == 'input' else [OWN if steps is None else steps]:
         for image, expected in pictures(made, asked):
-            given = {'image': image.numpy()} | ({} if steps else {'steps': np.array(asked)})
+            given = {'image': image.numpy()} | ({'steps': np.array(asked)} if steps == 'input' else {})
             (found,) = session.run(None, given)
             np.testing.assert_allclose(found, expected, atol=1e-4)
 
@@ -55,12 +58,12 @@ def test_onnx_of_an_automaton_on_pixels(tmp_path):
         np.testing.assert_allclose(session.run(None, {'image': image.numpy()})[0], expected, atol=1e-4)
 
 
-@pytest.mark.parametrize('kind', [LatentNAFCA, LatentViTCA])
-def test_program(tmp_path, kind):
+@pytest.mark.parametrize(('kind', 'steps'), [(LatentNAFCA, STEPS), (LatentViTCA, None)])
+def test_program(tmp_path, kind, steps):
     made, path = network(kind), tmp_path / 'a.pt2'
-    export_program(made, path, STEPS)
+    export_program(made, path, steps)
     program = torch.export.load(path).module()
-    for image, expected in pictures(made, STEPS):
+    for image, expected in pictures(made, OWN if steps is None else steps):
         torch.testing.assert_close(program(image), expected, atol=1e-4, rtol=0)
 
 

@@ -131,6 +131,13 @@ def test_grey_and_colours_suit_every_network():
         np.testing.assert_allclose(restored[..., channel], one, atol=1e-6)
 
 
+def test_a_network_takes_its_own_steps_unless_told_otherwise():
+    pixels = image(9, 12, 3)
+    restorer = Restorer(LatentNAFCA(latent_channels=4, hidden_channels=5, embed_channels=8, steps=3))
+    np.testing.assert_array_equal(restorer(pixels), restorer(pixels, steps=3))
+    assert len(restorer.trace(pixels)) == 1
+
+
 def test_a_trace_ends_in_the_restored_picture(network):
     pixels = image(40, 40, 3, dtype=np.uint8)
     restorer = Restorer(network)
