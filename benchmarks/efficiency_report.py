@@ -150,8 +150,8 @@ def _markdown(
         f'{IMAGES} images{scaled}: {TRAINING_SHARE:.0%} for training, the rest for validation; median of '
         f'{protocol.epochs - 1} after the first; the phases of latent networks are summed. Inference: as many steps of '
         f'an automaton as its network takes by itself, 64 in the paper; median of {protocol.runs - 1} runs after the '
-        'first. Memory: on a GPU the peak of the tensors, else that of the process above what it had before the network '
-        'was made; an automaton taking its most steps.'
+        'first. Memory: on a GPU the peak of the tensors, else that of the process above what it had before the '
+        'network was made; an automaton taking its most steps.'
     )
     if growth:
         lines = [[f'{row["size"]}²', *(_significant(row[name]) for name in GROWTH_FIGURES)] for row in growth]
