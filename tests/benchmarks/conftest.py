@@ -26,9 +26,10 @@ TINY = {
 
 
 @pytest.fixture
-def project(project: Path, options: dict[str, Any]) -> Path:
-    """Beside the commands the benchmarks, the five networks made tiny, and ``task.yml``: ``options`` with 4 iterations
-    a phase."""
+def project(project: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Beside the commands the benchmarks, the networks made tiny, and ``task.yml``: ``options`` with 4 iterations a
+    phase. Whatever is started takes two threads: results of different numbers of threads are not put together."""
+    monkeypatch.setenv('OMP_NUM_THREADS', '2')
     shutil.copytree(ROOT / 'benchmarks', project / 'benchmarks', ignore=shutil.ignore_patterns('__pycache__'))
     (project / 'options' / 'networks').mkdir(parents=True)
     for name, sizes in TINY.items():
@@ -69,7 +70,7 @@ def benchmark(project: Path) -> Callable[..., subprocess.CompletedProcess]:
             text=True,
             timeout=600,
             check=False,
-            env={**os.environ, 'OMP_NUM_THREADS': '2', **env},
+            env={**os.environ, **env},
         )
 
     return command
