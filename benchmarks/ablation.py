@@ -4,6 +4,7 @@ python benchmarks/ablation.py --seeds 3 --epochs 2 --batch 8
 """
 
 import argparse
+import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from compare import RESULTS, compare, parse_training_options
 from compare_report import of_seeds
 from measure import in_one_line, machine, medians
-from networks import ROOT, Options, check_network, read_network, read_task, shares_of, uses_gpu, with_batch
+from networks import ROOT, Options, check_network, device_of, read_network, read_task, shares_of, with_batch
 from results_folder import command_line, duration, markdown_table, with_deviation, write_csv
 
 from lnca_arch.errors import InputError, check_known, construct, report_in_one_line
@@ -25,7 +26,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 RECIPES = Path(__file__).with_name('recipes.yml')
 TASKS = {'noise': ROOT / 'options' / 'lnca_photos.yml', 'blur': ROOT / 'options' / 'lnca_photos_deblur.yml'}
 SCORES = {'ssim': 3, 'psnr': 2}  # and digits
-INFERENCE = {'32 tiles': (32, 32), '512×512': (1, 512)}  # images and their sides
+INFERENCE = {'32 tiles': (32, 32), '1 picture': (1, 512)}  # images and their sides
 TURNS = 9  # of the networks, to restore these
 
 
@@ -49,10 +50,9 @@ def main() -> None:
         task = with_batch(read_task(file), arguments.batch)
         compared = compare(task, networks, output / damage, arguments.seeds, arguments.epochs, budget)
         _add(rows, damage, compared)
-    device = torch.device('cuda' if uses_gpu(task) else 'cpu')
     for what, (images, side) in INFERENCE.items():
         print(f'measuring inference, {what}')
-        for name, seconds in inference_seconds(networks, images, side, device).items():
+        for name, seconds in inference_seconds(networks, images, side, device_of(task)).items():
             rows[name][f'{what} inference seconds'] = seconds
     _write(output, list(rows.values()))
 
@@ -101,7 +101,8 @@ def check_equally_long(networks: Mapping[str, Options]) -> None:
 def inference_seconds(
     networks: Mapping[str, Options], images: int, side: int, device: torch.device
 ) -> dict[str, float]:
-    """How long new networks take to restore square images: name → median of so many turns as all take.
+    """How long new networks take to restore square images: name → median of so many turns as all take. Recipes that
+    differ in training alone have the same network, which is measured once.
 
     Args:
         networks: name → as from :func:`network_of`.
@@ -115,8 +116,10 @@ def inference_seconds(
         network = construct(networks[name]['network_g'], ARCH_REGISTRY, f'{name}: network_g').eval().to(device)
         return lambda: network(batch).cpu()  # which waits for a GPU
 
+    kinds = {name: json.dumps(network['network_g'], sort_keys=True) for name, network in networks.items()}
     with torch.no_grad():
-        return medians({name: call_of(name) for name in networks}, TURNS)
+        seconds = medians({kind: call_of(name) for name, kind in kinds.items()}, TURNS)
+    return {name: seconds[kind] for name, kind in kinds.items()}
 
 
 def _add(rows: Mapping[str, dict[str, Any]], damage: str, compared: Iterable[Any]) -> None:
@@ -157,6 +160,7 @@ def _write(output: Path, rows: list[dict[str, Any]]) -> None:
             *(f'{1000 * row[f"{what} inference seconds"]:.0f} ms' for what in INFERENCE),
         ]
         lines.append(line)
+    pictures = '; '.join(f'{what}: {images} of {side}×{side} pixels' for what, (images, side) in INFERENCE.items())
     text = '\n'.join(
         [
             '# The ladder\n',
@@ -165,8 +169,7 @@ def _write(output: Path, rows: list[dict[str, Any]]) -> None:
             *(f'- `{row["recipe"]}`: {row["what it is"]}' for row in rows),
             f'\n`{command}`\n',
             f'{epochs} epochs over all phases, {of_seeds({row["seeds"] for row in rows})}. Time and memory of '
-            f'training are those on {first}. Inference: a batch of 32 tiles of 32×32 and a picture of 512×512 pixels, '
-            f'medians of {TURNS}, the networks taking turns.\n',
+            f'training are those on {first}. Inference ({pictures}): medians of {TURNS}, the networks taking turns.\n',
             in_one_line(machine()),
         ]
     )

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from networks import options_for, shares_of, uses_gpu
+from networks import device_of, options_for, shares_of
 
 from lnca_arch import kept_step
 from lnca_arch.errors import first_line
@@ -118,7 +118,7 @@ def measure(cell: Cell) -> Iterator[dict[str, Any]]:
         iteration_seconds, epoch_seconds: an iteration of training; an epoch, validation included: medians of the
             epochs, summed over phases, each as often as its share. validation_seconds: of an image, in the last phase.
     """
-    device = torch.device('cuda' if uses_gpu(cell.task) else 'cpu')
+    device = device_of(cell.task)
     torch.backends.cudnn.benchmark = True  # as basicsr/train.py does
     iterations = -(-cell.train_images // cell.batch)
     shares = list(shares_of(cell.network).values())

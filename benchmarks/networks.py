@@ -131,6 +131,11 @@ def uses_gpu(opt: Options) -> bool:
     return opt.get('num_gpu') != 0 and torch.cuda.is_available()
 
 
+def device_of(opt: Options) -> torch.device:
+    """Where a network trains and restores."""
+    return torch.device('cuda' if uses_gpu(opt) else 'cpu')
+
+
 def with_batch(task: Options, batch: int | None) -> Options:
     """A task in batches of another size, unless that is None, for as many epochs as before."""
     if batch is None:
