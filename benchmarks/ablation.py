@@ -14,7 +14,17 @@ import torch
 from compare import RESULTS, compare, parse_training_options
 from compare_report import of_seeds
 from measure import in_one_line, machine, medians
-from networks import ROOT, Options, check_network, device_of, read_network, read_task, shares_of, with_batch
+from networks import (
+    ROOT,
+    Options,
+    check_network,
+    device_of,
+    known_networks,
+    read_network,
+    read_task,
+    shares_of,
+    with_batch,
+)
 from results_folder import command_line, duration, markdown_table, with_deviation, write_csv
 
 from lnca_arch.errors import InputError, check_known, construct, report_in_one_line
@@ -42,37 +52,48 @@ def main() -> None:
     check_equally_long(known)
     networks = {name: known[name] for name in arguments.recipes}
     output = arguments.output or RESULTS / 'ablation'
+    tasks = {damage: with_batch(read_task(file), arguments.batch) for damage, file in TASKS.items()}
     rows: dict[str, dict[str, Any]] = {
-        name: {'recipe': name, 'what it is': recipes[name]['title']} for name in arguments.recipes
+        name: {'recipe': name, 'what it is': recipe['title']} for name, recipe in recipes.items()
     }
     budget = arguments.budget and arguments.budget / len(TASKS)
-    for damage, file in TASKS.items():
-        task = with_batch(read_task(file), arguments.batch)
+    for damage, task in tasks.items():
         compared = compare(task, networks, output / damage, arguments.seeds, arguments.epochs, budget)
         _add(rows, damage, compared)
+    # Those of earlier calls, too, if they were finished.
+    rows = {name: row for name, row in rows.items() if all(f'{damage} epochs' in row for damage in TASKS)}
+    finished = {name: known[name] for name in rows}
     for what, (images, side) in INFERENCE.items():
         print(f'measuring inference, {what}')
-        for name, seconds in inference_seconds(networks, images, side, device_of(task)).items():
+        for name, seconds in inference_seconds(finished, images, side, device_of(task)).items():
             rows[name][f'{what} inference seconds'] = seconds
     _write(output, list(rows.values()))
 
 
-def network_of(name: str, recipes: Mapping[str, Any]) -> Options:
+def network_of(name: str, recipes: Mapping[str, Any], of: tuple[str, ...] = ()) -> Options:
     """A network as options/networks describes them, from a recipe: that of its ``from`` with the recipe's changes.
 
     Args:
         name: a key of ``recipes``.
         recipes: name → ``title``; ``from``, the name of a recipe or of a file in options/networks; and changes.
+        of: recipes that are made from this one.
 
     Raises:
-        InputError: it makes no network, or ``from`` is unknown.
+        InputError: it makes no network, or ``from`` is unknown or leads back to the recipe itself.
     """
+    where, of = f'{RECIPES}: {name}', (*of, name)
     recipe = dict(recipes[name])
-    recipe.pop('title')
+    for key in ('title', 'from'):
+        if key not in recipe:
+            raise InputError(f'{where}: {key} is missing')
+    del recipe['title']
     origin = recipe.pop('from')
-    before = network_of(origin, recipes) if origin in recipes else read_network(origin)
+    check_known(origin, [*recipes, *known_networks()], f'{where}: from')
+    if origin in of:
+        raise InputError(f'{where}: from leads in a circle: {", ".join(of)}, {origin}')
+    before = network_of(origin, recipes, of) if origin in recipes else read_network(origin)
     network = _changed(before, recipe)
-    check_network(network, f'{RECIPES}: {name}')
+    check_network(network, where)
     return network
 
 
@@ -127,7 +148,7 @@ def _add(rows: Mapping[str, dict[str, Any]], damage: str, compared: Iterable[Any
     """Add to each recipe's row what a comparison found."""
     for found in compared:
         row = rows.get(found['network'])
-        if row is None:  # the corrupted input, or a recipe of an earlier call
+        if row is None:  # the corrupted input, or a recipe of an earlier call that is no longer there
             continue
         for score in SCORES:
             for column in (score, f'{score} deviation'):

@@ -105,7 +105,9 @@ def page(models: Sequence[str]) -> 'gradio.Blocks':
         return (found.given, shown), str(file)
 
     def slider(last):
-        return gradio.Slider(0, last, last, step=STEPS_BETWEEN, label='Steps', elem_id='steps')
+        # The browser counts from 0, and could not come back to a last step that is no multiple.
+        between = 1 if last % STEPS_BETWEEN else STEPS_BETWEEN
+        return gradio.Slider(0, last, last, step=between, label='Steps', elem_id='steps')
 
     fonts = {'font': ['system-ui', 'sans-serif'], 'font_mono': ['monospace']}  # fetched from nowhere
     # Files of a picture are removed when they are old.

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from lnca_arch.errors import InputError, report_in_one_line
+from lnca_arch.network import AutomatonNetwork
 from lnca_restore.export import export_onnx, export_program
 from lnca_restore.pretrained import BUNDLED, SUFFIX, load_network, save_network
 
@@ -35,8 +36,9 @@ def main() -> None:
         raise InputError(f'{output} exists; choose another name, or add --overwrite')
     if arguments.steps == 'input' and suffix != '.onnx':
         raise InputError('--steps input: only for .onnx')
-    if isinstance(arguments.steps, int) and arguments.steps < 0:
-        raise InputError(f'--steps: must be at least 0, got {arguments.steps}')
+    least = 1 if suffix == SUFFIX else 0  # of its own a network takes some
+    if isinstance(arguments.steps, int) and arguments.steps < least:
+        raise InputError(f'--steps: must be at least {least}, got {arguments.steps}')
     network, options = load_network(arguments.checkpoint, arguments.opt)
     output.parent.mkdir(parents=True, exist_ok=True)
     if suffix == '.onnx':
@@ -44,6 +46,10 @@ def main() -> None:
     elif suffix == '.pt2':
         export_program(network, output, arguments.steps)
     else:
+        if arguments.steps is not None:
+            if not isinstance(network, AutomatonNetwork):
+                raise InputError(f'--steps: {type(network).__name__} has no automaton')
+            options = options | {'steps': arguments.steps}
         save_network(network, options, output)
     print(f'{output}: {output.stat().st_size / 1000:.0f} kB')
 

@@ -18,8 +18,8 @@ class Blend(nn.Module):
 
     That is a share of the difference between the two, and of its means in windows around each pixel: damage that spares
     no pixel, such as blur or noise, may yet leave means, and so colours, as they were. At first the shares are the same
-    everywhere: half of each mean, and next to nothing of the pixel itself, as an automaton that trains before this does
-    cannot make use of it.
+    everywhere: half of each mean, one and a half in all, and next to nothing of the pixel itself, as an automaton that
+    trains before this does cannot make use of it.
 
     Args:
         image_channels: channels of the images.

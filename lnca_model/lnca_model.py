@@ -38,7 +38,7 @@ class LNCAModel(AutomatonModel):
         iters, optim_g, scheduler: of the phase.
         reconstruction_opt, structure_opt, output_overflow_opt, hidden_overflow_opt: as there.
     Batch norms go on with the statistics of the first phase, as in inference. A network's ``blend`` trains in this
-    phase alone.
+    phase alone; in the automaton's, images are rendered with it as it is at first.
     """
 
     phase_names = ('autoencoder', 'automaton', 'joint')
@@ -76,11 +76,11 @@ class LNCAModel(AutomatonModel):
             raise InputError(f'network_g: LNCAModel trains latent networks such as LatentNAFCA, not {opt["network_g"]}')
         if network.blend is not None and opt['is_train']:
             joint = opt['train'].get('joint') or {}
-            if not (joint.get('iters') or opt['path'].get('pretrain_network_g')):
+            if not joint.get('iters') and not any(name.startswith('blend.') for name in cls.weights_for(network, opt)):
                 raise InputError(
                     'network_g.blend: only the phase train.joint trains it; add that as in '
-                    'options/lnca_plus_photos.yml, name a trained network under path.pretrain_network_g, or leave '
-                    'blend out'
+                    'options/lnca_plus_photos.yml, name a network with a trained blend under path.pretrain_network_g, '
+                    'or leave blend out'
                 )
         for height, width in training_sizes(opt):
             if height % network.stride or width % network.stride:
@@ -147,7 +147,8 @@ class LNCAModel(AutomatonModel):
         return losses
 
     def restore(self, network: nn.Module) -> Tensor:
-        """In the autoencoder's phase, what a perfect automaton would make: the clean latent with the corrupted skip."""
+        """In the autoencoder's phase, what a perfect automaton would make: the clean latent with the corrupted skip. It
+        is not blended with the given image, as only a later phase trains the blend."""
         if not self.scores_ceiling:
             return super().restore(network)
         latent, _ = network.autoencoder.encode(self.gt)

@@ -3,7 +3,7 @@
 import contextlib
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
 from typing import Any, ClassVar
@@ -88,10 +88,20 @@ class RestorationModel(ScoredModel):
     @classmethod
     def check_network(cls, network: nn.Module, opt: Mapping[str, Any]) -> None:
         """Raise InputError for what does not suit the network: a checkpoint, or images of a wrong size."""
+        cls.weights_for(network, opt)
+
+    @staticmethod
+    def weights_for(network: nn.Module, opt: Mapping[str, Any]) -> checkpoint.Weights:
+        """The weights that a network begins with, beside its own; none unless a checkpoint is named.
+
+        Raises:
+            InputError: the checkpoint is not one, or of another network.
+        """
         path = opt['path'].get('pretrain_network_g')
-        if path:
-            strict = opt['path'].get('strict_load_g', True)
-            checkpoint.read_weights(network, path, strict, opt['path'].get('param_key_g', 'params'))
+        if not path:
+            return {}
+        strict = opt['path'].get('strict_load_g', True)
+        return checkpoint.read_weights(network, path, strict, opt['path'].get('param_key_g', 'params'))
 
     @classmethod
     def check_phase(cls, phase: Phase, opt: Mapping[str, Any]) -> None:
@@ -299,13 +309,36 @@ class RestorationModel(ScoredModel):
     # --- resuming
 
     def training_state(self) -> dict[str, Any]:
-        return {**super().training_state(), 'skipped': self.skipped}
+        phases = [(phase.name, phase.iters) for phase in self.phases]
+        return {**super().training_state(), 'skipped': self.skipped, 'phases': phases}
 
     def take_back(self, resume_state: dict[str, Any]) -> None:
+        if 'phases' in resume_state:  # earlier checkpoints lack it
+            self._check_phases(resume_state['phases'], resume_state['iter'])
         super().take_back(resume_state)
         self.skipped = resume_state['skipped']
         # A run that was cut off after its last iteration has only to be scored.
         self.enter(phase_at(self.phases, self.iteration))
+
+    def _check_phases(self, before: Sequence[tuple[str, int]], done: int) -> None:
+        """Raise ValueError unless what is done of a training belongs to the same phases now.
+
+        Args:
+            before: names of its phases, and their iterations.
+            done: iterations of the training.
+        """
+        names, names_before = [phase.name for phase in self.phases], [name for name, _ in before]
+        if names != names_before:
+            raise ValueError(f'its phases are {", ".join(names_before)}, not {", ".join(names)}')
+        for phase, (name, iters) in zip(self.phases, before, strict=True):
+            done_of_phase = min(done, iters)
+            over = done > iters  # one that the training stands at the end of may become longer
+            if phase.iters < done_of_phase or (over and phase.iters != iters):
+                raise ValueError(
+                    f'of the {iters:,} iterations of its phase {name}, {done_of_phase:,} are done, and '
+                    f'{phase.where}.iters is {phase.iters:,}'
+                )
+            done -= done_of_phase
 
 
 def _scored_sizes(opt: Mapping[str, Any]) -> set[tuple[int, int]]:

@@ -72,7 +72,8 @@ class ResumableModel(SRModel):
         param_key: Any = 'params',
         more: Mapping[str, Any] | None = None,
     ) -> None:
-        """BasicSR's layout under BasicSR's name, and more entries beside it, written whole or not at all.
+        """BasicSR's layout under BasicSR's name, and beside it the options that rebuild the network, and more entries;
+        written whole or not at all.
 
         Raises:
             InputError: it cannot be written.
@@ -82,6 +83,7 @@ class ResumableModel(SRModel):
             key: {name: tensor.cpu() for name, tensor in net.state_dict().items()}
             for net, key in zip(nets, keys, strict=True)
         }
+        content[checkpoint.OPTIONS] = dict(self.opt[checkpoint.OPTIONS])
         name = f'{net_label}_{"latest" if current_iter == -1 else current_iter}.pth'
         checkpoint.save(content | dict(more or {}), Path(self.opt['path']['models']) / name)
 
@@ -121,8 +123,6 @@ class ResumableModel(SRModel):
         """
         path = self.opt['path']['resume_state']
         try:
-            if (kinds := resume_state.get('kinds', self._kinds())) != self._kinds():  # earlier checkpoints lack it
-                raise ValueError(f'its optimisers are {", ".join(kinds)}, not {", ".join(self._kinds())}')
             self.take_back(resume_state)
         except InputError:  # which has another cause, such as a process that is gone
             raise
@@ -133,7 +133,13 @@ class ResumableModel(SRModel):
             ) from error
 
     def take_back(self, resume_state: dict[str, Any]) -> None:
-        """Be as the training was that a state is of."""
+        """Be as the training was that a state is of.
+
+        Raises:
+            ValueError, among others: it is of a training that the options do not describe.
+        """
+        if (kinds := resume_state.get('kinds', self._kinds())) != self._kinds():  # earlier checkpoints lack it
+            raise ValueError(f'its optimisers are {", ".join(kinds)}, not {", ".join(self._kinds())}')
         for note in resume_state.get('notes', []):
             get_root_logger().warning(note)
         # How far schedules are; their lengths and rates are what the options say now.

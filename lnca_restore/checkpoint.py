@@ -15,6 +15,8 @@ from lnca_data.atomic import whole_file
 
 Weights = dict[str, Tensor]
 
+OPTIONS = 'network_g'  # what makes the network: in checkpoints, in a file's metadata and in an option file
+
 
 def save(content: Mapping[str, Any], path: Path | str) -> None:
     """Write a checkpoint whole or not at all.
@@ -95,7 +97,12 @@ def read_params(path: Path | str, param_key: str | None = None) -> Weights:
     Raises:
         InputError: the file is not readable, or holds something else.
     """
-    weights = load(path)
+    return params_in(load(path), path, param_key)
+
+
+def params_in(content: Mapping[str, Any], path: Path | str, param_key: str | None = None) -> Weights:
+    """:func:`read_params` of what :func:`load` has read from ``path``."""
+    weights = content
     for key in (param_key, 'params_ema', 'params'):
         if key in weights:
             weights = weights[key]

@@ -19,10 +19,10 @@ from lnca_arch.detection import detect
 from lnca_arch.errors import InputError, construct, nearest, one_line
 from lnca_data.atomic import whole_file
 from lnca_restore import checkpoint
+from lnca_restore.checkpoint import OPTIONS
 
 SUFFIX = '.safetensors'
 DEFAULT_MODEL = 'denoise'
-OPTIONS = 'network_g'  # in a file's metadata and in an option file
 BUNDLED = {path.stem: path for path in sorted((Path(__file__).parent / 'weights').glob(f'*{SUFFIX}'))}
 
 
@@ -36,8 +36,9 @@ class Pretrained(NamedTuple):
 def load_network(name_or_path: Path | str, option_file: Path | str | None = None) -> Pretrained:
     """A trained network from a file.
 
-    It is made from the first of these that there is: ``option_file``; what a .safetensors file says itself; the option
-    file that BasicSR leaves in the folder of an experiment; the names and sizes of the parameters.
+    It is made from the first of these that there is: ``option_file``; what the file says itself, as those do that
+    :func:`save_network` and the plug-in's trainings write; the option file that BasicSR leaves in the folder of an
+    experiment; the names and sizes of the parameters.
 
     Args:
         name_or_path: a name in :data:`BUNDLED`; or a file, from :func:`save_network` or in BasicSR's layout, where a
@@ -50,9 +51,9 @@ def load_network(name_or_path: Path | str, option_file: Path | str | None = None
     path = BUNDLED.get(str(name_or_path), Path(name_or_path))
     if not path.is_file():
         raise InputError(f'{path}: neither a file nor a model that comes along. {nearest(path.name, BUNDLED)}')
-    weights, options = (
-        _read_safetensors(path) if path.suffix.lower() == SUFFIX else (checkpoint.read_params(path), None)
-    )
+    weights, options = (_read_safetensors if path.suffix.lower() == SUFFIX else _read_checkpoint)(path)
+    if options is not None and not isinstance(options, dict):
+        raise InputError(f'{path}: its {OPTIONS} is no block of options, but {type(options).__name__}')
     where = path
     if option_file or not options:
         where = option_file or _option_file_of(path)
@@ -103,15 +104,18 @@ def save_network(network: nn.Module, options: Mapping[str, Any], path: Path | st
         temporary.write_bytes(save(weights, metadata={OPTIONS: json.dumps(dict(options))}))
 
 
-def _read_safetensors(path: Path) -> tuple[checkpoint.Weights, dict[str, Any] | None]:
+def _read_checkpoint(path: Path) -> tuple[checkpoint.Weights, Any]:
+    content = checkpoint.load(path)
+    return checkpoint.params_in(content, path), content.get(OPTIONS)
+
+
+def _read_safetensors(path: Path) -> tuple[checkpoint.Weights, Any]:
     try:
         with safe_open(path, framework='pt') as file:
             options = json.loads((file.metadata() or {}).get(OPTIONS, 'null'))
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise InputError(f'{path}: not a readable safetensors file, perhaps truncated ({one_line(error)})') from None
-    if options is not None and not isinstance(options, dict):
-        raise InputError(f'{path}: its {OPTIONS} is no block of options, but {type(options).__name__}')
     return weights, options
 
 

@@ -39,14 +39,23 @@ def test_recipes_of_equal_epochs(ladder, benchmark):
     assert [options[1][phase]['iters'] for phase in ('autoencoder', 'automaton', 'joint')] == [2, 2, 4]
     assert options[1]['joint']['optim_g']['eps'] == options[0]['automaton']['optim_g']['eps']
 
-    again = benchmark('ablation', '--recipes', *RECIPES)
-    assert again.stdout.count('finished before') == 4
+    again = benchmark('ablation', '--recipes', 'plus')
+    assert again.stdout.count('finished before') == 2
+    assert [row['recipe'] for row in json.loads((output / 'table.json').read_text())['rows']] == RECIPES
 
 
 @pytest.mark.parametrize(
     ('change', 'words'),
     [
-        (lambda r: r['joint'].update({'from': 'LatentNAFKA'}), ['LatentNAFKA', 'Did you mean LatentNAFCA?']),
+        (
+            lambda r: r['joint'].update({'from': 'LatentNAFKA'}),
+            ['recipes.yml: joint: from', 'LatentNAFKA', 'Did you mean LatentNAFCA?'],
+        ),
+        (lambda r: r['joint'].pop('title'), ['recipes.yml: joint: title is missing']),
+        (
+            lambda r: r['joint'].update({'from': 'structure'}),
+            ['recipes.yml: structure: from leads in a circle: joint, structure, joint'],
+        ),
         (lambda r: r['joint']['train']['joint'].update(share=-1), ['recipes.yml: joint', 'share']),
         (lambda r: r['joint'].update(network_g={'latent_chanels': 8}), ['latent_chanels']),
         (
@@ -60,6 +69,12 @@ def test_recipes_that_make_no_network(ladder, benchmark, edit, change, words):
     line = failed_in_one_line(benchmark('ablation', '--recipes', 'joint'))
     for word in words:
         assert word in line
+
+
+def test_tiles_that_are_not_there_are_missed_before_anything_trains(ladder, benchmark, edit):
+    edit('options/lnca_photos_deblur.yml', lambda o: o['datasets']['val'].update(dataroot_gt='datasets/none.lmdb'))
+    assert 'datasets/none.lmdb' in failed_in_one_line(benchmark('ablation', '--recipes', *RECIPES))
+    assert not (ladder / 'results').exists()
 
 
 def test_an_unknown_recipe(ladder, benchmark):

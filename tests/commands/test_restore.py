@@ -167,6 +167,9 @@ def test_export_to_a_file_that_restore_takes(photograph, model, tmp_path):
     assert load_network(target).options['latent_channels'] == SIZES['latent_channels']
     assert run('restore', photograph, '--model', target, '--steps', 1).returncode == 0
     assert_fails(run('export', model, '-o', target), 'exists')
+    assert run('export', model, '-o', target, '--overwrite', '--steps', 3).returncode == 0
+    assert load_network(target).network.steps == 3
+    assert_fails(run('export', model, '-o', target, '--overwrite', '--steps', 0), '--steps: must be at least 1, got 0')
     assert_fails(run('export', model, '-o', tmp_path / 'mine.h5'), 'must end in .onnx or .pt2 or .safetensors')
     assert_fails(run('export', model, '-o', tmp_path / 'mine.pt2', '--steps', 'input'), 'only for .onnx')
     assert_fails(run('export', model, '-o', target / 'mine.pt2'), 'mine.safetensors: File exists')

@@ -54,6 +54,12 @@ def pixel_options(opt):
     return opt
 
 
+def with_blend(opt):
+    opt = copy.deepcopy(opt)
+    opt['network_g']['blend'] = True
+    return opt
+
+
 def plain_options(opt):
     """A network without phases, as NAFNet is."""
     opt = copy.deepcopy(opt)
@@ -110,6 +116,17 @@ def test_a_blend_needs_the_phase_that_trains_it(model_options):
     LNCAModel.check_options(with_joint_phase(model_options))
     with pytest.raises(InputError, match='network_g.blend'):
         LNCAModel.check_options(with_joint_phase(model_options, iters=0))
+
+
+def test_a_blend_that_does_not_train_comes_trained(model_options, tmp_path):
+    trained = build_model(with_blend(with_joint_phase(model_options))).network.state_dict()
+    checkpoint.save({'params': trained}, tmp_path / 'net.pth')
+    model_options['path'].update(pretrain_network_g=str(tmp_path / 'net.pth'), strict_load_g=False)
+    LNCAModel.check_options(with_blend(model_options))
+    without = {name: value for name, value in trained.items() if not name.startswith('blend.')}
+    checkpoint.save({'params': without}, tmp_path / 'net.pth')
+    with pytest.raises(InputError, match='name a network with a trained blend'):
+        LNCAModel.check_options(with_blend(model_options))
 
 
 def test_states_of_the_pool_are_given_what_the_encoder_sees_now(model_options, monkeypatch):
@@ -604,6 +621,16 @@ def another_phase(opt):
     opt['train'] = with_joint_phase(opt)['train']
 
 
+def longer_autoencoder(opt):
+    opt['train']['autoencoder']['iters'] += 3
+    opt['train']['total_iter'] += 3
+
+
+def shorter_automaton(opt):
+    opt['train']['total_iter'] -= opt['train']['automaton']['iters'] - 1
+    opt['train']['automaton']['iters'] = 1
+
+
 def another_tile(opt):
     opt['datasets']['train']['gt_size'] = 8
 
@@ -612,7 +639,9 @@ def another_tile(opt):
     ('change', 'words'),
     [
         (another_optimizer, 'its optimisers are Adam, Adam, not SGD, SGD'),
-        (another_phase, ''),
+        (another_phase, 'its phases are autoencoder, automaton, not autoencoder, automaton, joint'),
+        (longer_autoencoder, 'of the 3 iterations of its phase autoencoder, 3 are done, and .* is 6'),
+        (shorter_automaton, 'of the 4 iterations of its phase automaton, 2 are done, and .* is 1'),
         (another_tile, 'tiles of'),
     ],
 )

@@ -255,6 +255,19 @@ def test_options_are_found_from_the_folder_of_the_models(tmp_path, monkeypatch):
     assert len(warnings) == 1
 
 
+def test_what_a_checkpoint_says_goes_before_the_options_beside_it(tmp_path):
+    network, path = LatentNAFCA(**SMALL, steps=7), tmp_path / 'models' / 'net_g_best.pth'
+    path.parent.mkdir()
+    options = {'type': 'LatentNAFCA', **SMALL}
+    (tmp_path / 'a.yml').write_text(f'network_g: {json.dumps(options)}\n')
+    torch.save({'params': network.state_dict(), 'network_g': options | {'steps': 7}}, path)
+    assert load_network(path).network.steps == 7
+    assert load_network(path, tmp_path / 'a.yml').network.steps == 64
+    torch.save({'params': network.state_dict(), 'network_g': ['LatentNAFCA']}, path)
+    with pytest.raises(InputError, match='net_g_best.pth: its network_g is no block of options, but list'):
+        load_network(path)
+
+
 @pytest.mark.parametrize(('kind', 'sizes'), NETWORKS)
 def test_sizes_are_read_from_the_parameters(kind, sizes):
     detected = detect(kind(**sizes).state_dict())
