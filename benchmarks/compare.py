@@ -16,7 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from compare_plan import ESTIMATES, LEAST_ITERATIONS, Planner, iterations_of_an_epoch, validations_of
+from compare_plan import (
+    ESTIMATES,
+    LEAST_ITERATIONS,
+    Planner,
+    iterations_between,
+    iterations_of_an_epoch,
+    validations_of,
+)
 from compare_report import write_pictures, write_tables
 from measure import machine
 from networks import (
@@ -251,8 +258,8 @@ def _as_yaml(value: Any, **style: Any) -> str:
 def _options_of_run(task: Options, network: Options, iters: int, name: str, seed: int) -> Options:
     opt = options_for(task, network, iters)
     opt.update(name=name, manual_seed=task['manual_seed'] + seed)
-    # Validations divide each phase alike; a short training, too, is saved and reported.
-    opt['val']['val_freq'] = iters // validations_of(task, iters)
+    opt['val']['val_freq'] = iterations_between(task, network, iters)
+    # A short training, too, is saved and reported.
     logger = opt['logger']
     logger['save_checkpoint_freq'] = min(logger['save_checkpoint_freq'], -(-iters // CHECKPOINTS_A_PHASE))
     logger['print_freq'] = min(logger['print_freq'], -(-iters // LINES_A_PHASE))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import cell
-from networks import Options, dataset_of, shared_training, shares_of
+from networks import Options, dataset_of, lengths_of, shared_training
 from results_folder import read_json
 from tqdm import tqdm
 
@@ -54,7 +54,8 @@ class Planner:
         estimate = self.estimates.get(name)
         if estimate is None:  # it will fail at once
             return START_SECONDS
-        validations = round(sum(shares_of(self._networks[name]).values()) * validations_of(self._task, iters))
+        network = self._networks[name]
+        validations = sum(lengths_of(network, iters).values()) // iterations_between(self._task, network, iters)
         images = validations * self._tiles['val'] + self._tiles['test']
         return START_SECONDS + iters * estimate['iteration_seconds'] + images * estimate['validation_seconds']
 
@@ -106,3 +107,11 @@ def iterations_of_an_epoch(task: Options, images: int) -> int:
 def validations_of(task: Options, iters: int) -> int:
     """Validations in a phase of so many iterations: about every ``val_freq``, and one at its end."""
     return max(1, round(iters / task['val']['val_freq']))
+
+
+def iterations_between(task: Options, network: Options, iters: int) -> int:
+    """From validation to validation of a network. The best one is chosen in its last phase, which has as many of them as
+    that of any other network, however long it is; see :func:`validations_of`."""
+    lengths = list(lengths_of(network, iters).values())
+    total = sum(lengths)
+    return total // max(1, round(total / lengths[-1] * validations_of(task, iters)))

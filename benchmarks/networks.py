@@ -179,16 +179,14 @@ def options_for(task: Options, network: Options, iters: int) -> Options:
     opt, network = copy.deepcopy(task), copy.deepcopy(network)
     shared, _ = shared_training(opt)
     common = {key: shared.pop(key) for key in ('optim_g', 'scheduler') if key in shared}
-    total = 0
-    for name, share in shares_of(network).items():
+    lengths = lengths_of(network, iters)
+    for name, length in lengths.items():
         block = network['train'][name] if name else network['train']
         block.pop('share', None)
         block.update({**common, 'optim_g': {**common['optim_g'], **block['optim_g']}})
-        of_phase = max(1, round(iters * share))
         if name:
-            block['iters'] = of_phase
-        total += of_phase
-    network['train']['total_iter'] = total
+            block['iters'] = length
+    network['train']['total_iter'] = sum(lengths.values())
     opt.update({**network, 'train': {**shared, **network['train']}})
     opt['num_gpu'] = int(uses_gpu(opt))
     opt['path'] = {'pretrain_network_g': None, 'strict_load_g': True, 'resume_state': None}
@@ -199,6 +197,11 @@ def shares_of(network: Options) -> dict[str | None, float]:
     """The phases in which a network trains, None for one without a name → its share: how long it is, a phase of the
     paper's recipe being 1."""
     return {name: network['train'][name].get('share', 1) for name in _phases_in(network)} or {None: 1}
+
+
+def lengths_of(network: Options, iters: int) -> dict[str | None, int]:
+    """The phases as in :func:`shares_of` → their iterations, of which a phase of share 1 has ``iters``."""
+    return {name: max(1, round(iters * share)) for name, share in shares_of(network).items()}
 
 
 def _phases_in(options: Options) -> list[str]:

@@ -4,9 +4,14 @@ import csv
 import json
 import shutil
 
+import ablation
 import pytest
 import yaml
+from compare_plan import iterations_between
+from networks import lengths_of
 from outcomes import failed_in_one_line
+
+from lnca_model.options import read_options
 
 RECIPES = ['paper', 'plus']
 
@@ -42,6 +47,16 @@ def test_recipes_of_equal_epochs(ladder, benchmark):
     again = benchmark('ablation', '--recipes', 'plus')
     assert again.stdout.count('finished before') == 2
     assert [row['recipe'] for row in json.loads((output / 'table.json').read_text())['rows']] == RECIPES
+
+
+def test_the_best_of_every_recipe_is_chosen_from_as_many():
+    recipes = read_options(ablation.RECIPES)
+    for name in recipes:
+        network = ablation.network_of(name, recipes)
+        *before, last = lengths_of(network, 300).values()
+        total, every = sum(before) + last, iterations_between({'val': {'val_freq': 100}}, network, 300)
+        validated = {*range(every, total + 1, every), total}
+        assert sum(iteration > sum(before) for iteration in validated) == 3, name
 
 
 @pytest.mark.parametrize(
