@@ -110,8 +110,8 @@ def validations_of(task: Options, iters: int) -> int:
 
 
 def iterations_between(task: Options, network: Options, iters: int) -> int:
-    """From validation to validation of a network. The best one is chosen in its last phase, which has as many of them as
-    that of any other network, however long it is; see :func:`validations_of`."""
+    """From validation to validation of a network. The best one is chosen in its last phase, which has as many of them,
+    however long it is, as that of any other network: :func:`validations_of`."""
     lengths = list(lengths_of(network, iters).values())
     total = sum(lengths)
     return total // max(1, round(total / lengths[-1] * validations_of(task, iters)))
