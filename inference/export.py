@@ -36,7 +36,7 @@ def main() -> None:
         raise InputError(f'{output} exists; choose another name, or add --overwrite')
     if arguments.steps == 'input' and suffix != '.onnx':
         raise InputError('--steps input: only for .onnx')
-    least = 1 if suffix == SUFFIX else 0  # of its own a network takes some
+    least = 1 if suffix == SUFFIX else 0  # see AutomatonNetwork's steps
     if isinstance(arguments.steps, int) and arguments.steps < least:
         raise InputError(f'--steps: must be at least {least}, got {arguments.steps}')
     network, options = load_network(arguments.checkpoint, arguments.opt)

@@ -95,8 +95,7 @@ def test_each_phase_trains_its_part_alone(model_options):
 
 
 def test_the_third_phase_trains_everything_on_the_image(model_options):
-    opt = with_joint_phase(model_options)
-    opt['network_g']['blend'] = True
+    opt = with_blend(with_joint_phase(model_options))
     model = build_model(opt)
     assert [phase.name for phase in model.phases] == ['autoencoder', 'automaton', 'joint']
     train(model, opt, range(1, 8))
@@ -110,12 +109,12 @@ def test_the_third_phase_trains_everything_on_the_image(model_options):
 
 
 def test_a_blend_needs_the_phase_that_trains_it(model_options):
-    model_options['network_g']['blend'] = True
+    opt = with_blend(model_options)
     with pytest.raises(InputError, match='network_g.blend: only the phase train.joint trains it'):
-        LNCAModel.check_options(model_options)
-    LNCAModel.check_options(with_joint_phase(model_options))
+        LNCAModel.check_options(opt)
+    LNCAModel.check_options(with_joint_phase(opt))
     with pytest.raises(InputError, match='network_g.blend'):
-        LNCAModel.check_options(with_joint_phase(model_options, iters=0))
+        LNCAModel.check_options(with_joint_phase(opt, iters=0))
 
 
 def test_a_blend_that_does_not_train_comes_trained(model_options, tmp_path):
