@@ -92,6 +92,38 @@ def write_lines(
     _save(figure, path)
 
 
+def write_curves(
+    path: Path,
+    label: str,
+    axis: str,
+    curves: Mapping[str, Sequence[tuple[Sequence[float], Sequence[float | None], bool]]],
+) -> None:
+    """A panel a name with a curve a run, on a logarithmic axis.
+
+    Args:
+        path: of the PNG.
+        label, axis: of the vertical and the horizontal axis.
+        curves: name → for each run its positions, its values, and whether to emphasise it.
+    """
+    columns = min(3, len(curves))
+    rows = -(-len(curves) // columns)
+    size = (4 * columns, 2.6 * rows)
+    figure, panels = plt.subplots(rows, columns, figsize=size, sharey=True, squeeze=False, constrained_layout=True)
+    for axes, (name, runs) in zip(panels.flat, curves.items(), strict=False):
+        for positions, values, is_emphasised in sorted(runs, key=lambda run: run[2]):
+            shade, width = ('black', 1.2) if is_emphasised else ('0.65', 0.7)
+            known = [float('nan') if value is None else value for value in values]
+            axes.plot(positions, known, color=shade, linewidth=width)
+        axes.set_title(f'{name.replace("_", " ")} ({sum(run[2] for run in runs)} of {len(runs)} diverged)', fontsize=8)
+        axes.set_yscale('log')
+        axes.grid(True, axis='y', linestyle=':', color='0.7')
+    for axes in panels.flat[len(curves) :]:
+        axes.axis('off')
+    figure.supxlabel(axis, fontsize=9)
+    figure.supylabel(label, fontsize=9)
+    _save(figure, path)
+
+
 def _save(figure: plt.Figure, path: Path) -> None:
     with whole_file(path) as temporary:
         figure.savefig(temporary, dpi=150)

@@ -28,6 +28,8 @@ class CellularAutomaton(nn.Module):
     Attributes:
         memory: what a rollout with gradients keeps for them, a key of :data:`lnca_arch.rollout.RECOMPUTED`; None
             chooses by what there is to keep.
+        max_gradient_growth: limit of the gradients in a rollout, see :class:`lnca_arch.rollout.GradientGrowthLimit`;
+            None for the exact gradients.
     """
 
     # The rule once more, as a function ``(cells, folded, *per_cell)``: like :meth:`_update`, but with what :meth:`fold`
@@ -41,6 +43,7 @@ class CellularAutomaton(nn.Module):
     kept_channels: ClassVar[int]
 
     memory: str | None = None
+    max_gradient_growth: float | None = None
 
     def __init__(self, in_channels: int, out_channels: int, hidden_channels: int) -> None:
         super().__init__()

@@ -104,6 +104,7 @@ def _with_gradients(
     memory = rule.memory or ('fast' if _kept_bytes(rule, given, steps) <= KEPT_BYTES else 'low')
     # A first step without a gradient to its input would be compiled by itself.
     changing = changing if changing.requires_grad else changing.requires_grad_()
+    limit = None if rule.max_gradient_growth is None else GradientGrowthLimit(rule.max_gradient_growth)
     for index, takes_part in enumerate(masks):
         if RECOMPUTED[memory](index):
             changing = checkpoint(
@@ -111,7 +112,38 @@ def _with_gradients(
             )
         else:
             changing = one_step(changing, takes_part)
+        if limit is not None:
+            changing.register_hook(limit.clip if index < steps - 1 else limit.set_reference)
     return changing
+
+
+class GradientGrowthLimit:
+    """Clip the gradient of each image's state as backpropagation carries it through the steps of a rollout.
+
+    :meth:`set_reference` and :meth:`clip` are hooks of the state after the last and after every other step. Gradients
+    within the limit pass unchanged, to the last bit. Clipping inside of backpropagation through time follows Graves,
+    *Generating Sequences With Recurrent Neural Networks* (2013).
+
+    Args:
+        max_growth: limit of the L2 norm of an image's gradient, as a multiple of its norm at the last step.
+    """
+
+    def __init__(self, max_growth: float) -> None:
+        self._max_growth = max_growth
+        self._limit: Tensor
+
+    def set_reference(self, gradient: Tensor) -> None:
+        """Take the limits from the gradient at the last step, ``(N, H, W, C)``."""
+        self._limit = self._max_growth * _norm_per_image(gradient)
+
+    def clip(self, gradient: Tensor) -> Tensor:
+        """Scale the gradient at an earlier step, ``(N, H, W, C)``, down to the limits."""
+        norm = _norm_per_image(gradient)
+        return gradient * (self._limit / norm.clamp(min=torch.finfo(norm.dtype).tiny)).clamp(max=1)
+
+
+def _norm_per_image(gradient: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(gradient, dim=(1, 2, 3), keepdim=True)
 
 
 def _kept_bytes(rule: 'CellularAutomaton', given: Tensor, steps: int) -> int:

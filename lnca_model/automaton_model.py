@@ -33,11 +33,14 @@ class AutomatonModel(RestorationModel):
         steps: ``[least, most]``: bounds of the number of steps, both included, drawn for every optimisation step.
         memory: ``low``, ``balanced`` or ``fast``: how much the rollout keeps for its gradients, and does not have to
             compute again; chosen by the size of the batch if left out.
+        max_gradient_growth: limit of the gradient of an image's state on its way back through the steps, as a multiple
+            of its norm at the last one, see :class:`lnca_arch.rollout.GradientGrowthLimit`; none if left out.
         reconstruction_opt, structure_opt: ``loss(restored image, gt)``.
         output_overflow_opt, hidden_overflow_opt: ``loss(channels of the final state)``.
     """
 
     phase_names = ('automaton',)
+    on_divergence = 'rollback'
     known_losses: ClassVar[Mapping[str, tuple[str, ...]]] = {
         'automaton': ('reconstruction', 'structure', 'output_overflow', 'hidden_overflow')
     }
@@ -65,6 +68,8 @@ class AutomatonModel(RestorationModel):
         # All processes take the same number of steps, or they would wait for the one that takes most.
         self.step_draws = torch.Generator().manual_seed(distributed.agreed(lambda: self.opt.get('manual_seed') or 0))
         self.network.automaton.memory = options.get('memory')
+        if not self.opt['train'].get('paper_exact'):
+            self.network.automaton.max_gradient_growth = options.get('max_gradient_growth')
 
     def module_of(self, phase: Phase) -> nn.Module:
         return self.network.automaton
@@ -96,7 +101,10 @@ class AutomatonModel(RestorationModel):
         least, most = self.steps
         steps = int(torch.randint(least, most + 1, (), generator=self.step_draws))
         state = self.network.automaton(state, steps, self.network.update_rate)
-        return state.detach() if self.descend(self.losses_of(state, skip, gt)) else None
+        is_stepped = self.descend(self.losses_of(state, skip, gt))
+        largest = state.detach().abs().amax()
+        self.log_dict['state_max'] = torch.maximum(largest, self.log_dict.get('state_max', largest))
+        return state.detach() if is_stepped else None
 
     def losses_of(self, state: Tensor, skip: Tensor | None, gt: Tensor) -> dict[str, Tensor]:
         """The losses of a final state."""
@@ -110,6 +118,10 @@ class AutomatonModel(RestorationModel):
             'hidden_overflow': lambda: (automaton.hidden(state),),
         }
         return {name: losses[name](*of()) for name, of in arguments.items() if name in losses}
+
+    def roll_back(self) -> int:
+        self.pool.clear()  # states of the diverged rule would start the next divergence
+        return super().roll_back()
 
     def trace(self, network: nn.Module) -> dict[str, Tensor]:
         at = [*(steps for steps in TRACED_STEPS if steps < network.steps), network.steps]

@@ -49,6 +49,9 @@ class LNCAModel(AutomatonModel):
         'joint': ('reconstruction', 'structure', 'output_overflow', 'hidden_overflow'),
     }
 
+    #: Gain of the autoencoder with the latents of the clean images, of the last validation that has it.
+    ceiling_gain: float | None = None
+
     @classmethod
     def check_phase(cls, phase: Phase, opt: Mapping[str, Any]) -> None:
         super().check_phase(phase, opt)
@@ -161,6 +164,28 @@ class LNCAModel(AutomatonModel):
     @property
     def scores_ceiling(self) -> bool:
         return self.is_train and self.phase is not None and self.phase.name == 'autoencoder'
+
+    def _note_gain(self, name: str, gain: float) -> None:
+        if not self.scores_ceiling:
+            super()._note_gain(name, gain)
+        elif name in self._validated_names()[:1]:
+            self.ceiling_gain = gain
+
+    def _cause_of_loss(self) -> str:
+        if not self.guard.diverged_at and (self.ceiling_gain or 0) < 0 and self.network.blend is None:
+            return (
+                f'so does the autoencoder by itself with the latents of the clean images ({-self.ceiling_gain:.4f} '
+                'below): train.autoencoder.iters is too small, or the corruption takes less from the images than the '
+                'autoencoder does; then set network_g.blend: true and add train.joint, as options/lnca_plus_*.yml do'
+            )
+        return super()._cause_of_loss()
+
+    def training_state(self) -> dict[str, Any]:
+        return {**super().training_state(), 'ceiling_gain': self.ceiling_gain}
+
+    def take_back(self, resume_state: dict[str, Any]) -> None:
+        super().take_back(resume_state)
+        self.ceiling_gain = resume_state.get('ceiling_gain')
 
     def scored_as(self) -> str:
         return 'ceiling of the autoencoder' if self.scores_ceiling else super().scored_as()

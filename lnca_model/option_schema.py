@@ -244,6 +244,8 @@ def _training(model: type[RestorationModel]) -> Schema:
         'normalize_gradients': BOOLEAN,
         'skip_non_finite': NATURAL,
         'sync_batch_norm': BOOLEAN,
+        'on_divergence': {'enum': ['rollback', 'warn']},
+        'paper_exact': BOOLEAN,
     }
     if not model.phase_names:
         block = _block(shared | _optimization(), ('total_iter', 'optim_g'))
@@ -260,6 +262,7 @@ def _phase(name: str, known_losses: tuple[str, ...]) -> Schema:
             'pool_size': COUNT,
             'steps': {'type': 'array', 'items': COUNT, 'minItems': 2, 'maxItems': 2, 'title': '[least, most]'},
             'memory': {'enum': [*RECOMPUTED, None]},
+            'max_gradient_growth': {'type': ['number', 'null'], 'exclusiveMinimum': 0},
         },
         'joint': {},
     }

@@ -76,6 +76,10 @@ class Pool:
             store = self._tensors[name]
             store[places.to(store.device)] = tensor.to(store.dtype)
 
+    def clear(self) -> None:
+        """Remove all triples."""
+        self._fill({}, torch.device('cpu'))
+
     def state_dict(self) -> dict:
         """What a resumed run needs: the triples, on the CPU, and the place of the next one."""
         return {

@@ -18,6 +18,7 @@ from lnca_data.lmdb_store import image_sizes
 from lnca_model import distributed, interruption
 from lnca_model.batch_norm import synchronize_batch_norms
 from lnca_model.course import Course
+from lnca_model.divergence import MAX_ROLLBACKS, DivergenceGuard
 from lnca_model.metrics import check_sizes
 from lnca_model.optimization import build_optimizer, build_scheduler, normalize_gradients
 from lnca_model.phases import Phase, phase_at, phases_of
@@ -45,6 +46,11 @@ class RestorationModel(ScoredModel):
         train.sync_batch_norm: of several processes, whether batch norms normalise by the images of all of them; true
             unless told otherwise. Else by their own, and what they keep for inference is averaged.
         train.normalize_gradients: divide each gradient tensor by its norm.
+        train.on_divergence: what to do when a phase diverges, see :class:`DivergenceGuard`. ``rollback``: go back to a
+            snapshot of 50 to 100 iterations before and go on at half the learning rate, at most five times a phase.
+            ``warn``: log it.
+        train.paper_exact: whether to train exactly as the paper does: ``on_divergence`` is ``warn``, and automata
+            train with exact gradients, whatever the option file says.
         train.NAME_opt: any number of losses, each called as ``loss(restored, gt)``.
     """
 
@@ -54,6 +60,8 @@ class RestorationModel(ScoredModel):
     optional_phases: ClassVar[tuple[str, ...]] = ()
     #: Phase → the losses it can have; a phase that is not named takes any.
     known_losses: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    #: train.on_divergence where the option file does not set it. Snapshots of a large network take memory.
+    on_divergence: ClassVar[str] = 'warn'
 
     @classmethod
     def check_options(cls, opt: Mapping[str, Any]) -> None:
@@ -142,6 +150,8 @@ class RestorationModel(ScoredModel):
     def __init__(self, opt: dict[str, Any]) -> None:
         self.phase: Phase | None = None
         self.skipped = self.skipped_in_a_row = 0
+        self.guard = DivergenceGuard()
+        self._diverged: str | None = None  # why to roll back before the next iteration, or to warn
         super().__init__(opt)
 
     def init_training_settings(self) -> None:
@@ -197,6 +207,7 @@ class RestorationModel(ScoredModel):
         module = self.module_of(phase)
         self.network.eval().requires_grad_(False)
         module.train().requires_grad_(True)
+        self.guard.start_phase(self._snapshot(phase.first - 1) if self.rolls_back else {})
         count = sum(parameter.numel() for parameter in module.parameters())
         get_root_logger().info(
             f'Phase {self.phases.index(phase) + 1} of {len(self.phases)}, {phase.name}: '
@@ -221,12 +232,18 @@ class RestorationModel(ScoredModel):
     def optimize_parameters(self, current_iter: int) -> None:
         self.log_dict = OrderedDict()
         self._stepped = False
+        self._iteration_losses: dict[str, float] = {}
         self._keep_buffers()
         self.train_on_batch()
         if not self.opt['train'].get('sync_batch_norm', True):
             distributed.average(b for b in self.module_of(self.phase).buffers() if b.is_floating_point())
         if self._stepped:
             self.update_ema()
+        self._diverged = self.guard.observe(self._iteration_losses) or self._diverged
+        if self._diverged:
+            self._handle_divergence()
+        elif self.rolls_back and self.is_sound and self.guard.is_snapshot_due(current_iter - self.phase.first + 1):
+            self.guard.add_snapshot(self._snapshot(current_iter))
         self.resources.stop()
 
     def _keep_buffers(self) -> None:
@@ -266,6 +283,7 @@ class RestorationModel(ScoredModel):
             [*(f'loss {name}' for name in losses), 'sum of losses', 'gradient'], values, strict=True
         ):
             if not math.isfinite(value):
+                self._iteration_losses['total'] = math.inf
                 self._skip(name, value)
                 return False
         self.skipped_in_a_row = 0
@@ -274,6 +292,8 @@ class RestorationModel(ScoredModel):
         self.optimizer.step()
         self._stepped = True
         self._keep_buffers()
+        for name, value in zip([*losses, 'total'], values, strict=False):
+            self._iteration_losses[name] = self._iteration_losses.get(name, 0) + value
         for name, value in zip(losses, values, strict=False):
             self.log_dict[f'l_{self.phase.name}_{name}'] = value
         return True
@@ -284,6 +304,9 @@ class RestorationModel(ScoredModel):
         self.skipped += 1
         self.skipped_in_a_row += 1
         if self.skipped_in_a_row > self.opt['train'].get('skip_non_finite', SKIP_NON_FINITE):
+            if self.rolls_back and self.guard.can_roll_back:
+                self._diverged = f'the {name} is {value}, {self.skipped_in_a_row} times in a row'
+                return
             raise InputError(
                 f'{where}; {self._last_good()}: lower {self.phase.where}.optim_g.lr and go on with --auto_resume'
             )
@@ -291,6 +314,88 @@ class RestorationModel(ScoredModel):
         for buffer, before in zip(self.module_of(self.phase).buffers(), self._buffers, strict=True):
             buffer.copy_(before)
         get_root_logger().warning(f'Skipped: {where}; {self.skipped_in_a_row} in a row, {self.skipped} in all.')
+
+    # --- divergence
+
+    @property
+    def rolls_back(self) -> bool:
+        """Whether the model goes back to a snapshot when a phase diverges."""
+        options = self.opt['train']
+        return not options.get('paper_exact') and options.get('on_divergence', self.on_divergence) == 'rollback'
+
+    def _handle_divergence(self) -> None:
+        """Go back to a snapshot, or warn.
+
+        Raises:
+            InputError: the phase has gone back :data:`MAX_ROLLBACKS` times already.
+        """
+        self.guard.diverged_at.append((self.phase.name, self.iteration))
+        where = f'{self.phase.where}: diverged in iteration {self.iteration:,}: {self._diverged}'
+        self._diverged = None
+        if not self.rolls_back:
+            self.guard.forget_losses()
+            get_root_logger().warning(
+                f'{where}; nothing was done about it. Set train.on_divergence: rollback, '
+                f'without train.paper_exact, or lower {self.phase.where}.optim_g.lr.'
+            )
+            return
+        if not self.guard.can_roll_back:
+            raise InputError(
+                f'{where}, after {self.guard.rollbacks} rollbacks; lower {self.phase.where}.optim_g.lr and train again'
+            )
+        restored = self.roll_back()
+        rates = ', '.join(f'{rate:.3g}' for rate in self.get_current_learning_rate())
+        get_root_logger().warning(
+            f'{where}; went back to the weights of iteration {restored:,} and halved the learning rate to {rates} '
+            f'(rollback {self.guard.rollbacks} of at most {MAX_ROLLBACKS}).'
+        )
+
+    def _note_gain(self, name: str, gain: float) -> None:
+        """Where the network that trains chooses itself by this dataset, see whether it has diverged."""
+        super()._note_gain(name, gain)
+        if self.is_train and name in self._validated_names()[:1] and self.guard.observe_gain(gain):
+            self._diverged = (
+                f'the restored images of {name} score {-gain:.3g} below the corrupted ones by '
+                f'{self._selection_metric()}, and scored above them before'
+            )
+
+    def _cause_of_loss(self) -> str:
+        if self.guard.diverged_at:
+            places = ', '.join(f'{phase} in iteration {iteration:,}' for phase, iteration in self.guard.diverged_at)
+            return (
+                f'the training diverged: {places}; lower optim_g.lr of that phase, or set train.on_divergence: rollback'
+            )
+        return super()._cause_of_loss()
+
+    def _snapshot(self, iteration: int) -> dict[str, Any]:
+        """The network after an iteration, and the state of its optimiser."""
+        networks = {'network': self.network, **({'ema': self.net_g_ema} if self.ema_decay > 0 else {})}
+        return {
+            'iteration': iteration,
+            **{name: deepcopy(network.state_dict()) for name, network in networks.items()},
+            'optimizer': deepcopy(self.optimizer.state_dict()['state']),
+        }
+
+    def roll_back(self) -> int:
+        """Go back to a snapshot, at half the learning rate; return the snapshot's iteration."""
+        snapshot = self.guard.roll_back()
+        self.network.load_state_dict(snapshot['network'])
+        if self.ema_decay > 0:
+            self.net_g_ema.load_state_dict(snapshot['ema'])
+        groups = self.optimizer.state_dict()['param_groups']
+        # load_state_dict keeps a reference to the tensors, which the optimiser overwrites.
+        self.optimizer.load_state_dict({'state': deepcopy(snapshot['optimizer']), 'param_groups': groups})
+        self._scale_learning_rate(0.5)
+        self.skipped_in_a_row = 0
+        return snapshot['iteration']
+
+    def _scale_learning_rate(self, factor: float) -> None:
+        """Scale the rest of the phase's schedule."""
+        scheduler = self.schedulers[self.phases.index(self.phase)]
+        scheduler.base_lrs = [rate * factor for rate in scheduler.base_lrs]
+        for group in self.optimizer.param_groups:
+            group['lr'] *= factor
+            group['initial_lr'] *= factor
 
     def _last_good(self) -> str:
         return f'the last good checkpoint is of iteration {self._saved:,}' if self._saved else 'there is no checkpoint'
@@ -310,7 +415,8 @@ class RestorationModel(ScoredModel):
 
     def training_state(self) -> dict[str, Any]:
         phases = [(phase.name, phase.iters) for phase in self.phases]
-        return {**super().training_state(), 'skipped': self.skipped, 'phases': phases}
+        state = {'skipped': self.skipped, 'phases': phases, 'guard': self.guard.state_dict()}
+        return {**super().training_state(), **state}
 
     def take_back(self, resume_state: dict[str, Any]) -> None:
         if 'phases' in resume_state:  # earlier checkpoints lack it
@@ -319,6 +425,9 @@ class RestorationModel(ScoredModel):
         self.skipped = resume_state['skipped']
         # A run that was cut off after its last iteration has only to be scored.
         self.enter(phase_at(self.phases, self.iteration))
+        if 'guard' in resume_state:  # earlier checkpoints lack it
+            self.guard.load_state_dict(resume_state['guard'])
+            self._scale_learning_rate(0.5**self.guard.rollbacks)
 
     def _check_phases(self, before: Sequence[tuple[str, int]], done: int) -> None:
         """Raise ValueError unless what is done of a training belongs to the same phases now.

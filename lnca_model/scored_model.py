@@ -27,6 +27,7 @@ DEFAULT_VALIDATION_BATCH = 64
 PRECISIONS = {'float32': torch.float32, 'bfloat16': torch.bfloat16}
 SELECTION_METRIC = 'ssim'
 BEST = 'best'  # what net_g_best.pth says of itself
+EXIT_BELOW_INPUT = 3  # exit code of a training that ends with a network worse than none
 
 
 class ScoredModel(ResumableModel):
@@ -43,6 +44,7 @@ class ScoredModel(ResumableModel):
         self.best: dict[str, float] = {}
         self.validated: dict[str, int] = {}  # dataset → the iteration of its last validation
         self.first_number = 0  # of the batch that was fed last, in its dataset
+        self.gains: dict[str, float] = {}  # dataset → gain in the selection metric, of its last validation
         self._resumed = False
         super().__init__(opt)
 
@@ -149,7 +151,15 @@ class ScoredModel(ResumableModel):
 
         Raises:
             InputError: the disk is full.
+            SystemExit: the training is over and its network scores below the corrupted input, exit code 3.
         """
+        self._validate(dataloader, current_iter, tb_logger, save_img)
+        validating = self.opt.get('validating')
+        is_over = validating and self.is_train and current_iter > self.opt['train']['total_iter']
+        if is_over and dataloader is validating.loaders[-1]:
+            self._check_final_gain(dataloader.dataset.opt['name'], tb_logger)
+
+    def _validate(self, dataloader: Any, current_iter: int | str, tb_logger: Any, save_img: bool) -> None:
         at_end = False
         if self.is_train:
             total = self.opt['train']['total_iter']
@@ -268,6 +278,8 @@ class ScoredModel(ResumableModel):
         rows = []
         for metric, value in validation.scores('restored').items():
             gain = value - corrupted[metric]
+            if metric == self._selection_metric():
+                self._note_gain(name, gain if self._is_higher_better(metric) else -gain)
             lines.append(f'\t # {metric}: {value:.4f}\tcorrupted: {corrupted[metric]:.4f}\tgain: {gain:+.4f}')
             rows.append((current_iter, self.scored_as(), name, metric, value, corrupted[metric], gain))
             if tb_logger:
@@ -278,6 +290,27 @@ class ScoredModel(ResumableModel):
         get_root_logger().info('\n'.join(lines))
         if distributed.rank() == 0:
             append_scores(Path(self.opt['path']['log']) / 'scores.csv', rows)
+
+    def _note_gain(self, name: str, gain: float) -> None:
+        """Take the gain of a dataset in the selection metric."""
+        self.gains[name] = gain
+
+    def _check_final_gain(self, name: str, tb_logger: Any) -> None:
+        """End the process with :data:`EXIT_BELOW_INPUT` if the gain of a dataset is below 0."""
+        gain = self.gains.get(name, 0.0)
+        if gain >= 0:
+            return
+        get_root_logger().error(
+            f'{name}: the restored images score {-gain:.4f} below the corrupted ones by {self._selection_metric()}; '
+            f'{self._cause_of_loss()}'
+        )
+        if tb_logger:
+            tb_logger.close()
+        raise SystemExit(EXIT_BELOW_INPUT)
+
+    def _cause_of_loss(self) -> str:
+        """Why the network may restore nothing, and what to do about it."""
+        return 'train for longer, or at another learning rate'
 
     def scored_as(self) -> str:
         """What the log says of the network that was scored."""
@@ -296,11 +329,13 @@ class ScoredModel(ResumableModel):
     def _selection_metric(self) -> str:
         return self.opt['val'].get('selection_metric', SELECTION_METRIC)
 
+    def _is_higher_better(self, metric: str) -> bool:
+        return self.opt['val']['metrics'][metric].get('better', 'higher') == 'higher'
+
     def _keep_if_best(self, restored: Mapping[str, float], current_iter: int) -> str:
         metric = self._selection_metric()
-        higher = self.opt['val']['metrics'][metric].get('better', 'higher') == 'higher'
         value, best = restored[metric], self.best.get('value')
-        if best is None or (value > best if higher else value < best):
+        if best is None or (value > best if self._is_higher_better(metric) else value < best):
             self.best = {'value': value, 'iter': current_iter}
             self.save_networks('best', {BEST: self.best})
         return f'\t best {metric}: {self.best["value"]:.4f} in iteration {self.best["iter"]:,}, kept as net_g_best.pth'

@@ -158,7 +158,7 @@ def test_a_full_disk_stops_the_run_and_keeps_what_is_there(run, project, options
 def test_nans_are_skipped_and_then_stop_the_run(run, project, options):
     options['train']['autoencoder']['optim_g']['lr'] = 1e30
     options['train']['normalize_gradients'] = False
-    options['train']['skip_non_finite'] = 2
+    options['train'].update(skip_non_finite=2, on_divergence='warn')
     result = run('train', options)
     assert result.stderr.count('Skipped: the loss ') == 2
     assert '2 in a row, 2 in all' in result.stderr

@@ -89,7 +89,7 @@ def test_each_phase_trains_its_part_alone(model_options):
     # Running statistics of the batch norms included.
     assert same(trained, network.autoencoder.state_dict())
     assert not same(untrained[0], network.automaton.state_dict())
-    assert model.log_dict.keys() == {
+    assert model.log_dict.keys() == {'state_max'} | {
         f'l_automaton_{name}' for name in ('reconstruction', 'latent', 'output_overflow', 'hidden_overflow')
     }
 
@@ -101,7 +101,7 @@ def test_the_third_phase_trains_everything_on_the_image(model_options):
     train(model, opt, range(1, 8))
     before = state_of(model.network)
     train(model, opt, range(8, 11))
-    assert model.log_dict.keys() == {
+    assert model.log_dict.keys() == {'state_max'} | {
         f'l_joint_{name}' for name in ('reconstruction', 'structure', 'output_overflow', 'hidden_overflow')
     }
     unchanged = {name for name, value in model.network.state_dict().items() if torch.equal(before[name], value)}
@@ -419,7 +419,7 @@ def test_the_best_network_is_kept_and_scored_at_the_end(model_options, tmp_path,
 
 @pytest.mark.parametrize('iteration', [2, 5])
 def test_a_nan_names_the_loss_the_iteration_and_the_phase(model_options, iteration):
-    model_options['train']['skip_non_finite'] = 0
+    model_options['train'].update(skip_non_finite=0, on_divergence='warn')
     model = build_model(model_options)
     train(model, model_options, range(1, iteration))
     before = state_of(model.network)
@@ -514,7 +514,7 @@ def test_automaton_on_pixels(model_options):
     before = state_of(model.network)
     train(model, opt, range(1, 8))
     assert not same(before, model.network.state_dict())
-    assert model.log_dict.keys() == {
+    assert model.log_dict.keys() == {'state_max'} | {
         f'l_automaton_{n}' for n in ('reconstruction', 'output_overflow', 'hidden_overflow')
     }
 
@@ -550,6 +550,7 @@ def states(tmp_path):
 
 def test_what_may_have_diverged_replaces_no_checkpoint(model_options, tmp_path):
     model_options['logger']['keep_checkpoints'] = 1
+    model_options['train']['on_divergence'] = 'warn'
     model = build_model(model_options)
     train(model, model_options, [1])
     model.save(0, 1)
