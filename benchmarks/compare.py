@@ -46,6 +46,7 @@ from tqdm import tqdm
 from lnca_arch.errors import InputError, report_in_one_line
 from lnca_model.options import read_options
 from lnca_model.pipeline import check_form
+from lnca_model.scored_model import EXIT_BELOW_INPUT
 
 RESULTS = ROOT / 'results'
 CHECKPOINTS_A_PHASE, LINES_A_PHASE = 4, 20
@@ -292,7 +293,7 @@ def _train(folder: ResultsFolder, opt: Options, record: str, title: str) -> dict
             iteration = re.search(r'epoch:.*, iter:\s*([\d,]+),', line)
             if iteration:
                 bar.update(int(iteration[1].replace(',', '')) - bar.n)
-    if process.returncode:
+    if process.returncode not in (0, EXIT_BELOW_INPUT):
         reason = line.strip().removeprefix('error: ')
         if process.returncode < 0:
             reason = f'ended by signal {-process.returncode}, perhaps for want of memory'

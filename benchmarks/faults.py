@@ -28,6 +28,7 @@ from tqdm import tqdm
 from lnca_arch.errors import InputError
 from lnca_data.atomic import PARTIAL, write_json
 from lnca_model import LNCAModel, interruption
+from lnca_model.scored_model import EXIT_BELOW_INPUT
 from lnca_restore import checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -101,7 +102,7 @@ class Project:
         """Have a training go on to its end."""
         process = self.start(name, processes)
         _, said = process.communicate()
-        if process.returncode:
+        if process.returncode not in (0, EXIT_BELOW_INPUT):  # random tiles have nothing to restore
             raise RuntimeError(said)
 
     def experiment(self, name: str) -> Path:

@@ -139,21 +139,23 @@ def _train(
     ):
         for line in process.stdout or ():
             lines.write(line)
-            if iterations and (found := ITERATION.search(line)) and _number(found[1]) >= first + iterations - 1:
+            found = ITERATION.search(line)
+            if iterations and (DIVERGED.search(line) or (found and _number(found[1]) >= first + iterations - 1)):
                 process.terminate()
-    allowed = {0, EXIT_BELOW_INPUT, *([EXIT_INTERRUPTED] if iterations else [])}
-    if process.returncode not in allowed:
-        raise InputError(f'{name}: ended with exit code {process.returncode}; see {log}')
     text = log.read_text(encoding='utf-8')
+    diverged = sorted({(phase, _number(iteration)) for phase, iteration in DIVERGED.findall(text)})
+    is_known = process.returncode in (0, EXIT_BELOW_INPUT) or (iterations and process.returncode == EXIT_INTERRUPTED)
+    if not is_known and not diverged:
+        raise InputError(f'{name}: ended with exit code {process.returncode}; see {log}')
     experiment = ROOT / 'experiments' / name
     record = {
         'seed': seed,
         'machine': machine() | {'threads': int(environment['OMP_NUM_THREADS'])},
         'exit code': process.returncode,
-        'diverged': sorted({(phase, _number(iteration)) for phase, iteration in DIVERGED.findall(text)}),
+        'diverged': diverged,
         'first iteration of the automaton': first,
         'trajectory': _trajectory(text, first),
-        'scores': None if process.returncode == EXIT_INTERRUPTED else _scores(experiment / 'scores.csv'),
+        'scores': _scores(experiment / 'scores.csv') if process.returncode in (0, EXIT_BELOW_INPUT) else None,
     }
     folder.write_json(f'seed{seed}.json', record)
     shutil.rmtree(experiment)

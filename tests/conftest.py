@@ -100,7 +100,10 @@ def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
         keyed = [(f'tile_{index:03d}', image) for index, image in enumerate(images)]
         write_lmdb(folder / f'{split}_gt.lmdb', keyed)
         if split != 'train':
-            noisy = [(key, to_image(Noise()(to_tensor(image)[None], generator=generator)[0])) for key, image in keyed]
+            # Negatives, so that a network of a few iterations does not score below them: then a run ends with an error.
+            noisy = [
+                (key, to_image(Noise()(to_tensor(255 - image)[None], generator=generator)[0])) for key, image in keyed
+            ]
             write_lmdb(folder / f'{split}_lq.lmdb', noisy)
     return folder
 

@@ -9,12 +9,14 @@ import subprocess
 import sys
 
 import lmdb
+import numpy as np
 import pytest
 import torch
 import yaml
 from outcomes import failed_in_one_line
 
 from lnca_data.lmdb_store import TileStore, write_lmdb
+from lnca_model.scored_model import EXIT_BELOW_INPUT
 from lnca_restore import checkpoint
 
 
@@ -200,3 +202,26 @@ def test_an_unreadable_image_met_while_training(run, project, options, tiles, tm
         transaction.put(b'tile_003', b'not a png')
     options['datasets']['train'].update(dataroot_gt=str(path), num_worker_per_gpu=1)
     failed_in_one_line(run('train', options), 'broken.lmdb', 'tile_003', 'not a readable image')
+
+
+def test_a_network_that_restores_nothing_ends_in_an_error(run, project, options, tiles, tmp_path):
+    for name in ('val', 'val_test'):
+        dataset = options['datasets'][name]
+        store = TileStore(dataset['dataroot_gt'])
+        close = tmp_path / f'{name}_lq.lmdb'
+        write_lmdb(close, [(key, np.clip(store[key], 1, 255)) for key in store.keys])  # hardly corrupted
+        dataset['dataroot_lq'] = str(close)
+    options['val']['val_freq'] = 3  # at the end of the autoencoder's phase, too
+    result = run('train', options)
+    assert result.returncode == EXIT_BELOW_INPUT == 3
+    assert 'Traceback' not in result.stderr
+    line = result.stderr.strip().splitlines()[-1]
+    assert 'ERROR: photos_test: the restored images score ' in line
+    assert 'below the corrupted ones by ssim; so does the autoencoder by itself' in line
+    # It did end: everything is there.
+    experiment = project / 'experiments' / 'lnca_photos'
+    assert (experiment / 'models' / 'net_g_best.pth').is_file()
+    assert (experiment / 'training.json').is_file()
+    assert scores(experiment / 'scores.csv')[-1]['dataset'] == 'photos_test'
+    again = run('train', options, '--auto_resume')
+    assert again.returncode == EXIT_BELOW_INPUT, again.stderr
