@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 setup(
     name='lnca',
@@ -13,7 +13,7 @@ setup(
     license='MIT',
     python_requires='>=3.10,<3.13',  # BasicSR's own setup.py does not run on 3.13 and later
     # basicsr/ is left out: it holds the two commands, and the package of that name is BasicSR's.
-    packages=['lnca_arch', 'lnca_data', 'lnca_data.sources', 'lnca_restore', 'lnca_model'],
+    packages=find_packages(include=['lnca_*']),
     install_requires=[
         'torch>=2.6,<3',  # from 2.6 on, torch.load does not run code that a checkpoint holds
         'torchvision>=0.21,<1',  # the partner of torch 2.6

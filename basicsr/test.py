@@ -3,8 +3,7 @@
 from pathlib import Path
 
 import lnca_model  # noqa: F401  registers the plug-in
-
-from basicsr.test import test_pipeline
+from lnca_model.integrations.basicsr_hook import test_pipeline
 
 if __name__ == '__main__':
     test_pipeline(str(Path(__file__).resolve().parents[1]))

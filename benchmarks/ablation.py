@@ -29,7 +29,7 @@ from results_folder import command_line, duration, markdown_table, with_deviatio
 
 from lnca_arch.errors import InputError, check_known, construct, report_in_one_line
 from lnca_data.atomic import whole_file, write_json
-from lnca_model.options import read_options
+from lnca_model.config.yaml_options import read_options
 
 from basicsr.utils.registry import ARCH_REGISTRY
 

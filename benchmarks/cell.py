@@ -20,7 +20,7 @@ from networks import device_of, options_for, shares_of
 
 from lnca_arch import kept_step
 from lnca_arch.errors import first_line
-from lnca_model.resources import PeakMemory, keep_freed_memory
+from lnca_model.training.profiler import PeakMemory, TrainingProfiler, keep_freed_memory
 
 from basicsr.models import build_model
 
@@ -126,12 +126,13 @@ def measure(cell: Cell) -> Iterator[dict[str, Any]]:
     opt = options_for(cell.task, cell.network, math.ceil((cell.epochs + 1) * iterations / min(shares)))
     opt.update(is_train=True, dist=False)
     opt['datasets']['train'].setdefault('corruption', {'type': 'noise'})  # a stand-in for pairs
-    opt['train']['skip_non_finite'] = 0  # a step that is left out takes less time
+    opt['train']['skip_non_finite'] = 0  # a skipped step takes less time
 
     torch.manual_seed(0)
     # Before the memory that is there already is noted.
     training, validation = (torch.rand(n, 3, cell.size, cell.size) for n in (cell.train_images, cell.val_images))
     memory = PeakMemory(device)
+    profiler = TrainingProfiler(device)
     if cell.memory_limit:
         _limit_memory(memory, cell.memory_limit)
     model = build_model(opt)
@@ -146,8 +147,8 @@ def measure(cell: Cell) -> Iterator[dict[str, Any]]:
         model.steps = [max(drawn)] * 2
     for phase in model.phases:
         for _ in range(2):  # the optimiser's own memory is there from the first step on
-            _train_once(model, training[: cell.batch], phase.first)
-    yield {'training_bytes': model.resources.peak_bytes}
+            _train_once(model, profiler, training[: cell.batch], phase.first)
+    yield {'training_bytes': profiler.peak_bytes}
 
     if drawn:
         model.steps = [cell.steps] * 2 if cell.steps else drawn
@@ -156,7 +157,7 @@ def measure(cell: Cell) -> Iterator[dict[str, Any]]:
         epochs = []
         for epoch in range(1, cell.epochs + 1):
             first = phase.first + epoch * iterations
-            trained = _timed(lambda first=first: _train(model, training, cell.batch, first), device)
+            trained = _timed(lambda first=first: _train(model, profiler, training, cell.batch, first), device)
             validated = _timed(lambda: _validate(model, validation, cell.batch), device)
             epochs.append((trained, validated))
         medians.append([statistics.median(column) for column in zip(*epochs[1:], strict=True)])
@@ -167,19 +168,21 @@ def measure(cell: Cell) -> Iterator[dict[str, Any]]:
         'iteration_seconds': trained / iterations,
         'epoch_seconds': trained + validated,
         'validation_seconds': medians[-1][1] / max(1, cell.val_images),
-        'training_bytes': model.resources.peak_bytes,  # by now with more of the pool
+        'training_bytes': profiler.peak_bytes,  # by now with more of the pool
     }
 
 
-def _train_once(model: Any, gt: torch.Tensor, iteration: int) -> None:
+def _train_once(model: Any, profiler: TrainingProfiler, gt: torch.Tensor, iteration: int) -> None:
     model.update_learning_rate(iteration)
+    profiler.start()
     model.feed_data({'gt': gt})
     model.optimize_parameters(iteration)
+    profiler.stop()
 
 
-def _train(model: Any, images: torch.Tensor, batch: int, first: int) -> None:
+def _train(model: Any, profiler: TrainingProfiler, images: torch.Tensor, batch: int, first: int) -> None:
     for iteration, gt in enumerate(images.split(batch), first):
-        _train_once(model, gt, iteration)
+        _train_once(model, profiler, gt, iteration)
 
 
 def _validate(model: Any, images: torch.Tensor, batch: int) -> None:

@@ -44,9 +44,9 @@ from results_folder import ResultsFolder, duration, stored_settings
 from tqdm import tqdm
 
 from lnca_arch.errors import InputError, report_in_one_line
-from lnca_model.options import read_options
-from lnca_model.pipeline import check_form
-from lnca_model.scored_model import EXIT_BELOW_INPUT
+from lnca_model.config.checks import check_form
+from lnca_model.config.yaml_options import read_options
+from lnca_model.evaluation.evaluator import EXIT_BELOW_INPUT
 
 RESULTS = ROOT / 'results'
 CHECKPOINTS_A_PHASE, LINES_A_PHASE = 4, 20

@@ -26,7 +26,7 @@ from results_folder import ResultsFolder
 from tqdm import tqdm
 
 from lnca_arch.errors import InputError, report_in_one_line
-from lnca_model.options import read_options
+from lnca_model.config.yaml_options import read_options
 
 TASK = ROOT / 'options' / 'lnca_photos.yml'  # whose optimiser, schedule and noise are used
 GROWTH_EPOCHS = 4

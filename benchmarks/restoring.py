@@ -27,8 +27,8 @@ from lnca_data.images import Bundled
 from lnca_data.photographs import Photograph, write_photograph
 from lnca_data.sources import photos
 from lnca_data.tile_dataset import to_tensor
+from lnca_model.evaluation.scores import to_bgr
 from lnca_model.metrics import calculate_psnr_batch, calculate_ssim_batch
-from lnca_model.validation import to_bgr
 from lnca_restore import Restorer
 from lnca_restore.pretrained import load_network
 from lnca_restore.tiling import windows

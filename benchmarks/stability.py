@@ -26,9 +26,9 @@ from tqdm import tqdm
 
 from lnca_arch.errors import InputError, report_in_one_line
 from lnca_data.atomic import whole_file, write_json
-from lnca_model.interruption import EXIT_CODE as EXIT_INTERRUPTED
-from lnca_model.phases import Phase, phases_of
-from lnca_model.scored_model import EXIT_BELOW_INPUT
+from lnca_model.evaluation.evaluator import EXIT_BELOW_INPUT
+from lnca_model.training.phases import Phase, phases_of
+from lnca_model.training.preemption import EXIT_CODE as EXIT_INTERRUPTED
 
 PRINT_FREQ = 10
 CHARTS = {'reconstruction': 'reconstruction loss', 'state_max': 'largest state'}

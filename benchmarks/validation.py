@@ -8,6 +8,7 @@ import torch
 from measure import argument_parser, medians, random_pairs, report
 
 import lnca_model  # noqa: F401  registers the plug-in
+from lnca_model.evaluation.evaluator import Evaluator
 
 from basicsr.data import build_dataloader, build_dataset
 from basicsr.models import build_model
@@ -35,8 +36,8 @@ def main() -> None:
             torch.save({'params': networks[name].net_g.state_dict()}, weights)
         seconds = medians(
             {
-                name: lambda model=model: model.validation(loader, 'benchmark', None, save_img=False)
-                for name, model in networks.items()
+                'one at a time': lambda: networks['one at a time'].validation(loader, 'benchmark', None),
+                'in batches': lambda: Evaluator(networks['in batches'], [loader], options).evaluate_all('benchmark'),
             },
             arguments.repeats,
         )

@@ -1,13 +1,11 @@
 """What BasicSR 1.4.2 needs to run on current torch and torchvision and on a machine with no GPU.
 
-One function a defect. :func:`apply` mends what would keep BasicSR from being imported; what its pipeline does wrong
-later is mended by lnca_model.pipeline, with the other functions.
+One function a defect. :func:`apply` mends what would keep BasicSR from being imported.
 """
 
 import importlib
 import sys
 import types
-from collections.abc import Callable
 
 from lnca_arch import errors
 
@@ -59,10 +57,3 @@ def provide_wandb_ids() -> None:
         from wandb.sdk.lib.runid import generate_id
 
         wandb.util.generate_id = generate_id
-
-
-def replace_in_pipeline(name: str, replacement: Callable) -> None:
-    """Replace a function or class of BasicSR's train.py and test.py, also in a checkout's own that is being run."""
-    for module in ('basicsr.train', 'basicsr.test', '__main__'):
-        if hasattr(sys.modules.get(module), name):
-            setattr(sys.modules[module], name, replacement)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lnca_model.distributed import count, mean_over_processes
+from lnca_model.distributed import mean_over_ranks, world_size
 from lnca_model.metrics import WINDOW, ssim
 
 from basicsr.losses.loss_util import reduce_loss
@@ -49,9 +49,9 @@ class TripletDistanceLoss(_Loss):
         far = F.mse_loss(anchor, negative, reduction=self.reduction)
         difference, margin = near - far, self.margin
         if self.reduction != 'none':
-            difference = mean_over_processes(difference)
+            difference = mean_over_ranks(difference)
         if self.reduction == 'sum':
-            margin /= count()  # each process returns its share of the whole
+            margin /= world_size()  # each rank returns its share of the whole
         return self.loss_weight * (difference + margin).clamp(min=0)
 
 

@@ -11,7 +11,7 @@ from compare_plan import iterations_between
 from networks import lengths_of
 from outcomes import failed_in_one_line
 
-from lnca_model.options import read_options
+from lnca_model.config.yaml_options import read_options
 
 RECIPES = ['paper', 'plus']
 

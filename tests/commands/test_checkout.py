@@ -10,7 +10,7 @@ import yaml
 
 import basicsr
 
-CHECKOUT = [sys.executable, '-m', 'lnca_model.checkout']
+CHECKOUT = [sys.executable, '-m', 'lnca_model.integrations.checkout']
 
 
 @pytest.fixture

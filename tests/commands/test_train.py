@@ -16,7 +16,7 @@ import yaml
 from outcomes import failed_in_one_line
 
 from lnca_data.lmdb_store import TileStore, write_lmdb
-from lnca_model.scored_model import EXIT_BELOW_INPUT
+from lnca_model.evaluation.evaluator import EXIT_BELOW_INPUT
 from lnca_restore import checkpoint
 
 

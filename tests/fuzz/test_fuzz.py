@@ -30,8 +30,8 @@ from lnca_data.lmdb_store import META_INFO, TileStore, write_lmdb
 from lnca_data.photographs import read_photograph
 from lnca_data.source import inside, rows_of
 from lnca_data.sources import SOURCES
-from lnca_model import pipeline
-from lnca_model.options import force, read_options
+from lnca_model.config import checks
+from lnca_model.config.yaml_options import complete, force, read_command_line, read_options
 from lnca_restore import checkpoint
 from lnca_restore.pretrained import load_network
 
@@ -114,14 +114,14 @@ def test_options_of_which_some_are_others(folder, options, data):
 
     def parse():
         opt = read_options(file)
-        refused_or_taken(pipeline.check_sound_datasets, opt, folder)
-        pipeline.check_form(opt, file, is_train=True)
-        pipeline.complete(opt, pipeline.read_command_line(['-opt', str(file)]), folder, is_train=True)
+        refused_or_taken(checks._check_valid_datasets, opt, folder)
+        checks.check_form(opt, file, is_train=True)
+        complete(opt, read_command_line(['-opt', str(file)]), folder, is_train=True)
         # What the plug-in does not know is BasicSR's to check.
         if opt['model_type'] in ('LNCAModel', 'AutomatonModel', 'RestorationModel') and {
             dataset.get('type') for dataset in opt['datasets'].values()
         } <= {'TileDataset'}:
-            pipeline.check_options(opt)
+            checks.check_options(opt)
 
     refused_or_taken(parse)
 

@@ -8,7 +8,7 @@ from torch._dynamo.exc import TorchDynamoException
 
 from lnca_arch import NAFCA, DepthwiseNAFCA, ViTCA, rollout
 from lnca_arch.step import Compiled
-from lnca_model.resources import PeakMemory
+from lnca_model.training.profiler import PeakMemory
 
 RULES = {'nafca': NAFCA, 'vitca': ViTCA, 'depthwise': DepthwiseNAFCA}
 CPU = torch.device('cpu')

@@ -12,7 +12,8 @@ from third_phase import with_joint_phase
 
 from lnca_arch.errors import InputError
 from lnca_model import distributed
-from lnca_model.pool import Pool
+from lnca_model.distributed import collectives
+from lnca_model.training.sample_pool import SamplePool
 
 PROGRAM = Path(__file__).resolve().parents[1] / 'processes' / 'one_of_several.py'
 
@@ -76,12 +77,12 @@ def test_gradients_that_only_some_processes_have(tmp_path, unused_port):
 import sys, torch
 from torch import nn
 from lnca_model import distributed
-distributed.begin('pytorch', gpus=0)
+distributed.init_process_group('pytorch', gpus=0)
 parameters = [nn.Parameter(torch.ones(size)) for size in (2, 3, 4)]
 parameters[0].grad = torch.full((2,), 1.0 + 2 * distributed.rank())
 if distributed.rank() == 1:
     parameters[1].grad = torch.full((3,), 5.0)
-distributed.average_gradients(parameters)
+distributed.all_reduce_gradients(parameters)
 torch.save([parameter.grad for parameter in parameters], f'{sys.argv[1]}/{distributed.rank()}.pt')
 """
     address = {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(unused_port), 'WORLD_SIZE': '2', 'OMP_NUM_THREADS': '1'}
@@ -118,9 +119,9 @@ def test_shares_are_all_there_is():
         for count in (1, 2, 3, 5):
             for rank in range(count):
                 with pytest.MonkeyPatch.context() as patch:
-                    patch.setattr(distributed, 'rank', lambda rank=rank: rank)
-                    patch.setattr(distributed, 'count', lambda count=count: count)
-                    share = distributed.share_of(items)
+                    patch.setattr(collectives, 'rank', lambda rank=rank: rank)
+                    patch.setattr(collectives, 'world_size', lambda count=count: count)
+                    share = distributed.shard_range(items)
                 shares += share
                 assert rank > 0 or len(share) > 0 or items == 0
         assert sorted(shares) == sorted([*range(items)] * 4)
@@ -130,14 +131,14 @@ def test_shares_are_all_there_is():
 def test_pools_are_dealt_out_anew(shares):
     saved = []
     for first in (0, 3):
-        pool = Pool(3)
+        pool = SamplePool(3)
         images = torch.arange(first, first + 3.0).reshape(3, 1, 1, 1)
         pool.add(images, images + 10, images + 20)
         saved.append(pool.state_dict())
     seen = []
     for share in range(shares):
-        pool = Pool(6)
-        pool.take_share(saved, share, shares, torch.device('cpu'))
+        pool = SamplePool(6)
+        pool.load_shard(saved, share, shares, torch.device('cpu'))
         drawn = pool.draw(6)
         assert torch.equal(drawn.lq, drawn.gt + 10)
         assert torch.equal(drawn.state, drawn.gt + 20)
@@ -148,11 +149,11 @@ def test_pools_are_dealt_out_anew(shares):
 
 def test_without_its_launcher_a_process_says_how_to_start_it(monkeypatch):
     with pytest.raises(InputError, match='RANK, WORLD_SIZE, LOCAL_RANK not set; start it with torchrun'):
-        distributed.begin('pytorch', gpus=0)
+        distributed.init_process_group('pytorch', gpus=0)
     with pytest.raises(InputError, match='SLURM_PROCID not set; start it with srun'):
-        distributed.begin('slurm', gpus=0)
+        distributed.init_process_group('slurm', gpus=0)
     monkeypatch.setenv('RANK', '0')
     monkeypatch.setenv('WORLD_SIZE', '3')
     monkeypatch.setenv('LOCAL_RANK', '2')
     with pytest.raises(InputError, match='process 2 of this machine has no GPU: there are 2'):
-        distributed.begin('pytorch', gpus=2)
+        distributed.init_process_group('pytorch', gpus=2)

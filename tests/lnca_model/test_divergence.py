@@ -9,7 +9,17 @@ import torch
 from lnca_arch import NAFCA
 from lnca_arch.errors import InputError
 from lnca_arch.rollout import GradientGrowthLimit
-from lnca_model.divergence import MAX_ROLLBACKS, MIN_WINDOW, PATIENCE, SNAPSHOT_INTERVAL, DivergenceGuard
+from lnca_model.checkpointing.checkpointer import Checkpointer
+from lnca_model.models.restoration_model import NonFiniteError
+from lnca_model.training.divergence_guard import (
+    MAX_ROLLBACKS,
+    MIN_WINDOW,
+    PATIENCE,
+    SNAPSHOT_INTERVAL,
+    DivergenceDetector,
+    DivergenceGuard,
+)
+from lnca_restore import checkpoint
 
 from basicsr.models import build_model
 from basicsr.utils import get_root_logger
@@ -23,10 +33,9 @@ def same(first, second):
     return all(torch.equal(first[name], second[name]) for name in first)
 
 
-def guard_of(losses, name='total'):
-    guard = DivergenceGuard()
-    found = [guard.observe({name: loss}) for loss in losses]
-    return guard, found
+def detect(losses, name='total'):
+    detector = DivergenceDetector()
+    return [detector.observe({name: loss}) for loss in losses]
 
 
 STEADY = [1.0 + 0.3 * (-1) ** i for i in range(MIN_WINDOW)]
@@ -34,9 +43,9 @@ STEADY = [1.0 + 0.3 * (-1) ** i for i in range(MIN_WINDOW)]
 
 @pytest.mark.parametrize('name', ['total', 'reconstruction'])
 def test_a_loss_far_above_its_median_is_divergence(name):
-    _, found = guard_of([*STEADY, *[10.0] * PATIENCE], name)
+    found = detect([*STEADY, *[10.0] * PATIENCE], name)
     assert found[:-1] == [None] * (len(found) - 1)
-    assert found[-1] == f'the {name} loss is 10, 7.7 times its median of the {MIN_WINDOW} iterations before'
+    assert found[-1] == f'the {name} loss is 10, 7.7 times what it was before'
 
 
 @pytest.mark.parametrize(
@@ -46,53 +55,34 @@ def test_a_loss_far_above_its_median_is_divergence(name):
         [*STEADY, *([10.0] * (PATIENCE - 1) + [1.0]) * 4],  # hard batches
         [1000 * 0.9**i for i in range(200)],  # the beginning of a phase
         [100.0] * (MIN_WINDOW - 1) + [1e6] * PATIENCE,  # nothing to compare with
+        [1 + i / 1000 for i in range(3000)],  # a curriculum
         [-30.0] * 100 + [30.0] * 100,  # minus the PSNR
         [0.0] * 100 + [1e-3] * 100,  # nothing to be a multiple of
     ],
 )
 def test_other_losses_are_not(losses):
-    _, found = guard_of(losses)
-    assert not any(found)
+    assert not any(detect(losses))
 
 
 def test_losses_that_are_not_finite_are_divergence():
-    assert guard_of([*STEADY, *[math.inf] * PATIENCE])[1][-1]
+    assert detect([*STEADY, *[math.inf] * PATIENCE])[-1]
 
 
-def test_a_phase_begins_anew():
-    guard, _ = guard_of(STEADY)
-    guard.start_phase({})
-    assert not any(guard.observe({'total': 100.0}) for _ in range(MIN_WINDOW))
+def test_a_slow_divergence_is_seen():
+    assert any(detect([2 ** (i / 100) for i in range(1500)]))
 
 
-def test_validation_that_falls_below_the_input_is_divergence():
-    guard = DivergenceGuard()
-    assert [guard.observe_gain(gain) for gain in (-0.1, 0.2, 0.1, -0.01)] == [False, False, False, True]
-
-
-@pytest.mark.parametrize('length', [1, 60, 100, 149, 150, 151])
-def test_the_snapshot_is_of_before_the_onset_and_not_long_ago(length):
-    guard = DivergenceGuard()
-    guard.start_phase({'iteration': 0})
-    for iteration in range(1, length + 1):
-        if guard.is_snapshot_due(iteration):
-            guard.add_snapshot({'iteration': iteration})
-    restored = guard.roll_back()['iteration']
-    assert length - restored <= 2 * SNAPSHOT_INTERVAL
-    assert restored == 0 or length - restored >= SNAPSHOT_INTERVAL
-
-
-def test_after_a_rollback_losses_are_compared_with_those_before_the_snapshot():
-    guard = DivergenceGuard()
-    guard.start_phase({'iteration': 0})
-    for loss in STEADY:
-        guard.observe({'total': loss})
-    for _ in range(2):
-        guard.add_snapshot({'iteration': MIN_WINDOW})
-    for _ in range(3):
-        guard.observe({'total': 50.0})
-    guard.roll_back()
-    assert [bool(guard.observe({'total': 10.0})) for _ in range(PATIENCE)] == [False] * (PATIENCE - 1) + [True]
+@pytest.mark.parametrize(
+    ('gains', 'expected'),
+    [
+        ((-0.1, 0.2, 0.1, -0.02), [False, False, False, True]),
+        ((0.004, -0.001, 0.004, -0.5), [False] * 4),  # never clearly above
+        ((0.2, -0.005), [False, False]),  # hardly below
+    ],
+)
+def test_a_validation_that_falls_below_the_input_is_divergence(gains, expected):
+    detector = DivergenceDetector()
+    assert [bool(detector.observe_gain(gain)) for gain in gains] == expected
 
 
 # --- in the models
@@ -107,121 +97,202 @@ def heard(monkeypatch):
 @pytest.fixture
 def long_options(model_options):
     """An automaton's phase that is long enough to diverge in."""
-    model_options['train'].update(total_iter=43)
-    model_options['train']['automaton'].update(iters=40)
+    model_options['train'].update(total_iter=53)
+    model_options['train']['automaton'].update(iters=50)
     return model_options
 
 
-def diverge(model, monkeypatch, from_iteration):
+FROM, SEEN = 35, 39  # iterations from which a phase diverges, and in which that is seen
+
+
+def diverge(model, monkeypatch, from_iteration=FROM):
     """Have the losses of a model be those of one that diverges, from an iteration on, until it goes back."""
-    losses_of, rollback = model.losses_of, model.roll_back
-    factor = [1.0]
+    compute_losses, restore_snapshot = model.compute_losses, model.restore_snapshot
+    diverging = [True]
 
-    def diverging(*arguments):
-        active = model.iteration >= from_iteration
-        return {name: loss * (1e4 if active and factor[0] else 1) for name, loss in losses_of(*arguments).items()}
+    def large_losses(*arguments):
+        factor = 1e4 if diverging[0] and model.iteration >= from_iteration else 1
+        return {name: loss * factor for name, loss in compute_losses(*arguments).items()}
 
-    def rolled_back():
-        factor[0] = 0
-        return rollback()
+    def restored(snapshot):
+        diverging[0] = False
+        restore_snapshot(snapshot)
 
-    monkeypatch.setattr(model, 'losses_of', diverging)
-    monkeypatch.setattr(model, 'roll_back', rolled_back)
+    monkeypatch.setattr(model, 'compute_losses', large_losses)
+    monkeypatch.setattr(model, 'restore_snapshot', restored)
 
 
-def train(model, iterations):
+def train(guard, iterations):
+    """As the trainer does, on images that depend on the iteration alone."""
+    model = guard._model
     for iteration in iterations:
         torch.manual_seed(iteration)
         model.update_learning_rate(iteration)
+        guard.before_iteration()
         model.feed_data({'gt': torch.rand(4, 3, 16, 16)})
-        model.optimize_parameters(iteration)
+        try:
+            model.optimize_parameters(iteration)
+        except NonFiniteError as error:
+            guard.handle(str(error))
+        else:
+            guard.after_iteration()
 
 
 def test_a_phase_that_diverges_goes_back_and_on_at_half_the_rate(long_options, monkeypatch, caplog):
     model, undisturbed = build_model(long_options), build_model(long_options)
-    diverge(model, monkeypatch, 35)
-    train(model, range(1, 4))
+    guard, other = DivergenceGuard(model), DivergenceGuard(undisturbed)
+    diverge(model, monkeypatch)
+    train(guard, range(1, 4))
     before = state_of(model.network)
-    train(model, range(4, 39))
+    train(guard, range(4, SEEN))
     assert 'diverged' not in caplog.text
-    model.update_learning_rate(39)
-    model.feed_data({'gt': torch.rand(4, 3, 16, 16)})
-    model.optimize_parameters(39)
-    assert 'train.automaton: diverged in iteration 39: the total loss is ' in caplog.text
-    assert 'went back to the weights of iteration 3 and halved the learning rate' in caplog.text
+    train(guard, [SEEN])
+    assert f'train.automaton: diverged in iteration {SEEN}: the total loss is ' in caplog.text
+    assert 'rolled back to the weights of iteration 3 and halved the learning rate' in caplog.text
     assert same(before, model.network.state_dict())
     assert len(model.pool) == 0
     assert not model.optimizer.state_dict()['state']
-    assert model.guard.diverged_at == [('automaton', 39)]
-    train(undisturbed, range(1, 40))
-    for iteration in range(40, 44):
-        for each in (model, undisturbed):
+    assert guard.rollbacks == 1
+    train(other, range(1, SEEN + 1))
+    for iteration in range(SEEN + 1, 54):
+        for each in (guard, other):
             train(each, [iteration])
         assert model.get_current_learning_rate() == [rate / 2 for rate in undisturbed.get_current_learning_rate()]
+
+
+def test_a_schedule_that_does_not_fall_to_0_is_halved_too(long_options, monkeypatch):
+    long_options['train']['automaton']['scheduler'] = {'type': 'CosineAnnealingRestartLR', 'eta_min': 0.001}
+    model, undisturbed = build_model(long_options), build_model(long_options)
+    guard, other = DivergenceGuard(model), DivergenceGuard(undisturbed)
+    diverge(model, monkeypatch)
+    for each in (guard, other):
+        train(each, range(1, 54))
+    assert guard.rollbacks == 1
+    assert model.get_current_learning_rate() == [rate / 2 for rate in undisturbed.get_current_learning_rate()]
+
+
+@pytest.mark.parametrize('length', [1, 60, 99, 100, 149, 150])
+def test_the_snapshot_is_of_before_the_onset_and_not_long_ago(model_options, length):
+    model_options['train'].update(total_iter=203)
+    model_options['train']['automaton'].update(iters=200)
+    model = build_model(model_options)
+    guard = DivergenceGuard(model)
+    for iteration in range(4, 4 + length):  # without the training
+        model.update_learning_rate(iteration)
+        guard.before_iteration()
+        model.iteration_losses = {}
+        guard.after_iteration()
+    assert guard._snapshots[0]['iteration'] == 3 + max(0, (length // SNAPSHOT_INTERVAL - 1) * SNAPSHOT_INTERVAL)
 
 
 def test_the_moving_average_goes_back_too(long_options, monkeypatch):
     long_options['train']['ema_decay'] = 0.9
     model = build_model(long_options)
-    diverge(model, monkeypatch, 35)
-    train(model, range(1, 4))
+    guard = DivergenceGuard(model)
+    diverge(model, monkeypatch)
+    train(guard, range(1, 4))
     before = state_of(model.net_g_ema)
-    train(model, range(4, 40))
+    train(guard, range(4, SEEN + 1))
     assert same(before, model.net_g_ema.state_dict())
+
+
+def test_a_validation_that_diverges_goes_back_to_the_last_one_that_did_not(long_options, caplog):
+    model = build_model(long_options)
+    guard = DivergenceGuard(model)
+    train(guard, range(1, 11))
+    guard.observe_gain(0.2)
+    before = state_of(model.network)
+    train(guard, range(11, 21))
+    guard.observe_gain(-0.1)
+    assert 'train.automaton: diverged in iteration 20: the restored images score 10.0% below' in caplog.text
+    assert 'rolled back to the weights of iteration 10' in caplog.text
+    assert same(before, model.network.state_dict())
+    for _ in range(MAX_ROLLBACKS):
+        guard.observe_gain(-0.1)
+    assert caplog.text.count('rolled back') == MAX_ROLLBACKS
+    assert caplog.text.count('no action taken: lower train.automaton.optim_g.lr') == 1
+    assert guard.diverged_at == [('automaton', 20)]
 
 
 @pytest.mark.parametrize('change', [{'paper_exact': True}, {'on_divergence': 'warn'}])
 def test_where_it_may_not_go_back_it_warns(long_options, monkeypatch, caplog, change):
     long_options['train'] |= change
     model = build_model(long_options)
-    diverge(model, monkeypatch, 35)
-    train(model, range(1, 44))
+    guard = DivergenceGuard(model)
+    diverge(model, monkeypatch)
+    train(guard, range(1, SEEN + 1))
     assert caplog.text.count('diverged in iteration') == 1
-    assert 'nothing was done about it' in caplog.text
-    assert model.guard.diverged_at == [('automaton', 39)]
+    assert 'no action taken: set train.on_divergence: rollback' in caplog.text
+    assert guard.diverged_at == [('automaton', SEEN)]
     assert len(model.pool) == 10
+    assert not guard.state_dict()['snapshots']
 
 
-@pytest.mark.parametrize('saved_at', [37, 39, 41])
+def resumed(opt, guard, tmp_path, iteration, monkeypatch=None):
+    """The guard of a model that goes on from a checkpoint."""
+    Checkpointer(guard._model, opt['path']).save(iteration, epoch=0, guard=guard.state_dict())
+    opt = copy.deepcopy(opt)
+    opt['path']['pretrain_network_g'] = str(tmp_path / 'models' / f'net_g_{iteration}.pth')
+    model = build_model(opt)
+    if monkeypatch:
+        diverge(model, monkeypatch)
+    state = checkpoint.load(tmp_path / 'training_states' / f'{iteration}.state')
+    model.resume_training(state)
+    other = DivergenceGuard(model)
+    other.load_state_dict(state['guard'])
+    return other
+
+
+@pytest.mark.parametrize('saved_at', [SEEN - 2, SEEN, SEEN + 2])
 def test_it_goes_on_exactly_where_it_was_saved(long_options, monkeypatch, tmp_path, saved_at):
     """Before the divergence is known, in the iteration in which it is, and after it."""
-    model = build_model(long_options)
-    diverge(model, monkeypatch, 35)
-    train(model, range(1, saved_at + 1))
-    model.save(0, saved_at)
-    resumed_options = copy.deepcopy(long_options)
-    resumed_options['path'] |= {
-        'pretrain_network_g': str(tmp_path / 'models' / f'net_g_{saved_at}.pth'),
-        'resume_state': str(tmp_path / 'training_states' / f'{saved_at}.state'),
-    }
-    resumed = build_model(resumed_options)
-    if saved_at < 39:
-        diverge(resumed, monkeypatch, 35)
-    resumed.resume_training(torch.load(resumed_options['path']['resume_state'], weights_only=True))
-    train(model, range(saved_at + 1, 44))
-    train(resumed, range(saved_at + 1, 44))
-    assert same(model.network.state_dict(), resumed.network.state_dict())
-    assert model.get_current_learning_rate() == resumed.get_current_learning_rate()
-    assert model.guard.diverged_at == resumed.guard.diverged_at == [('automaton', 39)]
+    guard = DivergenceGuard(build_model(long_options))
+    diverge(guard._model, monkeypatch)
+    train(guard, range(1, saved_at + 1))
+    other = resumed(long_options, guard, tmp_path, saved_at, monkeypatch if saved_at < SEEN else None)
+    for each in (guard, other):
+        train(each, range(saved_at + 1, 54))
+    assert guard.rollbacks == other.rollbacks == 1
+    assert same(guard._model.network.state_dict(), other._model.network.state_dict())
+    assert guard._model.get_current_learning_rate() == other._model.get_current_learning_rate()
+
+
+def test_options_may_change_on_resuming(long_options, monkeypatch, tmp_path):
+    long_options['train']['on_divergence'] = 'warn'
+    guard = DivergenceGuard(build_model(long_options))
+    train(guard, range(1, 31))
+    # Now with snapshots, and with a moving average.
+    long_options['train'].update(on_divergence='rollback', ema_decay=0.9)
+    guard = resumed(long_options, guard, tmp_path, 30, monkeypatch)
+    train(guard, range(31, SEEN + 1))
+    assert guard.rollbacks == 1
+    # Another rate counts from the start of the phase; the rollbacks of the old one are over.
+    long_options['train']['automaton']['optim_g']['lr'] = 0.001
+    guard = resumed(long_options, guard, tmp_path, SEEN)
+    assert guard.rollbacks == 0
+    assert guard._model.base_rates == [0.001]
 
 
 def test_one_that_always_diverges_ends(long_options, monkeypatch):
     model = build_model(long_options)
-    train(model, range(1, 30))
-    model.guard.rollbacks = MAX_ROLLBACKS
-    diverge(model, monkeypatch, 35)
+    guard = DivergenceGuard(model)
+    train(guard, range(1, 30))
+    guard.rollbacks = MAX_ROLLBACKS
+    diverge(model, monkeypatch)
     with pytest.raises(InputError, match=f'after {MAX_ROLLBACKS} rollbacks; lower train.automaton.optim_g.lr'):
-        train(model, range(30, 40))
+        train(guard, range(30, SEEN + 1))
 
 
 def test_weights_that_are_not_finite_are_replaced(model_options, caplog):
     model_options['train']['skip_non_finite'] = 1
     model = build_model(model_options)
-    train(model, range(1, 5))
+    guard = DivergenceGuard(model)
+    train(guard, range(1, 5))
     with torch.no_grad():
         model.network.automaton.head.weight.fill_(math.nan)
-    train(model, range(5, 8))
-    assert 'the loss reconstruction is nan, 2 times in a row; went back' in caplog.text
+    train(guard, range(5, 8))
+    assert 'the loss reconstruction is nan in iteration 5' in caplog.text
+    assert 'rolled back to the weights of iteration 3' in caplog.text
     assert all(tensor.isfinite().all() for tensor in model.network.state_dict().values())
 
 
@@ -231,13 +302,16 @@ def test_a_network_without_an_automaton_only_warns(model_options, caplog):
     opt['network_g'] = {'type': 'Autoencoder', 'latent_channels': 4}
     opt['train'] = {'total_iter': 60, 'optim_g': {'type': 'Adam', 'lr': 1e-4}, 'pixel_opt': {'type': 'MSELoss'}}
     model = build_model(opt)
+    guard = DivergenceGuard(model)
     for iteration in range(1, 60):
         model.update_learning_rate(iteration)
+        guard.before_iteration()
         gt = torch.rand(2, 3, 16, 16) * (1 if iteration < 40 else 100)
         model.feed_data({'gt': gt, 'lq': torch.rand(2, 3, 16, 16)})
         model.optimize_parameters(iteration)
+        guard.after_iteration()
     assert 'train: diverged in iteration 44' in caplog.text
-    assert not model.guard.state_dict()['snapshots']
+    assert not guard.state_dict()['snapshots']
 
 
 # --- gradients
@@ -281,7 +355,6 @@ def test_gradients_grow_no_further_than_the_limit(memory, growth, monkeypatch):
     state = rule.seed(torch.rand(2, 3, 6, 5, dtype=torch.float64))
     norms = gradient_norms(rule, state, 12, monkeypatch)
     assert norms.shape == (12, 2)
-    assert (norms <= growth * norms[0] * (1 + 1e-12)).all() or growth < 1
     assert (norms[1:] <= growth * norms[0] * (1 + 1e-12)).all()
     assert (norms[1:].amax(0) >= growth * norms[0] * (1 - 1e-12)).all()  # it acted
 

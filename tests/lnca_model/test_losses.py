@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from lnca_model import distributed
+from lnca_model.distributed import collectives
 from lnca_model.losses import (
     MaskedTaskLoss,
     OverflowLoss,
@@ -138,8 +138,8 @@ def test_overflow_bounds():
 @pytest.mark.parametrize(('mean', 'expected'), [(-3.0, 0.0), (2.0, 3.0)])
 def test_the_hinge_acts_on_the_mean_of_all_processes(monkeypatch, mean, expected):
     """The own distances alone would give max(0, 4 − 1 + 1)."""
-    monkeypatch.setattr(distributed, 'count', lambda: 2)
-    monkeypatch.setattr(distributed, 'average', lambda tensors: tensors[0].fill_(mean))
+    monkeypatch.setattr(collectives, 'world_size', lambda: 2)
+    monkeypatch.setattr(collectives, 'all_reduce_mean', lambda tensors: tensors[0].fill_(mean))
     anchor = torch.zeros(1, 2, 1, 1, requires_grad=True)
     loss = TripletDistanceLoss()(anchor, torch.full_like(anchor, 2), torch.full_like(anchor, 1))
     assert loss.item() == expected

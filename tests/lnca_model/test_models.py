@@ -13,9 +13,11 @@ from third_phase import with_joint_phase
 
 from lnca_arch import PixelViTCA
 from lnca_arch.errors import InputError
-from lnca_model import LNCAModel, distributed, interruption
-from lnca_model.course import Course
-from lnca_model.resumable_model import mark_newest, states_in
+from lnca_model import LNCAModel, distributed
+from lnca_model.checkpointing.checkpointer import Checkpointer
+from lnca_model.checkpointing.resume import list_checkpoints, touch_as_latest
+from lnca_model.evaluation.evaluator import Evaluator
+from lnca_model.models.restoration_model import NonFiniteError
 from lnca_restore import checkpoint
 
 from basicsr.data import build_dataloader, build_dataset
@@ -34,6 +36,12 @@ def train(model, opt, iterations):
         model.update_learning_rate(iteration, warmup_iter=-1)
         model.feed_data(batches[iteration])
         model.optimize_parameters(iteration)
+
+
+def evaluator_of(model, opt, *names):
+    """What scores a model on datasets of the options, or on loaders."""
+    loaders = [loader_of(opt, name) if isinstance(name, str) else name for name in names]
+    return Evaluator(model, loaders, opt, Checkpointer(model, opt['path']))
 
 
 def state_of(module):
@@ -209,14 +217,14 @@ def test_pool_step_goes_on_from_where_states_ended(model_options, monkeypatch):
     model = build_model(model_options)
     train(model, model_options, [1, 2, 3])
     starts, ends = [], []
-    train_from = model.train_from
+    rollout_and_optimize = model.rollout_and_optimize
 
     def watch(state, skip, gt):
         starts.append(state.clone())
-        ends.append(train_from(state, skip, gt))
+        ends.append(rollout_and_optimize(state, skip, gt))
         return ends[-1]
 
-    monkeypatch.setattr(model, 'train_from', watch)
+    monkeypatch.setattr(model, 'rollout_and_optimize', watch)
     train(model, model_options, [4, 5])
     fresh, from_pool, fresh_again, from_pool_again = starts
     assert (model.network.automaton.output(fresh) == 0.5).all()
@@ -249,7 +257,7 @@ def test_validation_scores_are_those_of_basicsr(model_options, make, tmp_path):
     train(model, opt, range(1, 8))
     model.save(0, 7)
     loader = loader_of(opt, 'val')
-    model.validation(loader, 7, None)
+    evaluator_of(model, opt, loader).evaluate(7)
 
     one_at_a_time = opt | {'model_type': 'SRModel', 'is_train': False}
     one_at_a_time['path'] = opt['path'] | {'pretrain_network_g': str(tmp_path / 'models' / 'net_g_7.pth')}
@@ -282,9 +290,9 @@ def test_what_is_drawn_in_validation_depends_on_the_image_alone(model_options, m
 
     def validated(share, batch):
         restored.clear()
-        monkeypatch.setattr(distributed, 'share_of', lambda _: share)
-        model.opt['val']['batch_size'] = batch
-        model.validation(loader, 3, None)
+        monkeypatch.setattr(distributed, 'shard_range', lambda _: share)
+        opt['val']['batch_size'] = batch
+        evaluator_of(model, opt, loader).evaluate(3)
         return torch.cat(restored)
 
     whole = validated(range(7), 4)
@@ -309,7 +317,7 @@ def test_images_without_truth_have_a_trace_and_no_sheet(model_options, tmp_path)
         def __iter__(self):
             return ({key: value for key, value in batch.items() if key != 'gt'} for batch in loader)
 
-    model.validation(Untrue(), 4, None)
+    evaluator_of(model, model_options, Untrue()).evaluate(4)
     folder = tmp_path / 'visualization' / 'photos_val'
     assert [path.name for path in folder.iterdir()] == ['trace_4.png']
 
@@ -318,14 +326,14 @@ def test_images_without_truth_have_a_trace_and_no_sheet(model_options, tmp_path)
 def test_a_full_disk_in_validation(model_options, tmp_path, little_room, monkeypatch, full_for):
     model = build_model(model_options)
     model.update_learning_rate(4)
+    model_options['val']['save_img'] = 'tile' in full_for
+    evaluator = evaluator_of(model, model_options, 'val')
     if full_for == 'scores.csv':
-        monkeypatch.setattr(model, '_write_pictures', lambda *_: None)
-        monkeypatch.setattr(model, '_selects_by', lambda *_: False)
-    elif 'tile' not in full_for:
-        monkeypatch.setattr(model, '_save_image', lambda *_: None)
+        monkeypatch.setattr(evaluator, '_write_pictures', lambda *_: None)
+        monkeypatch.setattr(evaluator, '_keep_if_best', lambda *_: '')
     monkeypatch.setattr(sys, 'stderr', io.StringIO())  # pytest's own is a file
     with little_room(10), pytest.raises(InputError, match='make room, then go on with --auto_resume') as error:
-        model.validation(loader_of(model_options, 'val'), 4, None, save_img='tile' in full_for)
+        evaluator.evaluate(4)
     assert full_for in str(error.value)
     assert '\n' not in str(error.value)
     assert [file for file in tmp_path.rglob('*') if file.is_file()] == []
@@ -335,10 +343,10 @@ def test_metrics_of_basicsr_work_too(model_options, tmp_path):
     batched = build_model(model_options)
     loader = loader_of(model_options, 'val')
     batched.update_learning_rate(4)
-    batched.validation(loader, 4, None)
+    evaluator_of(batched, model_options, loader).evaluate(4)
     for name in ('psnr', 'ssim'):
-        batched.opt['val']['metrics'][name]['type'] = f'calculate_{name}'
-    batched.validation(loader, 4, None)
+        model_options['val']['metrics'][name]['type'] = f'calculate_{name}'
+    evaluator_of(batched, model_options, loader).evaluate(4)
     with open(tmp_path / 'scores.csv', newline='') as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 4
@@ -382,7 +390,7 @@ def test_validation_leaves_training_as_it_was(model_options):
     modes = {name: module.training for name, module in model.network.named_modules()}
     assert modes['automaton.dropout']
     assert not modes['autoencoder.encoder.down1.norm']
-    model.validation(loader_of(model_options, 'val'), 4, None)
+    evaluator_of(model, model_options, 'val').evaluate(4)
     assert {name: module.training for name, module in model.network.named_modules()} == modes
 
 
@@ -393,24 +401,24 @@ def test_the_best_network_is_kept_and_scored_at_the_end(model_options, tmp_path,
         model_options = with_joint_phase(model_options, iters=0)
     model = build_model(model_options)
     best = tmp_path / 'models' / 'net_g_best.pth'
-    val, test = loader_of(model_options, 'val'), loader_of(model_options, 'val_test')
+    evaluator = evaluator_of(model, model_options, 'val', 'val_test')
     train(model, model_options, range(1, 4))
-    model.validation(val, 2, None)
+    evaluator.evaluate(2)
     assert not best.exists()  # no network is chosen by what its autoencoder alone could reach
     train(model, model_options, [4])
-    model.validation(val, 4, None)
+    evaluator.evaluate(4)
     weights = checkpoint.load(best)['params']
     assert same(weights, model.network.state_dict())
-    model.best['value'] = 2.0  # nothing can beat it
+    evaluator.best['value'] = 2.0  # nothing can beat it
     train(model, model_options, [5, 6])
-    model.validation(val, 6, None)
-    model.validation(test, 6, None)
+    evaluator.evaluate(6)
+    evaluator.evaluate(6)  # once
     assert same(weights, checkpoint.load(best)['params'])
     assert not same(weights, model.network.state_dict())
     trained, scored = state_of(model.network), []
     test_batch = model.test
     monkeypatch.setattr(model, 'test', lambda: (scored.append(state_of(model.network)), test_batch()))
-    model.validation(test, 8, None)  # how BasicSR calls it after the last iteration, 7
+    evaluator.evaluate_best(7)
     assert scored and all(same(weights, network) for network in scored)
     assert same(trained, model.network.state_dict())
     datasets = [row.split(',')[2] for row in (tmp_path / 'scores.csv').read_text().splitlines()[1:]]
@@ -419,7 +427,7 @@ def test_the_best_network_is_kept_and_scored_at_the_end(model_options, tmp_path,
 
 @pytest.mark.parametrize('iteration', [2, 5])
 def test_a_nan_names_the_loss_the_iteration_and_the_phase(model_options, iteration):
-    model_options['train'].update(skip_non_finite=0, on_divergence='warn')
+    model_options['train']['skip_non_finite'] = 0
     model = build_model(model_options)
     train(model, model_options, range(1, iteration))
     before = state_of(model.network)
@@ -549,67 +557,56 @@ def states(tmp_path):
 
 
 def test_what_may_have_diverged_replaces_no_checkpoint(model_options, tmp_path):
-    model_options['logger']['keep_checkpoints'] = 1
-    model_options['train']['on_divergence'] = 'warn'
     model = build_model(model_options)
+    checkpointer = Checkpointer(model, model_options['path'], keep_last=1)
     train(model, model_options, [1])
-    model.save(0, 1)
+    checkpointer.save(1, epoch=0)
     model.update_learning_rate(2)
     model.feed_data({'gt': torch.full((4, 3, 16, 16), float('nan'))})
     model.optimize_parameters(2)
-    model.save(0, 2)
+    checkpointer.save(2, epoch=0)
+    assert checkpointer.last_saved == 1
     assert states(tmp_path) == ['1.state']
     assert not (tmp_path / 'models' / 'net_g_2.pth').exists()
     model.opt['train']['skip_non_finite'] = 2
     model.update_learning_rate(3)
     model.feed_data({'gt': torch.full((4, 3, 16, 16), float('nan'))})
-    with pytest.raises(InputError, match='the last good checkpoint is of iteration 1'):
+    with pytest.raises(NonFiniteError, match='lower train.autoencoder.optim_g.lr'):
         model.optimize_parameters(3)
     train(model, model_options, [3])
-    model.save(0, 3)
+    checkpointer.save(3, epoch=0)
     assert states(tmp_path) == ['3.state']
-
-
-def test_a_run_that_is_asked_to_end_does_so_after_a_step_that_was_not_skipped(model_options, tmp_path, monkeypatch):
-    model = build_model(model_options)
-    model.course = Course(done=0, epoch=0, seen=0, left=5, per_epoch=5, batch=4)
-    monkeypatch.setattr(interruption, '_asked', ['SIGTERM'])
-    model.update_learning_rate(1)
-    model.feed_data({'gt': torch.full((4, 3, 16, 16), float('nan'))})
-    model.optimize_parameters(1)
-    train(model, model_options, [2])
-    with pytest.raises(SystemExit, match='75'):
-        model.update_learning_rate(3)
-    assert states(tmp_path) == ['2.state']
 
 
 def test_states_have_their_order_also_where_the_clock_goes_back(tmp_path):
     for number in (3, 1, 2):
         state = tmp_path / f'{number}.state'
         state.touch()
-        mark_newest(state)
+        touch_as_latest(state)
         os.utime(state, ns=(state.stat().st_mtime_ns + 3600 * 10**9,) * 2)
-        mark_newest(state)
-    assert [path.stem for path in states_in(tmp_path)] == ['3', '1', '2']
+        touch_as_latest(state)
+    assert [path.stem for path in list_checkpoints(tmp_path)] == ['3', '1', '2']
 
 
 def test_the_best_network_is_chosen_anew_where_the_file_is_of_another(model_options, tmp_path):
-    model_options['path']['resume_state'] = str(tmp_path / 'training_states' / '5.state')
     model = build_model(model_options)
     train(model, model_options, range(1, 6))
-    model.best = {'value': 0.5, 'iter': 4}
-    model.save_networks('best', {'best': model.best})
-    model.save(0, 5)
-    state = checkpoint.load(tmp_path / 'training_states' / '5.state')
-    model.resume_training(state)
-    assert model.best == {'value': 0.5, 'iter': 4}
+    checkpointer, evaluator = Checkpointer(model, model_options['path']), evaluator_of(model, model_options, 'val')
+    evaluator.best = {'value': 0.5, 'iter': 4}
+    checkpointer.save_network('best', best=evaluator.best)
+    state = evaluator.state_dict()
+
+    def resumed():
+        other = evaluator_of(model, model_options, 'val')
+        other.load_state_dict(state, 5, is_due=False)
+        return other.best
+
+    assert resumed() == {'value': 0.5, 'iter': 4}
     # After its checkpoint the run found a better one; then it was killed.
-    model.save_networks('best', {'best': {'value': 0.6, 'iter': 6}})
-    model.resume_training(state)
-    assert model.best == {}
+    checkpointer.save_network('best', best={'value': 0.6, 'iter': 6})
+    assert resumed() == {}
     (tmp_path / 'models' / 'net_g_best.pth').unlink()
-    model.resume_training(state)
-    assert model.best == {}
+    assert resumed() == {}
 
 
 def another_optimizer(opt):
@@ -666,8 +663,8 @@ def test_a_pool_of_whole_states_is_refused_in_one_line(model_options, tmp_path):
     path = tmp_path / 'training_states' / '5.state'
     model_options['path']['resume_state'] = str(path)
     state = checkpoint.load(path)
-    for process in state['processes']:
-        tensors = process['pool']['tensors']
+    for rank in state['ranks']:
+        tensors = rank['pool']['tensors']
         tensors['state'] = torch.cat([tensors['state'][:, :4], tensors['state']], dim=1)
     with pytest.raises(InputError, match=r'5.state: .*its pool keeps \{12\} channels .* change 8'):
         build_model(model_options).resume_training(state)

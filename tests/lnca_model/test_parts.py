@@ -10,12 +10,12 @@ from torch import nn
 
 from lnca_arch import LatentNAFCA, LatentViTCA
 from lnca_arch.errors import InputError
-from lnca_model.lnca_model import derangement
+from lnca_model.evaluation.scores import batch_by_shape
 from lnca_model.metrics import calculate_psnr_batch, calculate_ssim_batch
-from lnca_model.optimization import build_optimizer, build_scheduler, normalize_gradients
-from lnca_model.phases import phase_at, phases_of
-from lnca_model.pool import Pool
-from lnca_model.validation import equal_batches
+from lnca_model.models.lnca_model import derangement
+from lnca_model.training.optimizers import build_optimizer, build_scheduler, normalize_gradients
+from lnca_model.training.phases import phase_at, phases_of
+from lnca_model.training.sample_pool import SamplePool
 from lnca_restore import checkpoint
 
 from basicsr.metrics import calculate_psnr, calculate_ssim
@@ -54,7 +54,7 @@ def pool_entries(first, count):
 
 
 def test_pool_keeps_the_newest_and_their_images():
-    pool = Pool(5)
+    pool = SamplePool(5)
     pool.add(*pool_entries(0, 3))
     assert len(pool) == 3
     assert set(pool.draw(10).state[:, 0, 0, 0].tolist()) == {0, 1, 2}
@@ -66,10 +66,10 @@ def test_pool_keeps_the_newest_and_their_images():
 
 
 def test_pool_takes_states_back_to_their_places():
-    pool = Pool(8)
+    pool = SamplePool(8)
     pool.add(*pool_entries(0, 8))
     drawn = pool.draw(3)
-    pool.put_back(drawn.places, drawn.state + 100)
+    pool.write_back(drawn.indices, drawn.state + 100)
     after = pool.draw(8)
     changed = after.state[:, 0, 0, 0] >= 100
     assert changed.sum() == 3
@@ -77,10 +77,10 @@ def test_pool_takes_states_back_to_their_places():
 
 
 def test_pool_survives_saving(tmp_path):
-    pool = Pool(5)
+    pool = SamplePool(5)
     pool.add(*pool_entries(0, 7))
     checkpoint.save({'pool': pool.state_dict()}, tmp_path / 'pool.state')
-    copy = Pool(5)
+    copy = SamplePool(5)
     copy.load_state_dict(checkpoint.load(tmp_path / 'pool.state')['pool'], torch.device('cpu'))
     for one in (pool, copy):
         one.add(*pool_entries(7, 2))
@@ -145,7 +145,7 @@ def test_metrics_of_equal_and_of_impossible_images():
 def test_batches_join_neighbours_of_one_size():
     sizes = [4, 4, 4, 6, 4]
     items = [{'lq': torch.full((1, 3, s, s), float(i)), 'lq_path': [str(i)]} for i, s in enumerate(sizes)]
-    batches = list(equal_batches(items, 2))
+    batches = list(batch_by_shape(items, 2))
     assert [batch['lq_path'] for batch in batches] == [['0', '1'], ['2'], ['3'], ['4']]
     assert [batch['lq'].shape[-1] for batch in batches] == [4, 4, 6, 4]
 
@@ -229,12 +229,12 @@ def test_a_compressed_checkpoint_is_refused_before_it_is_unpacked(tmp_path):
 
 def test_a_pool_of_another_size_goes_on():
     """A full pool whose next place is in its middle; nothing is drawn that was never put in."""
-    pool = Pool(10)
+    pool = SamplePool(10)
     for first in range(0, 15, 5):
         values = torch.arange(first, first + 5.0).view(5, 1, 1, 1) + 1
         pool.add(values, values, values)
     for size in (10, 20, 4):
-        copy = Pool(size)
+        copy = SamplePool(size)
         copy.load_state_dict(pool.state_dict(), torch.device('cpu'))
         assert len(copy) == min(size, 10)
         new = torch.full((2, 1, 1, 1), 100.0)

@@ -8,26 +8,25 @@ import jsonschema
 import pytest
 import yaml
 
-from lnca_arch import errors
 from lnca_arch.errors import InputError
 from lnca_data.lmdb_store import TileStore, write_lmdb
-from lnca_model import distributed, option_schema, pipeline
-from lnca_model.options import SafeLoader, force, read_options
+from lnca_model import distributed
+from lnca_model.config import schema
+from lnca_model.config.checks import load_options
+from lnca_model.config.yaml_options import SafeLoader, force, read_command_line, read_options
+from lnca_model.training import trainer
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def parse(tmp_path, monkeypatch):
-    """parse_options of an option file made of ``options``, as train.py calls it."""
-    monkeypatch.setattr(errors.sys, 'excepthook', sys.excepthook)  # put back afterwards
-    monkeypatch.setattr(pipeline, 'keep_freed_memory', lambda: None)  # it lasts as long as the process
+def parse(tmp_path):
+    """The options of an option file made of ``options``, as train.py reads them."""
 
     def call(options):
         file = tmp_path / 'options.yml'
         file.write_text(options if isinstance(options, str) else yaml.safe_dump(options))
-        monkeypatch.setattr(sys, 'argv', ['train.py', '-opt', str(file)])
-        return pipeline.parse_options(str(tmp_path), is_train=True)[0]
+        return load_options(read_command_line(['-opt', str(file)]), tmp_path, is_train=True)
 
     return call
 
@@ -50,7 +49,7 @@ def change(options, path, value):
         ('network_g.embed_channels', 7, 'embed_channels and ffn_expand × state channels must be even'),
         ('network_g.type', 'EDSR', 'network_g.downsamplings is unknown'),
         ('name', '../outside', 'name must be a name for a folder'),
-        ('num_gpu', 99, 'num_gpu: 99 are wanted, and there are'),
+        ('num_gpu', 99, 'num_gpu: 99 requested'),
         ('datasets.val.name', '../outside', 'datasets.val.name must be a name for a folder'),
         (
             'train.automaton.scheduler',
@@ -153,11 +152,9 @@ def test_files_that_are_no_option_files(parse, text, message):
     assert '\n' not in str(error.value)
 
 
-def test_a_missing_option_file(monkeypatch, tmp_path):
-    monkeypatch.setattr(errors.sys, 'excepthook', sys.excepthook)
-    monkeypatch.setattr(sys, 'argv', ['train.py', '-opt', str(tmp_path / 'none.yml')])
+def test_a_missing_option_file(tmp_path):
     with pytest.raises(InputError, match=r'none.yml: cannot read the option file \(No such file'):
-        pipeline.parse_options(str(tmp_path))
+        load_options(read_command_line(['-opt', str(tmp_path / 'none.yml')]), tmp_path, is_train=True)
 
 
 def test_tiles_that_do_not_divide(parse, options, tiles, tmp_path_factory):
@@ -282,12 +279,12 @@ def test_all_that_a_schema_cannot_see_is_named_at_once(parse, options):
 
 
 def test_the_schema_for_editors_is_the_one_in_use():
-    """Else: python -c "from lnca_model.option_schema import as_json; print(as_json(), end='')" > options/schema.json"""
-    assert (ROOT / 'options' / 'schema.json').read_text() == option_schema.as_json()
-    jsonschema.Draft202012Validator.check_schema(option_schema.schema())
+    """Else: python -c "from lnca_model.config.schema import as_json; print(as_json(), end='')" > options/schema.json"""
+    assert (ROOT / 'options' / 'schema.json').read_text() == schema.as_json()
+    jsonschema.Draft202012Validator.check_schema(schema.schema())
     for file in (ROOT / 'options').glob('*.yml'):
         assert file.read_text().startswith('# yaml-language-server: $schema=schema.json\n'), file
-        option_schema.check(read_options(file))
+        schema.check(read_options(file))
 
 
 @pytest.mark.parametrize(
@@ -344,15 +341,15 @@ def test_one_process_alone_copies_the_option_file(tmp_path, monkeypatch):
     folder.mkdir()
     monkeypatch.setattr(sys, 'argv', ['train.py', '-opt', 'mine.yml'])
     monkeypatch.setattr(distributed, 'rank', lambda: 1)
-    pipeline.copy_option_file(file, folder)
+    trainer._copy_option_file(file, folder)
     assert not any(folder.iterdir())
     monkeypatch.setattr(distributed, 'rank', lambda: 0)
-    pipeline.copy_option_file(file, folder)
+    trainer._copy_option_file(file, folder)
     first, *rest = (folder / 'mine.yml').read_text().splitlines()
     assert first.startswith('# ')
     assert first.endswith(': train.py -opt mine.yml')
     assert rest == ['name: x']
-    pipeline.copy_option_file(folder / 'mine.yml', folder)  # a run that goes on with its own copy
+    trainer._copy_option_file(folder / 'mine.yml', folder)  # a run that goes on with its own copy
     assert (folder / 'mine.yml').read_text().splitlines() == [first, *rest]
 
 

@@ -7,13 +7,13 @@ import time
 import pytest
 import torch
 
-from lnca_model.resources import CLEAR_REFS, PeakMemory, Resources
+from lnca_model.training.profiler import CLEAR_REFS, PeakMemory, TrainingProfiler
 
 MEGABYTE = 2**20
 # Pages that the system had to give in the last of three equal uses of 200 MB.
 USE_TWICE = """
 import resource, sys, torch
-from lnca_model.resources import keep_freed_memory
+from lnca_model.training.profiler import keep_freed_memory
 if sys.argv[1] == 'keep':
     keep_freed_memory()
 for _ in range(3):
@@ -38,7 +38,7 @@ def test_peak_memory_since_the_last_reset():
 
 
 def test_only_iterations_count():
-    resources = Resources(CPU)
+    resources = TrainingProfiler(CPU)
     use(200)  # before the first
     resources.start()
     time.sleep(0.02)
@@ -54,7 +54,7 @@ def test_only_iterations_count():
 
 
 def test_goes_on_from_what_was_saved():
-    resources = Resources(CPU)
+    resources = TrainingProfiler(CPU)
     resources.load_state_dict({'seconds': 1000.0, 'peak_bytes': 10**12})
     resources.start()
     resources.stop()

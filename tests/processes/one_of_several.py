@@ -13,7 +13,7 @@ from unittest import mock
 import torch
 import yaml
 
-import lnca_model.lnca_model
+import lnca_model.models.lnca_model
 from lnca_model import distributed
 
 from basicsr.utils.registry import MODEL_REGISTRY
@@ -24,18 +24,18 @@ SHARE = BATCH // SHARES
 
 def in_each_share(choose):
     """What ``choose`` chooses among the places of a share, in all shares that this process has."""
-    shares = torch.arange(SHARES).chunk(distributed.count())[distributed.rank()]
+    shares = torch.arange(SHARES).chunk(distributed.world_size())[distributed.rank()]
     return torch.cat([choose() + SHARE * index for index in range(len(shares))])
 
 
 def place_in_pool(places, share):
     """Pools are filled batch by batch, the shares of a batch side by side."""
-    shares = SHARES // distributed.count()
+    shares = SHARES // distributed.world_size()
     return places // SHARE * SHARE * shares + share * SHARE + places % SHARE
 
 
 def draw_from_pool(in_pool):
-    shares = SHARES // distributed.count()
+    shares = SHARES // distributed.world_size()
     places = torch.arange(in_pool // shares).flip(0)[:SHARE]
     return torch.cat([place_in_pool(places, share) for share in range(shares)])
 
@@ -43,10 +43,12 @@ def draw_from_pool(in_pool):
 def own_rows(like):
     """Noise for this process's images of the batch."""
     noise = torch.randn(BATCH, *like.shape[1:], generator=torch.Generator().manual_seed(1))
-    return noise.chunk(distributed.count())[distributed.rank()]
+    return noise.chunk(distributed.world_size())[distributed.rank()]
 
 
 def main(folder: Path) -> None:
+    # In single precision a value can be rounded to either side of a kink of a loss.
+    torch.set_default_dtype(torch.float64)
     options = yaml.safe_load((folder / 'options.yml').read_text())
     torch.manual_seed(distributed.rank())  # the first weights are those of the first process
     model = MODEL_REGISTRY.get(options['model_type'])(options)
@@ -61,24 +63,28 @@ def main(folder: Path) -> None:
     for iteration in range(1, options['train']['total_iter'] + 1):
         gt = torch.rand(BATCH, 3, 16, 16, generator=draws)
         lq = (gt + 0.2 * torch.randn(gt.shape, generator=draws)).clamp(0, 1)
-        own = {name: images.chunk(distributed.count())[distributed.rank()] for name, images in (('gt', gt), ('lq', lq))}
+        chunks, rank = distributed.world_size(), distributed.rank()
+        own = {name: images.chunk(chunks)[rank] for name, images in (('gt', gt), ('lq', lq))}
         model.update_learning_rate(iteration)
         model.feed_data(own)
         with (
             mock.patch.object(
-                lnca_model.lnca_model, 'derangement', lambda _: in_each_share(lambda: torch.arange(SHARE).roll(1))
+                lnca_model.models.lnca_model,
+                'derangement',
+                lambda _: in_each_share(lambda: torch.arange(SHARE).roll(1)),
             ),
             mock.patch.object(torch, 'randn_like', own_rows),
             mock.patch.object(torch, 'randperm', draw_from_pool),
         ):
             model.optimize_parameters(iteration)
+    losses = {name: value for name, value in model.log_dict.items() if name.startswith('l_')}
     torch.save(
-        {'gradients': gradients, 'network': model.network.state_dict(), 'log': dict(model.log_dict)},
-        folder / f'{distributed.rank()}_of_{distributed.count()}.pt',
+        {'gradients': gradients, 'network': model.network.state_dict(), 'log': losses},
+        folder / f'{distributed.rank()}_of_{distributed.world_size()}.pt',
     )
 
 
 if __name__ == '__main__':
     if 'RANK' in os.environ:
-        distributed.begin('pytorch', gpus=0)
+        distributed.init_process_group('pytorch', gpus=0)
     main(Path(sys.argv[1]))

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from lnca_arch.errors import InputError
 from lnca_arch.latent import LatentNetwork
-from lnca_model.automaton_model import AutomatonModel
-from lnca_model.phases import Phase
-from lnca_model.restoration_model import training_sizes
+from lnca_model.models.automaton_model import AutomatonModel
+from lnca_model.models.restoration_model import training_sizes
+from lnca_model.training.phases import Phase
 
 from basicsr.utils.registry import MODEL_REGISTRY
 
@@ -48,9 +48,6 @@ class LNCAModel(AutomatonModel):
         'automaton': ('reconstruction', 'structure', 'latent', 'output_overflow', 'hidden_overflow'),
         'joint': ('reconstruction', 'structure', 'output_overflow', 'hidden_overflow'),
     }
-
-    #: Gain of the autoencoder with the latents of the clean images, of the last validation that has it.
-    ceiling_gain: float | None = None
 
     @classmethod
     def check_phase(cls, phase: Phase, opt: Mapping[str, Any]) -> None:
@@ -92,12 +89,12 @@ class LNCAModel(AutomatonModel):
                     'needs; pack the dataset with another --tile-size, or change network_g.downsamplings'
                 )
 
-    def module_of(self, phase: Phase) -> nn.Module:
+    def trainable_module(self, phase: Phase) -> nn.Module:
         parts = {'autoencoder': self.network.autoencoder, 'automaton': self.network.automaton}
         return parts.get(phase.name, self.network)
 
-    def enter(self, phase: Phase) -> None:
-        super().enter(phase)
+    def start_phase(self, phase: Phase) -> None:
+        super().start_phase(phase)
         if phase.name == 'joint':
             for module in self.network.autoencoder.modules():
                 if isinstance(module, nn.BatchNorm2d):
@@ -109,7 +106,7 @@ class LNCAModel(AutomatonModel):
             return
         for losses in (self.reconstruction_losses, self.equivalence_losses):
             if computed := losses(self.gt, self.lq):
-                self.descend(computed)
+                self.optimizer_step(computed)
 
     def reconstruction_losses(self, anchor: Tensor, positive: Tensor) -> dict[str, Tensor]:
         """Those of the first optimisation step of a batch: clean images and the same corrupted, in one pass."""
@@ -140,8 +137,8 @@ class LNCAModel(AutomatonModel):
         swapped = autoencoder.decode(torch.cat([latent_anchor, latent_positive]), skip.roll(len(anchor), dims=0))
         return {'equivalence': losses['equivalence'](*swapped.chunk(2), anchor, positive)}
 
-    def losses_of(self, state: Tensor, skip: Tensor | None, gt: Tensor) -> dict[str, Tensor]:
-        losses = super().losses_of(state, skip, gt)
+    def compute_losses(self, state: Tensor, skip: Tensor | None, gt: Tensor) -> dict[str, Tensor]:
+        losses = super().compute_losses(state, skip, gt)
         latent_loss = self.losses[self.phase.name].get('latent')
         if latent_loss:
             with torch.no_grad():
@@ -152,43 +149,22 @@ class LNCAModel(AutomatonModel):
     def restore(self, network: nn.Module) -> Tensor:
         """In the autoencoder's phase, what a perfect automaton would make: the clean latent with the corrupted skip. It
         is not blended with the given image, as only a later phase trains the blend."""
-        if not self.scores_ceiling:
+        if not self.is_oracle_eval:
             return super().restore(network)
         latent, _ = network.autoencoder.encode(self.gt)
         _, skip = network.autoencoder.encode(self.lq)
         return network.autoencoder.decode(latent, skip)
 
-    def trace(self, network: nn.Module) -> dict[str, Tensor]:
-        return {} if self.scores_ceiling else super().trace(network)
+    def intermediate_images(self) -> dict[str, Tensor]:
+        return {} if self.is_oracle_eval else super().intermediate_images()
 
     @property
-    def scores_ceiling(self) -> bool:
+    def is_oracle_eval(self) -> bool:
         return self.is_train and self.phase is not None and self.phase.name == 'autoencoder'
 
-    def _note_gain(self, name: str, gain: float) -> None:
-        if not self.scores_ceiling:
-            super()._note_gain(name, gain)
-        elif name in self._validated_names()[:1]:
-            self.ceiling_gain = gain
-
-    def _cause_of_loss(self) -> str:
-        if not self.guard.diverged_at and (self.ceiling_gain or 0) < 0 and self.network.blend is None:
-            return (
-                f'so does the autoencoder by itself with the latents of the clean images ({-self.ceiling_gain:.4f} '
-                'below): train.autoencoder.iters is too small, or the corruption takes less from the images than the '
-                'autoencoder does; then set network_g.blend: true and add train.joint, as options/lnca_plus_*.yml do'
-            )
-        return super()._cause_of_loss()
-
-    def training_state(self) -> dict[str, Any]:
-        return {**super().training_state(), 'ceiling_gain': self.ceiling_gain}
-
-    def take_back(self, resume_state: dict[str, Any]) -> None:
-        super().take_back(resume_state)
-        self.ceiling_gain = resume_state.get('ceiling_gain')
-
-    def scored_as(self) -> str:
-        return 'ceiling of the autoencoder' if self.scores_ceiling else super().scored_as()
+    @property
+    def score_label(self) -> str:
+        return 'ceiling of the autoencoder' if self.is_oracle_eval else super().score_label
 
 
 def derangement(count: int) -> Tensor:

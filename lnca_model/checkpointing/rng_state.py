@@ -1,4 +1,4 @@
-"""The state of all random number generators that a process draws from in training."""
+"""The state of all random number generators that training draws from."""
 
 import random
 from collections.abc import Iterator
@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 
-def random_state() -> dict[str, Any]:
-    """Tensors and plain data, as checkpoints hold them."""
+def rng_state() -> dict[str, Any]:
+    """The state as tensors and plain data, as checkpoints hold it."""
     kind, keys, *rest = np.random.get_state()
     return {
         'python': random.getstate(),
@@ -20,8 +20,8 @@ def random_state() -> dict[str, Any]:
     }
 
 
-def restore_random_state(state: dict[str, Any]) -> None:
-    """The opposite. A GPU where there was none goes on from where it is."""
+def load_rng_state(state: dict[str, Any]) -> None:
+    """Restore a state of :func:`rng_state`. Where it has none of a GPU, the GPU's generator stays as it is."""
     version, keys, gauss = state['python']
     random.setstate((version, tuple(keys), gauss))
     kind, keys, *rest = state['numpy']
@@ -32,10 +32,10 @@ def restore_random_state(state: dict[str, Any]) -> None:
 
 
 @contextmanager
-def random_state_kept() -> Iterator[None]:
-    """What is drawn within changes nothing for what is drawn after it."""
-    state = random_state()
+def fork_rng() -> Iterator[None]:
+    """Leave all generators as they were before the block."""
+    state = rng_state()
     try:
         yield
     finally:
-        restore_random_state(state)
+        load_rng_state(state)

@@ -1,7 +1,7 @@
 """Plug into a BasicSR checkout, so that its own ``python basicsr/train.py -opt options/lnca_photos.yml`` works.
 
-    python -m lnca_model.checkout install /path/to/BasicSR
-    python -m lnca_model.checkout remove /path/to/BasicSR
+    python -m lnca_model.integrations.checkout install /path/to/BasicSR
+    python -m lnca_model.integrations.checkout remove /path/to/BasicSR
 
 BasicSR imports every ``archs/*_arch.py`` and ``models/*_model.py`` that it finds. Of the two files written there the
 first mends what keeps BasicSR from being imported, before anything else is, and the second registers everything. The
@@ -17,10 +17,13 @@ from lnca_data.atomic import whole_file
 
 HOOKS = {
     'basicsr/archs/lnca_arch.py': 'import lnca_arch.registration  # noqa: F401\n',
-    'basicsr/models/lnca_model.py': 'import lnca_model  # noqa: F401\n',
+    'basicsr/models/lnca_model.py': 'from lnca_model.integrations import basicsr_hook\n\nbasicsr_hook.install()\n',
 }
-OPTIONS = Path(__file__).resolve().parents[1] / 'options'
-MARK = '# Written by the LNCA plug-in; python -m lnca_model.checkout remove takes it away. SHA-256 of the rest: '
+OPTIONS = Path(__file__).resolve().parents[2] / 'options'
+MARK = (
+    '# Written by the LNCA plug-in; python -m lnca_model.integrations.checkout remove takes it away. '
+    'SHA-256 of the rest: '
+)
 
 
 def install(checkout: Path) -> list[Path]:

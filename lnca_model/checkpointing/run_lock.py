@@ -1,4 +1,4 @@
-"""One run at a time writes into an experiment."""
+"""A lock that keeps a second run from an experiment."""
 
 import os
 import socket

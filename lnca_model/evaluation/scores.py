@@ -1,4 +1,4 @@
-"""Scoring many tiles at once, through the metrics of BasicSR's registry, with a sheet of pictures."""
+"""Scores of many tiles at once, by the metrics of BasicSR's registry, and a sheet of some of them."""
 
 import csv
 import math
@@ -23,14 +23,13 @@ CSV_COLUMNS = ('iteration', 'scored', 'dataset', 'metric', 'restored', 'corrupte
 Batch = dict[str, Any]
 
 
-def equal_batches(items: Iterable[Batch], size: int) -> Iterator[Batch]:
-    """Join items of a loader of batch size 1, which is what BasicSR validates with, into larger batches.
-
-    Only neighbours of equal shape are joined, so that a dataset of photographs of all sizes works too.
+def batch_by_shape(items: Iterable[Batch], size: int) -> Iterator[Batch]:
+    """Join consecutive items of equal shape into batches.
 
     Args:
-        items: ``{'lq', 'gt': (1, C, H, W), 'lq_path', 'gt_path': [key]}``; what is there is joined.
-        size: items a batch at most.
+        items: of a loader of batch size 1, as BasicSR validates with: ``{'lq', 'gt': (1, C, H, W), 'lq_path',
+            'gt_path': [key]}``, of which some may be missing.
+        size: largest number of items in a batch.
     """
     waiting: list[Batch] = []
     for item in items:
@@ -69,13 +68,13 @@ def _sum_of_scores(images: np.ndarray, truth: np.ndarray, options: Mapping[str, 
     return sum(float(calculate_metric({'img': image, 'img2': true}, options)) for image, true in pairs)
 
 
-class Validation:
-    """The scores of the restored and of the corrupted images of a dataset, and some of them to look at.
+class ScoreAccumulator:
+    """Accumulates the scores of the restored and the corrupted images of a dataset, and keeps some for a sheet.
 
     Args:
         metrics: the block ``val.metrics`` of an option file: name → ``{type: calculate_psnr, ...}``.
-        images: how many images the dataset has.
-        first: the number of the first that this process scores.
+        images: number of images in the dataset.
+        first: index of the first image that this rank scores.
     """
 
     def __init__(self, metrics: Mapping[str, Mapping[str, Any]], images: int, first: int = 0) -> None:
@@ -86,7 +85,7 @@ class Validation:
         self._sheet: dict[str, list[np.ndarray]] = {'corrupted': [], 'restored': [], 'truth': []}
 
     def add(self, corrupted: np.ndarray, restored: np.ndarray, truth: np.ndarray) -> None:
-        """Score a batch, all three from :func:`to_bgr`."""
+        """Add a batch of images, ``(N, H, W, C)`` from :func:`to_bgr`."""
         for side, images in (('restored', restored), ('corrupted', corrupted)):
             for name, options in self._metrics.items():
                 self._sums[side][name] += _sum_of_scores(images, truth, options)
@@ -95,25 +94,25 @@ class Validation:
                 column.append(images[index][..., ::-1])
         self._seen += len(truth)
 
-    def put_together(self) -> None:
-        """Add up what all processes have scored: the scores are in all of them, the pictures in the first."""
-        parts = distributed.known_to_all((self._sums, self._seen))
+    def reduce(self) -> None:
+        """Add up the scores of all ranks, on all of them, and collect the images on rank 0."""
+        parts = distributed.all_gather((self._sums, self._seen))
         self._seen = sum(seen for _, seen in parts)
         self._sums = {
             side: {name: sum(sums[side][name] for sums, _ in parts) for name in self._metrics} for side in self._sums
         }
-        sheets = distributed.gathered(self._sheet)
+        sheets = distributed.gather(self._sheet)
         self._sheet = {side: [image for sheet in sheets for image in sheet[side]] for side in self._sheet}
 
     def scores(self, side: str) -> dict[str, float]:
-        """The means over all images, of the ``'restored'`` or the ``'corrupted'`` ones; none if there was no truth."""
+        """Mean scores of the ``'restored'`` or the ``'corrupted'`` images; empty without ground truth."""
         return {name: total / self._seen for name, total in self._sums[side].items()} if self._seen else {}
 
     def write_sheet(self, path: Path) -> None:
-        """Before, after and truth of about twenty tiles, as a PNG."""
+        """Write a PNG of about twenty tiles: corrupted, restored and ground truth."""
         if self._seen:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # A sheet is a grid: of photographs of several sizes it shows those of the first.
+            # A sheet is a grid: of images of several sizes it shows those of the first one's.
             shape = self._sheet['truth'][0].shape
             write_sheet(
                 path,
@@ -133,15 +132,14 @@ def append_scores(path: Path, rows: Iterable[Sequence[Any]]) -> None:
             writer.writerows(rows)
 
 
-def forget_scores(path: Path, iteration: int, unscored: Container[str], at_end: Container[str]) -> None:
-    """Remove what a run that goes on after an iteration will score from a CSV file of :func:`append_scores`, if there
-    is one.
+def drop_scores_after(path: Path, iteration: int, unscored: Container[str], at_end: Container[str]) -> None:
+    """Remove the rows that a run resumed after an iteration will write again from a CSV of :func:`append_scores`.
 
     Args:
-        path: the file.
-        iteration: the rows of later ones go.
-        unscored: datasets whose rows of this iteration go, too.
-        at_end: datasets of which all rows go.
+        path: the file; it need not exist.
+        iteration: rows of later iterations are removed.
+        unscored: datasets whose rows of this iteration are removed, too.
+        at_end: datasets whose rows are all removed.
     """
     if not path.exists():
         return

@@ -19,12 +19,11 @@ from lnca_arch.errors import InputError, nearest
 from lnca_arch.rollout import RECOMPUTED
 from lnca_data.corruption import CORRUPTIONS
 from lnca_data.tile_dataset import CACHES
-from lnca_model.automaton_model import AutomatonModel
-from lnca_model.lnca_model import LNCAModel
 from lnca_model.metrics import BATCH_METRICS
-from lnca_model.optimization import SCHEDULERS
-from lnca_model.restoration_model import RestorationModel
-from lnca_model.scored_model import PRECISIONS
+from lnca_model.models.automaton_model import AutomatonModel
+from lnca_model.models.lnca_model import LNCAModel
+from lnca_model.models.restoration_model import PRECISIONS, RestorationModel
+from lnca_model.training.optimizers import SCHEDULERS
 
 from basicsr.utils.registry import LOSS_REGISTRY
 
@@ -316,7 +315,7 @@ def check(opt: Mapping[str, Any]) -> None:
         raise InputError('\n'.join(dict.fromkeys(mistakes)))
 
 
-def sound_datasets(opt: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def valid_datasets(opt: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The datasets in any options whose blocks are as the schema says; none where the block that holds them is not."""
     if any(_beyond_json(opt, '')) or 'datasets' not in opt:
         return {}

@@ -10,13 +10,13 @@ from torch import Tensor
 class PoolBatch(NamedTuple):
     """A batch drawn from the pool, and where it belongs."""
 
-    places: Tensor
+    indices: Tensor
     gt: Tensor
     lq: Tensor
     state: Tensor
 
 
-class Pool:
+class SamplePool:
     """The last ``size`` (clean image, corrupted image, state) triples; the oldest make room for new ones.
 
     Memory is taken for what is there and at most as much again, up to ``size`` triples, on the device of the first
@@ -43,8 +43,8 @@ class Pool:
         batch = {name: tensor.detach()[-self.size :] for name, tensor in batch.items()}
         count = len(batch['state'])
         self._make_room(min(self._count + count, self.size), batch)
-        places = (torch.arange(count) + self._next) % self.size
-        self._write(places, batch)
+        indices = (torch.arange(count) + self._next) % self.size
+        self._write(indices, batch)
         self._next = (self._next + count) % self.size
         self._count = min(self._count + count, self.size)
 
@@ -63,18 +63,18 @@ class Pool:
 
     def draw(self, count: int) -> PoolBatch:
         """A random batch without repetition, of at most ``count`` triples."""
-        places = torch.randperm(self._count)[:count]
-        on_device = places.to(self._tensors['state'].device)
-        return PoolBatch(places, *(self._tensors[name][on_device] for name in ('gt', 'lq', 'state')))
+        indices = torch.randperm(self._count)[:count]
+        on_device = indices.to(self._tensors['state'].device)
+        return PoolBatch(indices, *(self._tensors[name][on_device] for name in ('gt', 'lq', 'state')))
 
-    def put_back(self, places: Tensor, state: Tensor) -> None:
+    def write_back(self, indices: Tensor, state: Tensor) -> None:
         """Replace the states of a drawn batch by those that it ended in."""
-        self._write(places, {'state': state.detach()})
+        self._write(indices, {'state': state.detach()})
 
-    def _write(self, places: Tensor, batch: dict[str, Tensor]) -> None:
+    def _write(self, indices: Tensor, batch: dict[str, Tensor]) -> None:
         for name, tensor in batch.items():
             store = self._tensors[name]
-            store[places.to(store.device)] = tensor.to(store.dtype)
+            store[indices.to(store.device)] = tensor.to(store.dtype)
 
     def clear(self) -> None:
         """Remove all triples."""
@@ -92,7 +92,7 @@ class Pool:
         if self._count == self.size:  # else there is room after the last
             self._next = saved['next'] % self.size
 
-    def take_share(self, saved: Sequence[dict], share: int, shares: int, device: torch.device) -> None:
+    def load_shard(self, saved: Sequence[dict], share: int, shares: int, device: torch.device) -> None:
         """Begin with what is one share of several pools' :meth:`state_dict`, as another number of processes does that
         goes on with a training. No share is empty unless all are."""
         filled = [pool['tensors'] for pool in saved if pool['tensors']]

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from lnca_model import distributed
+from lnca_model.distributed.collectives import Sum, world_size
 
 
 class SynchronizedBatchNorm2d(nn.BatchNorm2d):
@@ -12,14 +12,14 @@ class SynchronizedBatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C, H, W)``, N the same in all processes."""
-        if not self.training or distributed.count() == 1:
+        if not self.training or world_size() == 1:
             return super().forward(x)
-        mean = distributed.Sum.apply(x.mean(dim=(0, 2, 3))) / distributed.count()
+        mean = Sum.apply(x.mean(dim=(0, 2, 3))) / world_size()
         centred = x - mean[:, None, None]
-        variance = distributed.Sum.apply(centred.square().mean(dim=(0, 2, 3))) / distributed.count()
+        variance = Sum.apply(centred.square().mean(dim=(0, 2, 3))) / world_size()
         with torch.no_grad():
             self.num_batches_tracked += 1
-            elements = distributed.count() * x.numel() // x.shape[1]
+            elements = world_size() * x.numel() // x.shape[1]
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * elements / (elements - 1), self.momentum)
         scale = self.weight * torch.rsqrt(variance + self.eps)

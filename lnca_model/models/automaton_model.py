@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from lnca_arch.errors import InputError
 from lnca_arch.network import AutomatonNetwork
 from lnca_model import distributed
-from lnca_model.phases import Phase
-from lnca_model.pool import Pool
-from lnca_model.restoration_model import RestorationModel, training_sizes
+from lnca_model.models.restoration_model import RestorationModel, training_sizes
+from lnca_model.training.phases import Phase
+from lnca_model.training.sample_pool import SamplePool
 
 from basicsr.utils.registry import MODEL_REGISTRY
 
@@ -29,7 +29,7 @@ class AutomatonModel(RestorationModel):
 
     Options, in the block ``train.automaton``:
         iters, optim_g, scheduler: of the phase.
-        pool_size: states in the pool; of several processes, each has its share of them.
+        pool_size: states in the pool; of several ranks, each has its share of them.
         steps: ``[least, most]``: bounds of the number of steps, both included, drawn for every optimisation step.
         memory: ``low``, ``balanced`` or ``fast``: how much the rollout keeps for its gradients, and does not have to
             compute again; chosen by the size of the batch if left out.
@@ -63,15 +63,16 @@ class AutomatonModel(RestorationModel):
     def init_training_settings(self) -> None:
         super().init_training_settings()
         options = self.opt['train']['automaton']
-        self.pool = Pool(max(options.get('pool_size', POOL_SIZE) // distributed.count(), 1))
+        self.pool = SamplePool(max(options.get('pool_size', POOL_SIZE) // distributed.world_size(), 1))
         self.steps = options.get('steps', TRAINING_STEPS)
-        # All processes take the same number of steps, or they would wait for the one that takes most.
-        self.step_draws = torch.Generator().manual_seed(distributed.agreed(lambda: self.opt.get('manual_seed') or 0))
+        # All ranks take the same number of steps, or they would wait for the one that takes most.
+        seed = distributed.broadcast_from_rank0(lambda: self.opt.get('manual_seed') or 0)
+        self.step_draws = torch.Generator().manual_seed(seed)
         self.network.automaton.memory = options.get('memory')
         if not self.opt['train'].get('paper_exact'):
             self.network.automaton.max_gradient_growth = options.get('max_gradient_growth')
 
-    def module_of(self, phase: Phase) -> nn.Module:
+    def trainable_module(self, phase: Phase) -> nn.Module:
         return self.network.automaton
 
     def train_on_batch(self) -> None:
@@ -79,7 +80,7 @@ class AutomatonModel(RestorationModel):
         # trains meanwhile sees it now.
         given = self.network.automaton.in_channels
         state, skip = self.seed(self.lq)
-        state = self.train_from(state, skip, self.gt)
+        state = self.rollout_and_optimize(state, skip, self.gt)
         if state is not None:
             self.pool.add(self.gt, self.lq, state[:, given:])
         if not len(self.pool):
@@ -87,26 +88,26 @@ class AutomatonModel(RestorationModel):
 
         drawn = self.pool.draw(len(self.gt))
         seed, skip = self.seed(drawn.lq)
-        state = self.train_from(torch.cat([seed[:, :given], drawn.state], dim=1), skip, drawn.gt)
+        state = self.rollout_and_optimize(torch.cat([seed[:, :given], drawn.state], dim=1), skip, drawn.gt)
         if state is not None:
-            self.pool.put_back(drawn.places, state[:, given:])
+            self.pool.write_back(drawn.indices, state[:, given:])
 
     def seed(self, image: Tensor) -> tuple[Tensor, Tensor | None]:
         """The state before the first step, and the skip; without gradients, unless the phase trains what makes them."""
-        with torch.set_grad_enabled(self.module_of(self.phase) is self.network):
+        with torch.set_grad_enabled(self.trainable_module(self.phase) is self.network):
             return self.network.seed(image)
 
-    def train_from(self, state: Tensor, skip: Tensor | None, gt: Tensor) -> Tensor | None:
+    def rollout_and_optimize(self, state: Tensor, skip: Tensor | None, gt: Tensor) -> Tensor | None:
         """A rollout and a step of the optimiser; returns the final state, None if the step was skipped."""
         least, most = self.steps
         steps = int(torch.randint(least, most + 1, (), generator=self.step_draws))
         state = self.network.automaton(state, steps, self.network.update_rate)
-        is_stepped = self.descend(self.losses_of(state, skip, gt))
+        is_stepped = self.optimizer_step(self.compute_losses(state, skip, gt))
         largest = state.detach().abs().amax()
         self.log_dict['state_max'] = torch.maximum(largest, self.log_dict.get('state_max', largest))
         return state.detach() if is_stepped else None
 
-    def losses_of(self, state: Tensor, skip: Tensor | None, gt: Tensor) -> dict[str, Tensor]:
+    def compute_losses(self, state: Tensor, skip: Tensor | None, gt: Tensor) -> dict[str, Tensor]:
         """The losses of a final state."""
         automaton, losses = self.network.automaton, self.losses[self.phase.name]
         of_image = losses.keys() & {'reconstruction', 'structure'}
@@ -119,33 +120,34 @@ class AutomatonModel(RestorationModel):
         }
         return {name: losses[name](*of()) for name, of in arguments.items() if name in losses}
 
-    def roll_back(self) -> int:
+    def restore_snapshot(self, snapshot: Mapping[str, Any]) -> None:
+        super().restore_snapshot(snapshot)
         self.pool.clear()  # states of the diverged rule would start the next divergence
-        return super().roll_back()
 
-    def trace(self, network: nn.Module) -> dict[str, Tensor]:
-        at = [*(steps for steps in TRACED_STEPS if steps < network.steps), network.steps]
-        frames = network.frames(self.lq[:TRACED_IMAGES], at)
-        return {f'{steps} steps': images for steps, images in zip(at, frames, strict=True)}
+    def intermediate_images(self) -> dict[str, Tensor]:
+        with self.eval_mode() as network:
+            steps = [*(count for count in TRACED_STEPS if count < network.steps), network.steps]
+            frames = network.frames(self.lq[:TRACED_IMAGES], steps)
+        return {f'{count} steps': images for count, images in zip(steps, frames, strict=True)}
 
     def training_state(self) -> dict[str, Any]:
         return {**super().training_state(), 'step_draws': self.step_draws.get_state()}
 
-    def process_state(self) -> dict[str, Any]:
-        return {**super().process_state(), 'pool': self.pool.state_dict()}
+    def rank_state(self) -> dict[str, Any]:
+        return {**super().rank_state(), 'pool': self.pool.state_dict()}
 
-    def take_back(self, resume_state: dict[str, Any]) -> None:
-        super().take_back(resume_state)
-        self.step_draws.set_state(resume_state['step_draws'])
-        pools = [process['pool'] for process in resume_state['processes']]
+    def load_training_state(self, state: Mapping[str, Any]) -> None:
+        super().load_training_state(state)
+        self.step_draws.set_state(state['step_draws'])
+        pools = [rank['pool'] for rank in state['ranks']]
         filled = [pool['tensors'] for pool in pools if pool['tensors']]
         sizes = {tuple(tensors['gt'].shape[-2:]) for tensors in filled}
         if (expected := training_sizes(self.opt)) and not sizes <= expected:
             raise ValueError(f'its pool has tiles of {sizes}, and datasets.train has {expected}')
         channels = {tensors['state'].shape[1] for tensors in filled}
-        if not channels <= {changing := self.network.automaton.changing_channels}:
-            raise ValueError(f'its pool keeps {channels} channels of a state, and steps change {changing}')
-        if len(pools) == distributed.count():
+        if not channels <= {mutable := self.network.automaton.changing_channels}:
+            raise ValueError(f'its pool keeps {channels} channels of a state, and steps change {mutable}')
+        if len(pools) == distributed.world_size():
             self.pool.load_state_dict(pools[distributed.rank()], self.device)
         else:
-            self.pool.take_share(pools, distributed.rank(), distributed.count(), self.device)
+            self.pool.load_shard(pools, distributed.rank(), distributed.world_size(), self.device)

@@ -68,7 +68,7 @@ class PeakMemory:
         return max(0, peak - self._baseline)
 
 
-class Resources:
+class TrainingProfiler:
     """Seconds and peak memory of training iterations; what comes between them is not counted: waiting for data,
     validation, checkpoints.
 
@@ -98,7 +98,7 @@ class Resources:
         self.peak_bytes = max(self.peak_bytes, self._memory.read())
         self._start = None
 
-    def interlude(self) -> None:
+    def exclude_pause(self) -> None:
         """Something else is over, such as a validation, whose memory shall not count for the next iteration."""
         if self._device.type != 'cuda':
             give_back_freed_memory()

@@ -1,0 +1,1 @@
+"""Option files: reading, schema and checks."""

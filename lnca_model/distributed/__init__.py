@@ -1,0 +1,39 @@
+"""Training with several ranks: each computes the gradients of its own images, and all take the same step with the mean.
+
+Without a launcher there is one rank, and every function returns at once.
+"""
+
+from lnca_model.distributed.collectives import (
+    Sum,
+    all_gather,
+    all_reduce_gradients,
+    all_reduce_mean,
+    any_rank,
+    barrier,
+    broadcast,
+    broadcast_from_rank0,
+    gather,
+    mean_over_ranks,
+    rank,
+    shard_range,
+    world_size,
+)
+from lnca_model.distributed.launch import init_process_group, join_ranks
+
+__all__ = [
+    'Sum',
+    'all_gather',
+    'all_reduce_gradients',
+    'all_reduce_mean',
+    'any_rank',
+    'barrier',
+    'broadcast',
+    'broadcast_from_rank0',
+    'gather',
+    'init_process_group',
+    'join_ranks',
+    'mean_over_ranks',
+    'rank',
+    'shard_range',
+    'world_size',
+]

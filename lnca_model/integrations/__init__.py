@@ -1,0 +1,1 @@
+"""Where the plug-in meets BasicSR."""

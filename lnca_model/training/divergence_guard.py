@@ -1,0 +1,236 @@
+"""Detection of a training phase that diverges, and the way back to a snapshot."""
+
+import math
+import statistics
+from collections.abc import Mapping
+from copy import deepcopy
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from lnca_arch.errors import InputError
+
+from basicsr.utils import get_root_logger
+
+if TYPE_CHECKING:
+    from lnca_model.models.restoration_model import RestorationModel
+    from lnca_model.training.phases import Phase
+
+WATCHED_LOSSES = ('total', 'reconstruction')
+#: Iterations whose median is the baseline, and how many of them it takes to have one.
+WINDOW, MIN_WINDOW = 100, 25
+#: Iterations in a row that must exceed the baseline: a single hard batch does not count.
+PATIENCE = 5
+#: Multiple of the baseline that counts as divergence.
+FACTOR = 3.0
+#: Limit of the baseline as a multiple of the phase's lowest one: a curriculum raises losses, but not by as much.
+MAX_DRIFT = 4.0
+#: Least gain that a validation must have had, and least distance below the input now, relative to the input's score, to
+#: count as divergence.
+MIN_GAIN = 0.01
+#: Iterations between snapshots. The last two are kept, so that the older one is at most twice as old as this.
+SNAPSHOT_INTERVAL = 50
+MAX_ROLLBACKS = 5
+NO_LOSSES: Mapping[str, Any] = MappingProxyType({'history': {}, 'lowest': {}})
+
+
+class DivergenceDetector:
+    """Compares the losses of a phase with their running median, and its validations with the corrupted input.
+
+    A phase diverges when one of :data:`WATCHED_LOSSES` exceeds :data:`FACTOR` times the median of the
+    :data:`WINDOW` iterations before, :data:`PATIENCE` times in a row, or when a validation falls clearly below the
+    corrupted input after an earlier one was clearly above it. Losses below zero, such as minus the PSNR in dB, have no
+    such multiple and are not compared.
+    """
+
+    def __init__(self) -> None:
+        self._history: dict[str, list[float]] = {}
+        self._lowest: dict[str, float] = {}
+        self._best_gain = -math.inf
+
+    def observe(self, losses: Mapping[str, float]) -> str | None:
+        """Take the losses of an iteration; return what has diverged, in words, or None."""
+        reasons = [self._observe_loss(name, losses[name]) for name in WATCHED_LOSSES if name in losses]
+        return next(filter(None, reasons), None)
+
+    def _observe_loss(self, name: str, loss: float) -> str | None:
+        history = [*self._history.get(name, []), loss][-WINDOW - PATIENCE :]
+        self._history[name] = history
+        before, recent = history[:-PATIENCE], history[-PATIENCE:]
+        median = statistics.median(before) if len(before) >= MIN_WINDOW else math.inf
+        self._lowest[name] = lowest = min(self._lowest.get(name, math.inf), median)
+        baseline = min(median, MAX_DRIFT * lowest)
+        if len(recent) < PATIENCE or not 0 < FACTOR * baseline < min(recent):
+            return None
+        return f'the {name} loss is {loss:.3g}, {loss / baseline:.1f} times what it was before'
+
+    def observe_gain(self, gain: float) -> str | None:
+        """Take the gain of a validation over the corrupted input, relative to the input's score; return what has
+        diverged, in words, or None."""
+        self._best_gain = max(self._best_gain, gain)
+        if gain < -MIN_GAIN and self._best_gain > MIN_GAIN:
+            return (
+                f'the restored images score {-gain:.1%} below the corrupted ones, and scored {self._best_gain:.1%} '
+                'above them before'
+            )
+        return None
+
+    def load_losses(self, losses: Mapping[str, Any]) -> None:
+        """Compare with the losses of a :attr:`losses` from now on."""
+        self._history, self._lowest = deepcopy(losses['history']), dict(losses['lowest'])
+
+    @property
+    def losses(self) -> dict[str, Any]:
+        """What losses are compared with."""
+        return {'history': deepcopy(self._history), 'lowest': dict(self._lowest)}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**self.losses, 'best_gain': self._best_gain}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        self.load_losses(saved)
+        self._best_gain = saved['best_gain']
+
+
+class DivergenceGuard:
+    """Takes a phase that diverges back to a snapshot, and on from there at half the learning rate.
+
+    With ``train.on_divergence: rollback`` a phase whose losses diverge goes back to a snapshot taken 50 to 100
+    iterations earlier, and one whose validation diverges to the last validation that did not; at most
+    :data:`MAX_ROLLBACKS` times a phase. With ``warn``, or ``train.paper_exact``, the divergence is logged. Losses are
+    the means over the ranks, so that all ranks decide alike.
+
+    Args:
+        model: the model in training.
+
+    Attributes:
+        diverged_at: name of the phase and iteration of each divergence that was not rolled back.
+        rollbacks: number of rollbacks in the current phase.
+    """
+
+    def __init__(self, model: 'RestorationModel') -> None:
+        self._model = model
+        self.diverged_at: list[tuple[str, int]] = []
+        self._phase: Phase | None = None
+        self._reset()
+
+    def _reset(self) -> None:
+        self.rollbacks = 0
+        self._detector = DivergenceDetector()
+        self._snapshots: list[dict[str, Any]] = []
+        self._validated: dict[str, Any] | None = None  # the snapshot of the last validation that did not diverge
+
+    def before_iteration(self) -> None:
+        """Forget the phase before when the model has started a new one. Call it before every iteration."""
+        if self._model.phase is not self._phase:
+            self._phase = self._model.phase
+            self._reset()
+            self._snapshots = self._take_snapshot(self._model.iteration - 1)
+
+    def after_iteration(self) -> None:
+        """Look at the losses of the iteration, and handle a divergence.
+
+        Raises:
+            InputError: the losses diverge again after the last rollback.
+        """
+        reason = self._detector.observe(self._model.iteration_losses)
+        iteration = self._model.iteration
+        if reason:
+            self._detector.load_losses(NO_LOSSES)
+            self.handle(reason)
+        elif self._model.is_finite and (iteration - self._phase.first + 1) % SNAPSHOT_INTERVAL == 0:
+            self._snapshots = [*self._snapshots[-1:], *self._take_snapshot(iteration)]
+
+    def observe_gain(self, gain: float) -> None:
+        """Look at the gain of a validation relative to the input's score, and handle a divergence."""
+        reason = self._detector.observe_gain(gain)
+        if not reason:
+            self._validated = next(iter(self._take_snapshot(self._model.iteration)), None)
+        elif self._validated and self.can_roll_back:
+            self._roll_back(reason, self._validated)
+        else:
+            self._warn(reason)
+
+    @property
+    def can_roll_back(self) -> bool:
+        return self._model.rolls_back and bool(self._snapshots) and self.rollbacks < MAX_ROLLBACKS
+
+    def handle(self, reason: str) -> None:
+        """Handle losses that diverge: go back to a snapshot, or warn.
+
+        Args:
+            reason: what has diverged.
+
+        Raises:
+            InputError: the phase has gone back :data:`MAX_ROLLBACKS` times already.
+        """
+        if not self._model.rolls_back:
+            self._warn(reason)
+        elif self.can_roll_back:
+            self._roll_back(reason, self._snapshots[0])  # the older of the two: before the onset
+        else:
+            raise InputError(
+                f'{self._where}: {reason}, after {self.rollbacks} rollbacks; lower {self._phase.where}.optim_g.lr and '
+                'start again'
+            )
+
+    @property
+    def _where(self) -> str:
+        return f'{self._phase.where}: diverged in iteration {self._model.iteration:,}'
+
+    def _warn(self, reason: str) -> None:
+        self.diverged_at.append((self._phase.name, self._model.iteration))
+        hint = 'set train.on_divergence: rollback, without train.paper_exact, or '
+        get_root_logger().warning(
+            f'{self._where}: {reason}; no action taken: {"" if self._model.rolls_back else hint}lower '
+            f'{self._phase.where}.optim_g.lr.'
+        )
+
+    def _roll_back(self, reason: str, snapshot: dict[str, Any]) -> None:
+        self.rollbacks += 1
+        self._snapshots = [snapshot]
+        self._detector.load_losses(snapshot['losses'])
+        where = self._where
+        self._model.restore_snapshot(snapshot)
+        self._model.scale_learning_rate(0.5)
+        rates = ', '.join(f'{rate:.3g}' for rate in self._model.get_current_learning_rate())
+        get_root_logger().warning(
+            f'{where}: {reason}; rolled back to the weights of iteration {snapshot["iteration"]:,} and halved the '
+            f'learning rate to {rates} (rollback {self.rollbacks} of at most {MAX_ROLLBACKS}).'
+        )
+
+    def _take_snapshot(self, iteration: int) -> list[dict[str, Any]]:
+        """A snapshot of an iteration, or none where the run does not roll back."""
+        if not self._model.rolls_back:
+            return []
+        return [{'iteration': iteration, 'losses': self._detector.losses, **self._model.snapshot()}]
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs: tensors and plain data."""
+        return {
+            'diverged_at': self.diverged_at,
+            'rollbacks': self.rollbacks,
+            'base_rates': self._model.base_rates,
+            'detector': self._detector.state_dict(),
+            'snapshots': self._snapshots,
+            'validated': self._validated,
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Restore the guard of a model that has been restored before.
+
+        Options may have changed: other rates count from the start, and snapshots of other networks are replaced.
+        """
+        self._phase = self._model.phase
+        self.diverged_at = [(name, iteration) for name, iteration in saved['diverged_at']]
+        self._detector.load_state_dict(saved['detector'])
+        snapshots = [*saved['snapshots'], *filter(None, [saved['validated']])]
+        if not self._model.rolls_back:
+            return
+        if snapshots and all(self._model.networks.keys() <= snapshot.keys() for snapshot in snapshots):
+            self._snapshots, self._validated = list(saved['snapshots']), saved['validated']
+        else:
+            self._snapshots = self._take_snapshot(self._model.iteration)
+        factor = 0.5 ** saved['rollbacks']
+        if saved['base_rates'] == [factor * rate for rate in self._model.base_rates]:
+            self.rollbacks = saved['rollbacks']
+            self._model.scale_learning_rate(factor)

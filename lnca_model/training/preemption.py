@@ -1,0 +1,72 @@
+"""Signals that ask a run to end: it finishes its iteration, saves, and exits."""
+
+import signal
+from collections.abc import Iterable, Iterator
+from types import FrameType
+from typing import Any
+
+import torch
+
+from lnca_model import distributed
+
+# Ctrl-C; what systems and schedulers send before they kill; what Slurm sends under --signal=USR1@SECONDS.
+SIGNALS = ('SIGINT', 'SIGTERM', 'SIGUSR1')
+EXIT_CODE = 75  # sysexits.h: a temporary failure; the same command with --auto_resume continues
+
+_received: list[str] = []
+_ignores_repeats = False
+
+
+def install_handlers(ignore_repeats: bool = False) -> None:
+    """Install signal handlers.
+
+    Args:
+        ignore_repeats: whether a second signal is ignored. Otherwise it ends the process at once. Launchers of several
+            processes pass on a signal that the processes have already received.
+    """
+    global _ignores_repeats
+    _ignores_repeats = ignore_repeats
+    _install(_remember)
+
+
+def ignore_signals() -> None:
+    """Ignore the signals, in a worker process that ends with its parent."""
+    _install(signal.SIG_IGN)
+
+
+def _install(handler: Any) -> None:
+    for name in SIGNALS:
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), handler)
+
+
+def requested_signal() -> str | None:
+    """The name of the first signal received, None if there was none."""
+    return _received[0] if _received else None
+
+
+def _remember(number: int, frame: FrameType | None) -> None:
+    _received.append(signal.Signals(number).name)
+    if not _ignores_repeats:
+        signal.signal(number, signal.SIG_DFL)
+
+
+def until_preempted(batches: Iterable[Any], device: torch.device) -> Iterator[Any]:
+    """Yield the batches of this rank, and None as the last if a signal was received on any rank.
+
+    A rank that has had its last batch goes on as long as another has more, so that none waits for a collective.
+
+    Args:
+        batches: of this rank.
+        device: see :func:`lnca_model.distributed.any_rank`.
+    """
+    iterator = iter(batches)
+    while True:
+        batch = next(iterator, None)
+        if distributed.any_rank(requested_signal() is not None, device):
+            yield None
+            return
+        if not distributed.any_rank(batch is not None, device):
+            return
+        if batch is not None:
+            yield batch

@@ -1,0 +1,40 @@
+"""The log of a training: losses, rate and the time left."""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lnca_model.training.phases import Phase, phase_at
+
+from basicsr.utils import MessageLogger
+
+
+class PhaseLogger(MessageLogger):
+    """BasicSR's MessageLogger with the time left in the current phase, since phases differ in speed, and with the
+    learning rate in TensorBoard.
+
+    Args:
+        opt: the options.
+        phases: the phases of the run.
+        start_iter: last iteration before this run.
+        tb_logger: a TensorBoard writer.
+    """
+
+    def __init__(
+        self, opt: Mapping[str, Any], phases: Sequence[Phase], start_iter: int = 0, tb_logger: Any = None
+    ) -> None:
+        super().__init__(opt, start_iter, tb_logger)
+        self._phases = phases
+        self._previous = (start_iter, self.start_time)
+
+    def __call__(self, log_vars: dict[str, Any]) -> None:
+        iteration, rate = log_vars['iter'], log_vars['lrs'][0]
+        phase = phase_at(self._phases, iteration)
+        if self.max_iters != phase.last:
+            self.max_iters = phase.last
+            self.start_iter, self.start_time = self._previous
+        super().__call__(log_vars)
+        self._previous = (iteration, time.time())
+        if self.tb_logger and 'debug' not in self.exp_name:
+            self.tb_logger.add_scalar('learning_rate', rate, iteration)
+            self.tb_logger.add_scalar('phase', self._phases.index(phase) + 1, iteration)

@@ -1,0 +1,359 @@
+"""The training loop of the plug-in's models."""
+
+import atexit
+import logging
+import math
+import multiprocessing
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch.utils.data import DataLoader
+
+from lnca_arch.errors import InputError
+from lnca_data.atomic import whole_file, write_json
+from lnca_model import distributed
+from lnca_model.checkpointing.checkpointer import Checkpointer
+from lnca_model.checkpointing.resume import ResumePoint, find_resume_point
+from lnca_model.checkpointing.rng_state import load_rng_state
+from lnca_model.evaluation.evaluator import EXIT_BELOW_INPUT, Evaluator, PreemptedError
+from lnca_model.models.restoration_model import NonFiniteError, RestorationModel
+from lnca_model.training import preemption
+from lnca_model.training.divergence_guard import DivergenceGuard
+from lnca_model.training.profiler import TrainingProfiler
+from lnca_model.training.progress import PhaseLogger
+from lnca_model.training.resumable_sampler import DataPosition, ResumableSampler
+
+import basicsr.train as basicsr_train
+from basicsr.data import build_dataloader, build_dataset
+from basicsr.data.prefetch_dataloader import CPUPrefetcher, CUDAPrefetcher
+from basicsr.models import build_model
+from basicsr.utils import AvgTimer, get_env_info, get_root_logger, get_time_str, make_exp_dirs, mkdir_and_rename
+from basicsr.utils.options import dict2str
+
+Options = dict[str, Any]
+
+
+def train(opt: Options, option_file: str | Path) -> None:
+    """Train as options say, from the last checkpoint if the run resumes.
+
+    Args:
+        opt: complete options, see :func:`lnca_model.config.checks.load_options`.
+        option_file: their file, of which the experiment keeps a copy.
+
+    Raises:
+        InputError: a file cannot be read or written, or a phase diverges for good.
+        SystemExit: a signal asked the run to end (exit code 75), or the network scores below its input (3).
+    """
+    torch.backends.cudnn.benchmark = True
+    resume = find_resume_point(opt)
+    tb_logger = _start_experiment(opt, option_file, resume)
+    logger = get_root_logger()
+
+    train_loader, val_loaders, position = build_loaders(opt, resume.state if resume else None)
+    profiler = TrainingProfiler(torch.device('cuda' if opt['num_gpu'] else 'cpu'))
+    if resume:
+        opt['path'].update(pretrain_network_g=str(resume.network), param_key_g='params', resume_state=str(resume.path))
+    model: RestorationModel = build_model(opt)
+    checkpointer = Checkpointer(model, opt['path'], opt['logger'].get('keep_checkpoints'))
+    evaluator = Evaluator(model, val_loaders, opt, checkpointer, tb_logger)
+    guard = DivergenceGuard(model)
+    total = int(opt['train']['total_iter'])
+    val_freq = opt['val']['val_freq'] if opt.get('val') else None
+
+    def save(iteration: int) -> None:
+        parts = {'evaluator': evaluator, 'guard': guard, 'profiler': profiler}
+        state = {name: part.state_dict() for name, part in parts.items()}
+        checkpointer.save(iteration, **position.at(iteration), **state)
+        profiler.exclude_pause()
+
+    def evaluate(iteration: int) -> None:
+        gains = evaluator.evaluate(iteration)
+        if evaluator.selection_metric in gains and not model.is_oracle_eval:
+            guard.observe_gain(gains[evaluator.selection_metric])
+        profiler.exclude_pause()
+
+    def exit_preempted(iteration: int) -> NoReturn:
+        if iteration > checkpointer.last_saved:
+            save(iteration)
+        distributed.barrier()  # a launcher ends all ranks when one has ended
+        reason = preemption.requested_signal() or 'another process was asked to end'
+        logger.warning(f'{reason}: saved iteration {iteration:,}; --auto_resume goes on from there.')
+        raise SystemExit(preemption.EXIT_CODE)
+
+    iteration = position.iteration
+    try:
+        if resume:
+            is_due = val_freq is not None and (iteration % val_freq == 0 or iteration == total)
+            _restore(resume, is_due, model, checkpointer, evaluator, guard, profiler)
+            if is_due:
+                evaluate(iteration)
+        logger.info(f'Start training from epoch: {position.epoch}, iter: {iteration}')
+        progress = PhaseLogger(opt, model.phases, iteration, tb_logger)
+        data_timer, iter_timer = AvgTimer(), AvgTimer()
+        start = time.time()
+        for epoch, batch in _batches(train_loader, opt, position.epoch) if iteration < total else ():
+            data_timer.record()
+            if model.is_finite and distributed.any_rank(preemption.requested_signal() is not None, model.device):
+                exit_preempted(iteration)
+            iteration += 1
+            model.update_learning_rate(iteration)
+            guard.before_iteration()
+            profiler.start()
+            model.feed_data(batch)
+            try:
+                model.optimize_parameters(iteration)
+            except NonFiniteError as error:
+                if not (model.rolls_back and guard.can_roll_back):
+                    raise InputError(f'{error}; {_last_good(checkpointer)}') from None
+                guard.handle(str(error))
+            else:
+                guard.after_iteration()
+            profiler.stop()
+            iter_timer.record()
+
+            if iteration % opt['logger']['print_freq'] == 0:
+                timing = {'time': iter_timer.get_avg_time(), 'data_time': data_timer.get_avg_time()}
+                rates = {'lrs': model.get_current_learning_rate()}
+                progress({'epoch': epoch, 'iter': iteration, **rates, **timing, **model.get_current_log()})
+            if iteration % opt['logger']['save_checkpoint_freq'] == 0:
+                logger.info('Saving models and training states.')
+                save(iteration)
+            if val_freq is not None and iteration % val_freq == 0:
+                evaluate(iteration)
+            data_timer.start()
+            iter_timer.start()
+            if iteration == total:
+                break
+
+        logger.info(f'End of training after {time.time() - start:,.0f} s.')
+        checkpointer.save_network('latest')
+        _report_resources(opt, model, profiler)
+        if val_freq is not None:
+            evaluate(total)
+            evaluator.evaluate_best(total)
+    except PreemptedError:
+        exit_preempted(iteration)
+    if tb_logger:
+        tb_logger.close()
+    _check_final_gain(evaluator, guard, model)
+
+
+def _last_good(checkpointer: Checkpointer) -> str:
+    last = checkpointer.last_saved
+    return f'the last good checkpoint is of iteration {last:,}' if last else 'there is no checkpoint'
+
+
+# --- starting and resuming
+
+
+def _start_experiment(opt: Options, option_file: str | Path, resume: ResumePoint | None) -> Any:
+    """Make the folders, the log and the copy of the option file; return the TensorBoard writer."""
+    if resume is None:
+        make_exp_dirs(opt)
+        distributed.barrier()
+        if opt['logger'].get('use_tb_logger') and 'debug' not in opt['name'] and distributed.rank() == 0:
+            mkdir_and_rename(str(Path(opt['root_path']) / 'tb_logger' / opt['name']))
+    _copy_option_file(Path(option_file), Path(opt['path']['experiments_root']))
+    log_file = Path(opt['path']['log']) / f'train_{opt["name"]}_{get_time_str()}.log'
+    logger = get_root_logger(log_file=str(log_file))
+    logger.info(get_env_info())
+    logger.info(dict2str(opt))
+    for line in resume.damaged if resume else ():
+        logger.warning(line)
+    return basicsr_train.init_tb_loggers(opt) if distributed.rank() == 0 else None
+
+
+def _copy_option_file(file: Path, folder: Path) -> None:
+    """Copy the option file into the experiment, unless it is that copy, with the command in its first line."""
+    copy = folder / file.name
+    if distributed.rank() > 0 or (copy.exists() and copy.samefile(file)):
+        return
+    when, command = time.strftime('%Y-%m-%d %H:%M:%S'), shlex.join(sys.argv)
+    with whole_file(copy) as temporary:
+        temporary.write_bytes(f'# {when}: {command}\n'.encode(errors='replace') + file.read_bytes())
+
+
+def _restore(
+    resume: ResumePoint,
+    is_due: bool,
+    model: RestorationModel,
+    checkpointer: Checkpointer,
+    evaluator: Evaluator,
+    guard: DivergenceGuard,
+    profiler: TrainingProfiler,
+) -> None:
+    """Restore every part of the run, the random numbers last.
+
+    Raises:
+        InputError: the checkpoint is of a training that the options do not describe.
+    """
+    state = resume.state
+    model.resume_training(state)
+    evaluator.load_state_dict(state['evaluator'], state['iter'], is_due)
+    guard.load_state_dict(state['guard'])
+    profiler.load_state_dict(state['profiler'])
+    checkpointer.last_saved = state['iter']
+    # Ranks that there were not continue from their own seeds.
+    if distributed.rank() < len(state['ranks']):
+        load_rng_state(state['ranks'][distributed.rank()]['rng'])
+    get_root_logger().info(f'Resuming training from epoch: {state["epoch"]}, iter: {state["iter"]}.')
+
+
+# --- data
+
+
+def build_loaders(
+    opt: Options, state: Mapping[str, Any] | None = None
+) -> tuple[DataLoader, list[DataLoader], DataPosition]:
+    """Build the loaders of the training and the validation sets.
+
+    Args:
+        opt: the options.
+        state: training state to resume from.
+
+    Returns:
+        The training loader, the validation loaders, those with ``at_end`` last, and the position in the training data.
+
+    Raises:
+        InputError: there are fewer training images than a batch has.
+    """
+    train_opt, ranks = opt['datasets']['train'], opt['world_size']
+    start = {key: (state or {}).get(key, 0) for key in ('iter', 'epoch', 'seen')}
+    train_set = build_dataset(train_opt)
+    ratio = train_opt.get('dataset_enlarge_ratio', 1)
+    sampler = ResumableSampler(train_set, ranks, opt['rank'], ratio)
+    seen = min(start['seen'] // ranks, len(sampler))
+    sampler.start = (start['epoch'], seen)
+    train_loader = _build_loader(train_set, train_opt, opt, sampler)
+    if not len(train_loader):
+        raise InputError(
+            f'datasets.train: {len(train_set)} images are fewer than a batch; lower batch_size_per_gpu or set '
+            'dataset_enlarge_ratio'
+        )
+    train_loader.worker_init_fn = partial(_start_worker, train_loader.worker_init_fn)
+    atexit.register(_end_workers)
+    # A loader that starts draws a number, which must not come from those of the training.
+    train_loader.generator = torch.Generator().manual_seed(torch.initial_seed())
+    position = DataPosition(
+        iteration=start['iter'],
+        epoch=start['epoch'],
+        seen=start['seen'],
+        batches_left=(len(sampler) - seen) // train_loader.batch_size,
+        batches_per_epoch=len(train_loader),
+        batch_size=train_loader.batch_size * ranks,
+    )
+    total = int(opt['train']['total_iter'])
+    get_root_logger().info(
+        f'{len(train_set):,} training images, {position.batches_per_epoch:,} iterations an epoch, {total:,} '
+        f'iterations, {math.ceil(total / position.batches_per_epoch):,} epochs.'
+    )
+    val_loaders = []
+    for name, dataset_opt in opt['datasets'].items():
+        if name != 'train':
+            val_set = build_dataset(dataset_opt)
+            val_loaders.append(_build_loader(val_set, dataset_opt, opt, None))
+            get_root_logger().info(f'{len(val_set):,} images in {dataset_opt["name"]}.')
+    val_loaders.sort(key=lambda loader: loader.dataset.opt.get('at_end', False))
+    return train_loader, val_loaders, position
+
+
+def _build_loader(dataset: Any, dataset_opt: Options, opt: Options, sampler: Any) -> DataLoader:
+    return build_dataloader(
+        dataset, dataset_opt, num_gpu=opt['num_gpu'], dist=opt['dist'], sampler=sampler, seed=opt['manual_seed']
+    )
+
+
+def _batches(loader: DataLoader, opt: Options, first_epoch: int) -> Iterator[tuple[int, Any]]:
+    """Yield the epoch and the batch, epoch after epoch, without end."""
+    if opt['datasets']['train'].get('prefetch_mode') == 'cuda':
+        prefetcher = CUDAPrefetcher(loader, opt)
+    else:
+        prefetcher = CPUPrefetcher(loader)
+    epoch = first_epoch
+    while True:
+        loader.sampler.set_epoch(epoch)
+        prefetcher.reset()
+        batch = prefetcher.next()
+        while batch is not None:
+            yield epoch, batch
+            batch = prefetcher.next()
+        epoch += 1
+
+
+def _start_worker(start: Callable[[int], None] | None, number: int) -> None:
+    """A signal to all processes of a run asks the training to end, which needs its workers until it has."""
+    preemption.ignore_signals()
+    if start:
+        start(number)
+
+
+def _end_workers() -> None:
+    """Kill the workers that an error leaves behind: Python ends them with a signal that they ignore, and waits."""
+    # PyTorch's handler would report each as killed.
+    if hasattr(signal, 'SIGCHLD'):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for worker in multiprocessing.active_children():
+        worker.kill()
+
+
+# --- the end
+
+
+def _report_resources(opt: Options, model: RestorationModel, profiler: TrainingProfiler) -> None:
+    """Log what training took, and write it to ``training.json``."""
+    if distributed.rank() > 0:
+        return
+    figures = {
+        'iterations': model.iteration,
+        'seconds': profiler.seconds,
+        'peak_memory_bytes': profiler.peak_bytes,
+        'parameters': sum(parameter.numel() for parameter in model.network.parameters()),
+    }
+    get_root_logger().info(
+        f'Trained {model.iteration:,} iterations in {profiler.seconds:,.1f} s, without waiting for data, validation '
+        f'and checkpoints; peak memory {profiler.peak_bytes / 1e9:.2f} GB.'
+    )
+    write_json(Path(opt['path']['log']) / 'training.json', figures)
+
+
+def _check_final_gain(evaluator: Evaluator, guard: DivergenceGuard, model: RestorationModel) -> None:
+    """Exit with :data:`EXIT_BELOW_INPUT` if the best network scores below its input by every metric, and warn if by the
+    selection metric alone."""
+    name, gains = evaluator.final_gains
+    worse = {metric: gain for metric, gain in gains.items() if not gain >= 0}
+    is_worse = bool(worse) and len(worse) == len(gains)
+    if distributed.rank() == 0 and (is_worse or evaluator.selection_metric in worse):
+        scores = ', '.join(f'{metric} {gain:+.1%}' for metric, gain in gains.items())
+        level = logging.ERROR if is_worse else logging.WARNING
+        get_root_logger().log(
+            level,
+            f'{name}: the restored images score below the corrupted ones ({scores}); '
+            f'{_likely_cause(evaluator, guard, model)}',
+        )
+    distributed.barrier()  # a launcher ends all ranks when one has ended
+    if is_worse:
+        raise SystemExit(EXIT_BELOW_INPUT)
+
+
+def _likely_cause(evaluator: Evaluator, guard: DivergenceGuard, model: RestorationModel) -> str:
+    """Why the network scores below its input, and what to do about it."""
+    if guard.diverged_at:
+        places = ', '.join(f'{phase} in iteration {iteration:,}' for phase, iteration in guard.diverged_at)
+        hint = '' if model.rolls_back else ', or set train.on_divergence: rollback without train.paper_exact'
+        return f'the training diverged ({places}): lower optim_g.lr of that phase{hint}'
+    name, metric = evaluator.selection_dataset, evaluator.selection_metric
+    ceiling = evaluator.ceiling_gains.get(name, {}).get(metric, 0)
+    if ceiling < 0 and getattr(model.network, 'blend', None) is None:
+        return (
+            f'even the autoencoder alone, given the latents of the clean images, scores {metric} {ceiling:+.1%} on '
+            f'{name}: it loses more detail than the corruption removes. Train it for longer (train.autoencoder.iters), '
+            'or set network_g.blend: true and add train.joint, as options/lnca_plus_*.yml do'
+        )
+    return 'train for longer, or at another learning rate'
