@@ -1,5 +1,6 @@
 """Scores of a network on the validation sets while it trains, and of the best network at the end."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -79,7 +80,7 @@ class Evaluator:
         self._models = Path(opt['path'].get('models', ''))
         self._checkpointer = checkpointer
         self._tb_logger = tb_logger
-        self._evaluated = 0  # iteration of the last evaluation
+        self._evaluated: dict[str, int] = {}  # dataset → iteration of its last evaluation
         self.best: dict[str, float] = {}
         self.gains: dict[str, dict[str, float]] = {}
         self.best_gains: dict[str, float] = {}
@@ -108,24 +109,19 @@ class Evaluator:
 
     # --- when
 
-    def evaluate(self, iteration: int) -> dict[str, float]:
-        """Score every dataset that is scored in training, unless that was done in this iteration.
-
-        Returns:
-            The gains on the first dataset, see :attr:`gains`; empty if it was scored before.
+    def evaluate(self, iteration: int) -> None:
+        """Score every dataset that is scored in training and was not yet in this iteration.
 
         Raises:
             PreemptedError: a signal asks the run to end.
             InputError: the disk is full.
         """
-        if not self._during or self._evaluated == iteration:
-            return {}
         for loader in self._during:
-            with fork_rng():
-                self._guarded(loader, iteration)
-        # Not before: where a signal ends the run in between, all of them are scored again.
-        self._evaluated = iteration
-        return self.gains.get(self.selection_dataset, {})
+            name = loader.dataset.opt['name']
+            if self._evaluated.get(name) != iteration:
+                with fork_rng():
+                    self._guarded(loader, iteration)
+                self._evaluated[name] = iteration
 
     def evaluate_best(self, iteration: int) -> None:
         """Score the datasets with ``at_end: true`` with the best network; raises as :meth:`evaluate`."""
@@ -184,13 +180,13 @@ class Evaluator:
             is_due: whether this iteration is to be evaluated. Its checkpoint was saved before.
         """
         self.best = distributed.broadcast_from_rank0(lambda: self._still_kept(dict(saved['best'])))
-        self._evaluated = saved['evaluated']
+        self._evaluated = dict(saved['evaluated'])
         self.gains = dict(saved['gains'])
         self.best_gains = dict(saved['best_gains'])
         self.ceiling_gains = dict(saved['ceiling_gains'])
         if distributed.rank() == 0:
-            is_unscored = is_due and self._evaluated != iteration
-            unscored = [loader.dataset.opt['name'] for loader in self._during if is_unscored]
+            names = [loader.dataset.opt['name'] for loader in self._during]
+            unscored = [name for name in names if is_due and self._evaluated.get(name) != iteration]
             at_end = {loader.dataset.opt['name'] for loader in self._at_end}
             drop_scores_after(self._paths['log'] / 'scores.csv', iteration, unscored, at_end)
 
@@ -268,8 +264,7 @@ class Evaluator:
         gains: dict[str, float] = {}
         for metric, value in restored.items():
             gain = value - corrupted[metric]
-            improvement = gain if self.is_higher_better(metric) else -gain
-            gains[metric] = improvement / max(abs(corrupted[metric]), 1e-12)
+            gains[metric] = _relative(gain if self.is_higher_better(metric) else -gain, corrupted[metric])
             lines.append(f'\t # {metric}: {value:.4f}\tcorrupted: {corrupted[metric]:.4f}\tgain: {gain:+.4f}')
             rows.append((iteration, self._model.score_label, name, metric, value, corrupted[metric], gain))
             if self._tb_logger:
@@ -295,3 +290,10 @@ class Evaluator:
             f'\t best {self.selection_metric}: {self.best["value"]:.4f} in iteration {self.best["iter"]:,}, kept as '
             f'{NETWORK}_{BEST}.pth'
         )
+
+
+def _relative(gain: float, score: float) -> float:
+    """A gain relative to a score; the PSNR of equal images is infinite."""
+    if not math.isfinite(score):
+        return 0.0 if gain == 0 or math.isnan(gain) else math.copysign(1.0, gain)
+    return gain / max(abs(score), 1e-12)

@@ -3,6 +3,8 @@
 ``basicsr/train.py`` and ``basicsr/test.py`` call :func:`train_pipeline` and :func:`test_pipeline`. The commands of a
 BasicSR checkout call BasicSR's parse_options, which :func:`install` replaces there. Either way the plug-in trains and
 tests its own models, and BasicSR all others, untouched.
+
+A checkout imports this module while it is being imported itself, so what needs all of BasicSR is imported later.
 """
 
 import argparse
@@ -15,13 +17,10 @@ import yaml
 
 from lnca_arch import basicsr_compat
 from lnca_arch.errors import report_in_one_line
-from lnca_model.config.checks import is_ours, load_options
 from lnca_model.config.yaml_options import read_command_line
 from lnca_model.distributed import join_ranks
-from lnca_model.evaluation.tester import test
 from lnca_model.training import preemption
 from lnca_model.training.profiler import keep_freed_memory
-from lnca_model.training.trainer import train
 
 from basicsr.utils import options as basicsr_options
 
@@ -69,6 +68,9 @@ def _hooked(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _train(args: argparse.Namespace, root: Path) -> None:
+    from lnca_model.config.checks import load_options
+    from lnca_model.training.trainer import train
+
     report_in_one_line()
     opt = load_options(args, root, is_train=True)
     join_ranks(opt, args.launcher)
@@ -81,6 +83,9 @@ def _train(args: argparse.Namespace, root: Path) -> None:
 
 
 def _test(args: argparse.Namespace, root: Path) -> None:
+    from lnca_model.config.checks import load_options
+    from lnca_model.evaluation.tester import test
+
     report_in_one_line()
     opt = load_options(args, root, is_train=False)
     join_ranks(opt, args.launcher)
@@ -94,6 +99,8 @@ def _trains_ours(args: argparse.Namespace) -> bool:
 
     The file is read no further than its nodes, since BasicSR's other models may have tags in it that build objects.
     """
+    from lnca_model.config.checks import is_ours
+
     try:
         with open(args.opt, 'rb') as file:
             document = yaml.compose(file, Loader=yaml.SafeLoader)

@@ -118,6 +118,7 @@ class DivergenceGuard:
         self._detector = DivergenceDetector()
         self._snapshots: list[dict[str, Any]] = []
         self._validated: dict[str, Any] | None = None  # the snapshot of the last validation that did not diverge
+        self._observed_at = 0  # iteration of the last validation
 
     def before_iteration(self) -> None:
         """Forget the phase before when the model has started a new one. Call it before every iteration."""
@@ -141,7 +142,13 @@ class DivergenceGuard:
             self._snapshots = [*self._snapshots[-1:], *self._take_snapshot(iteration)]
 
     def observe_gain(self, gain: float) -> None:
-        """Look at the gain of a validation relative to the input's score, and handle a divergence."""
+        """Look at the gain of an iteration's validation, relative to the input's score, and handle a divergence.
+
+        A second call in an iteration does nothing: a resumed run does not know whether there was a first.
+        """
+        if self._observed_at == self._model.iteration:
+            return
+        self._observed_at = self._model.iteration
         reason = self._detector.observe_gain(gain)
         if not reason:
             self._validated = next(iter(self._take_snapshot(self._model.iteration)), None)
@@ -213,6 +220,7 @@ class DivergenceGuard:
             'detector': self._detector.state_dict(),
             'snapshots': self._snapshots,
             'validated': self._validated,
+            'observed_at': self._observed_at,
         }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
@@ -223,6 +231,7 @@ class DivergenceGuard:
         self._phase = self._model.phase
         self.diverged_at = [(name, iteration) for name, iteration in saved['diverged_at']]
         self._detector.load_state_dict(saved['detector'])
+        self._observed_at = saved['observed_at']
         snapshots = [*saved['snapshots'], *filter(None, [saved['validated']])]
         if not self._model.rolls_back:
             return

@@ -74,7 +74,8 @@ def train(opt: Options, option_file: str | Path) -> None:
         profiler.exclude_pause()
 
     def evaluate(iteration: int) -> None:
-        gains = evaluator.evaluate(iteration)
+        evaluator.evaluate(iteration)
+        gains = evaluator.gains.get(evaluator.selection_dataset, {})
         if evaluator.selection_metric in gains and not model.is_oracle_eval:
             guard.observe_gain(gains[evaluator.selection_metric])
         profiler.exclude_pause()

@@ -151,7 +151,7 @@ def test_goes_on_after_it_was_killed(project, benchmark, edit):
     last = max(int(file.stem) for file in states.glob('[0-9]*.state'))
     assert last < 400
 
-    spent = checkpoint.load(states / f'{last}.state')['resources']
+    spent = checkpoint.load(states / f'{last}.state')['profiler']
     result = benchmark(*command)
     assert result.returncode == 0, result.stderr
     results = project / 'results' / 'lnca_photos'

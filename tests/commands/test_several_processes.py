@@ -83,7 +83,7 @@ def test_trains_resumes_and_scores_as_one_process_does(project, options, torchru
     scored = scores_of(experiment)
     assert [row['dataset'] for row in scored[-4:]] == ['photos_val'] * 2 + ['photos_test'] * 2
     state = checkpoint.load(experiment / 'training_states' / '60.state')
-    first, second = (process['pool']['tensors'] for process in state['processes'])
+    first, second = (process['pool']['tensors'] for process in state['ranks'])
     assert len(first['gt']) == len(second['gt']) == 5  # of 10
     assert not torch.equal(first['lq'], second['lq'])
     picture = experiment / 'visualization' / 'photos_val' / 'sheet_60.png'

@@ -95,7 +95,7 @@ def test_auto_resume_from_another_directory(run, project, options, tmp_path_fact
     end = checkpoint.load(experiment / 'training_states' / '6.state')
     steps = [{int(entry['step']) for entry in optimizer['state'].values()} for optimizer in end['optimizers']]
     assert steps == [{6}, {6}]
-    pools = [saved['processes'][0]['pool']['tensors'] for saved in (state, end)]
+    pools = [saved['ranks'][0]['pool']['tensors'] for saved in (state, end)]
     assert len(pools[1]['state']) == 10
     if stopped_at == 6:
         assert torch.equal(pools[1]['state'], pools[0]['state'])
@@ -110,7 +110,7 @@ def test_a_run_that_was_cut_off_after_its_last_iteration_is_scored(run, project,
     for file in ('models/net_g_best.pth', 'models/net_g_latest.pth', 'scores.csv', 'training.json'):
         (experiment / file).unlink()
     state = checkpoint.load(experiment / 'training_states' / '7.state')
-    state.update(best={}, validated={})
+    state['evaluator'].update(best={}, evaluated={})
     checkpoint.save(state, experiment / 'training_states' / '7.state')
     result = run('train', options, '--auto_resume')
     assert result.returncode == 0, result.stderr
@@ -217,7 +217,8 @@ def test_a_network_that_restores_nothing_ends_in_an_error(run, project, options,
     assert 'Traceback' not in result.stderr
     line = result.stderr.strip().splitlines()[-1]
     assert 'ERROR: photos_test: the restored images score ' in line
-    assert 'below the corrupted ones by ssim; so does the autoencoder by itself' in line
+    assert 'below the corrupted ones (psnr -' in line
+    assert 'even the autoencoder alone, given the latents of the clean images, scores ssim -' in line
     # It did end: everything is there.
     experiment = project / 'experiments' / 'lnca_photos'
     assert (experiment / 'models' / 'net_g_best.pth').is_file()

@@ -207,11 +207,14 @@ def test_a_validation_that_diverges_goes_back_to_the_last_one_that_did_not(long_
     assert 'train.automaton: diverged in iteration 20: the restored images score 10.0% below' in caplog.text
     assert 'rolled back to the weights of iteration 10' in caplog.text
     assert same(before, model.network.state_dict())
-    for _ in range(MAX_ROLLBACKS):
+    guard.observe_gain(-0.1)  # the same once more
+    assert guard.rollbacks == 1
+    for iteration in range(21, 21 + MAX_ROLLBACKS):
+        train(guard, [iteration])
         guard.observe_gain(-0.1)
     assert caplog.text.count('rolled back') == MAX_ROLLBACKS
     assert caplog.text.count('no action taken: lower train.automaton.optim_g.lr') == 1
-    assert guard.diverged_at == [('automaton', 20)]
+    assert guard.diverged_at == [('automaton', 25)]
 
 
 @pytest.mark.parametrize('change', [{'paper_exact': True}, {'on_divergence': 'warn'}])
