@@ -5,6 +5,7 @@ python benchmarks/stability.py -opt options/lnca_photos.yml --seeds 20
 
 import argparse
 import csv
+import hashlib
 import json
 import os
 import re
@@ -31,11 +32,13 @@ from lnca_model.training.phases import Phase, phases_of
 from lnca_model.training.preemption import EXIT_CODE as EXIT_INTERRUPTED
 
 PRINT_FREQ = 10
+PHASES = ('autoencoder', 'automaton', 'joint')
 CHARTS = {'reconstruction': 'reconstruction loss', 'state_max': 'largest state'}
 COLUMNS = ('configuration', 'runs', 'diverged', 'at iteration', 'largest state', 'finished', 'gain', 'least gain')
 ITERATION = re.compile(r'epoch:.*, iter:\s*([\d,]+),')
 LOGGED = re.compile(r'(?:l_\w+?_)?(reconstruction|latent|hidden_overflow|state_max): (\S+)')
-DIVERGED = re.compile(r'train\.?(\w*): diverged in iteration ([\d,]+)')
+DIVERGED = re.compile(r'train\.(\w+): diverged in iteration ([\d,]+)')
+NON_FINITE = re.compile(r'error: the .* in iteration (\d+) of phase (\w+)')
 
 
 def main() -> None:
@@ -94,7 +97,7 @@ def _options(arguments: argparse.Namespace) -> Options:
         opt = options_for(opt, read_network(arguments.network), shared_training(opt)[1])
     automaton = opt['train'].get('automaton')
     if automaton is None:
-        raise InputError(f'{arguments.opt}: train.automaton: there is no such phase')
+        raise InputError(f'{arguments.opt}: this option file has no train.automaton block; name one that has')
     if arguments.rate:
         automaton['optim_g']['lr'] = arguments.rate
     if arguments.paper_exact:
@@ -102,16 +105,16 @@ def _options(arguments: argparse.Namespace) -> Options:
     if arguments.pretrained:
         opt['path']['pretrain_network_g'] = str(Path(arguments.pretrained).resolve())
         opt['path']['strict_load_g'] = False
-        opt['train']['total_iter'] -= opt['train']['autoencoder']['iters']
+        if 'autoencoder' not in opt['train']:
+            raise InputError(f'--pretrained: {opt["network_g"]["type"]} has no autoencoder; leave it out')
         opt['train']['autoencoder']['iters'] = 0
+    opt['train']['total_iter'] = sum(opt['train'][name]['iters'] for name in PHASES if name in opt['train'])
     opt['logger'].update(print_freq=PRINT_FREQ, use_tb_logger=False, keep_checkpoints=1)
     return json.loads(json.dumps(opt))
 
 
 def _phase(opt: Options) -> Phase:
-    return next(
-        phase for phase in phases_of(opt['train'], ('autoencoder', 'automaton', 'joint')) if phase.name == 'automaton'
-    )
+    return next(phase for phase in phases_of(opt['train'], PHASES) if phase.name == 'automaton')
 
 
 def _train(
@@ -122,7 +125,8 @@ def _train(
     Raises:
         InputError: the run failed for another reason.
     """
-    name = f'stability_{folder.path.name}_seed{seed}'
+    place = hashlib.sha256(str(folder.path.resolve()).encode()).hexdigest()[:6]
+    name = f'stability_{folder.path.name}_{place}_seed{seed}'
     options, log = folder.path / f'seed{seed}.yml', folder.path / f'seed{seed}.log'
     options.write_text(yaml.safe_dump({**opt, 'name': name, 'manual_seed': seed}, sort_keys=False), encoding='utf-8')
     first = _phase(opt).first
@@ -137,25 +141,29 @@ def _train(
             text=True,
         ) as process,
     ):
+        is_asked = False
         for line in process.stdout or ():
             lines.write(line)
             found = ITERATION.search(line)
-            if iterations and (DIVERGED.search(line) or (found and _number(found[1]) >= first + iterations - 1)):
+            is_known = DIVERGED.search(line) or (found and _number(found[1]) >= first + (iterations or 0) - 1)
+            if iterations and is_known and not is_asked:  # a second signal would end it at once
+                is_asked = True
                 process.terminate()
     text = log.read_text(encoding='utf-8')
-    diverged = sorted({(phase, _number(iteration)) for phase, iteration in DIVERGED.findall(text)})
-    is_known = process.returncode in (0, EXIT_BELOW_INPUT) or (iterations and process.returncode == EXIT_INTERRUPTED)
-    if not is_known and not diverged:
+    diverged = {(phase, _number(iteration)) for phase, iteration in DIVERGED.findall(text)}
+    diverged |= {(phase, _number(iteration)) for iteration, phase in NON_FINITE.findall(text)}
+    has_ended = process.returncode in (0, EXIT_BELOW_INPUT)
+    if not has_ended and not diverged and not (is_asked and process.returncode == EXIT_INTERRUPTED):
         raise InputError(f'{name}: ended with exit code {process.returncode}; see {log}')
     experiment = ROOT / 'experiments' / name
     record = {
         'seed': seed,
         'machine': machine() | {'threads': int(environment['OMP_NUM_THREADS'])},
         'exit code': process.returncode,
-        'diverged': diverged,
+        'diverged': sorted(diverged, key=lambda entry: entry[1]),
         'first iteration of the automaton': first,
         'trajectory': _trajectory(text, first),
-        'scores': _scores(experiment / 'scores.csv') if process.returncode in (0, EXIT_BELOW_INPUT) else None,
+        'scores': _scores(experiment / 'scores.csv') if has_ended else None,
     }
     folder.write_json(f'seed{seed}.json', record)
     shutil.rmtree(experiment)
@@ -237,7 +245,11 @@ def write_tables(output: Path) -> None:
 def row_of(name: str, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """A configuration's figures, and the same as the table has them."""
     diverged = [record for record in records if record['diverged']]
-    onsets = [record['diverged'][0][1] - record['first iteration of the automaton'] + 1 for record in diverged]
+    onsets = [
+        record['diverged'][0][1] - record['first iteration of the automaton'] + 1
+        for record in diverged
+        if record['diverged'][0][0] != 'autoencoder'
+    ]
     gains = [gain for record in records if not record['diverged'] and (gain := gain_of(record)) is not None]
     finished = [gain for record in records if (gain := gain_of(record)) is not None]
     states = [max(_known(record['trajectory'].get('state_max', ()))[-10:], default=None) for record in records]
