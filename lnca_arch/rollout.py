@@ -30,10 +30,6 @@ RECOMPUTED = {
 # Unless it is told which, a rollout keeps everything as long as that takes no more than this.
 KEPT_BYTES = 1 << 29
 
-# The C library gives freed memory back to the system above twice the largest block that it has seen freed, and every
-# step would fault it in again, for a third of its time. A block that is never touched costs nothing.
-torch.empty(31 << 20, dtype=torch.uint8)
-
 
 def fast_rollout(rule: 'CellularAutomaton', state: Tensor, steps: int, update_rate: float) -> Tensor:
     """As :meth:`CellularAutomaton.plain_rollout`, and equal to it but for rounding: result, gradients and, after the
@@ -42,6 +38,7 @@ def fast_rollout(rule: 'CellularAutomaton', state: Tensor, steps: int, update_ra
     Linear maps that follow one another are merged once, and the step is compiled where that is possible. Memory does
     not grow with the number of steps; with gradients, by what ``rule.memory`` says.
     """
+    _keep_freed_blocks()
     given, changing = state.permute(0, 2, 3, 1).split([rule.in_channels, rule.changing_channels], dim=-1)
     # A copy in any case: it is overwritten.
     given, changing = given.contiguous(), changing.clone(memory_format=torch.contiguous_format)
@@ -72,6 +69,16 @@ def fast_rollout(rule: 'CellularAutomaton', state: Tensor, steps: int, update_ra
     else:
         changing = run(given, changing)
     return torch.cat([given, changing], dim=-1).permute(0, 3, 1, 2)
+
+
+@functools.cache
+def _keep_freed_blocks() -> None:
+    """Have the C library keep the memory of a step's tensors for the next step.
+
+    It returns freed memory to the system above twice the largest block that it has seen freed, and every step would
+    fault it in again, for a third of its time. A block that is never touched costs nothing.
+    """
+    torch.empty(31 << 20, dtype=torch.uint8)
 
 
 def update_masks(shape: torch.Size, steps: int, update_rate: float, device: torch.device) -> Iterator[Tensor | None]:
