@@ -9,6 +9,7 @@ A checkout imports this module while it is being imported itself, so what needs 
 
 import argparse
 import functools
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,24 +28,12 @@ from basicsr.utils import options as basicsr_options
 
 def train_pipeline(root_path: str) -> None:
     """Train as the command line says; replaces BasicSR's train_pipeline."""
-    args = read_command_line()
-    if _trains_ours(args):
-        _train(args, Path(root_path))
-    else:
-        from basicsr.train import train_pipeline as basicsr_train_pipeline
-
-        basicsr_train_pipeline(root_path)
+    _dispatch(root_path, is_train=True)
 
 
 def test_pipeline(root_path: str) -> None:
     """Test as the command line says; replaces BasicSR's test_pipeline."""
-    args = read_command_line()
-    if _trains_ours(args):
-        _test(args, Path(root_path))
-    else:
-        from basicsr.test import test_pipeline as basicsr_test_pipeline
-
-        basicsr_test_pipeline(root_path)
+    _dispatch(root_path, is_train=False)
 
 
 def install() -> None:
@@ -54,52 +43,56 @@ def install() -> None:
         basicsr_options.parse_options = _hooked(original)
 
 
+def _dispatch(root_path: str, is_train: bool) -> None:
+    args = read_command_line()
+    if _names_ours(args):
+        _run(args, Path(root_path), is_train)
+    else:
+        name = 'train' if is_train else 'test'
+        getattr(importlib.import_module(f'basicsr.{name}'), f'{name}_pipeline')(root_path)
+
+
 def _hooked(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def parse_options(root_path: str, is_train: bool = True) -> Any:
         """For a model of the plug-in run it and end the process, else return what BasicSR's parse_options returns."""
         args = read_command_line()
-        if not _trains_ours(args):
+        if not _names_ours(args):
             return original(root_path, is_train)
-        (_train if is_train else _test)(args, Path(root_path))
+        _run(args, Path(root_path), is_train)
         raise SystemExit
 
     return parse_options
 
 
-def _train(args: argparse.Namespace, root: Path) -> None:
+def _run(args: argparse.Namespace, root: Path, is_train: bool) -> None:
+    """Train or test a model of the plug-in."""
     from lnca_model.config.checks import load_options
+    from lnca_model.evaluation.tester import test
     from lnca_model.training.trainer import train
 
     report_in_one_line()
-    opt = load_options(args, root, is_train=True)
+    opt = load_options(args, root, is_train)
     join_ranks(opt, args.launcher)
     if opt['num_gpu'] == 0:
         keep_freed_memory()
+    if not is_train:
+        test(opt)
+        return
     preemption.install_handlers(ignore_repeats=opt['dist'])
     if (opt['logger'].get('wandb') or {}).get('project'):
         basicsr_compat.provide_wandb_ids()
     train(opt, args.opt)
 
 
-def _test(args: argparse.Namespace, root: Path) -> None:
-    from lnca_model.config.checks import load_options
-    from lnca_model.evaluation.tester import test
-
-    report_in_one_line()
-    opt = load_options(args, root, is_train=False)
-    join_ranks(opt, args.launcher)
-    if opt['num_gpu'] == 0:
-        keep_freed_memory()
-    test(opt)
-
-
-def _trains_ours(args: argparse.Namespace) -> bool:
-    """Whether the option file names a model of the plug-in, or none: then it is the plug-in that says so.
+def _names_ours(args: argparse.Namespace) -> bool:
+    """Whether the option file names a model of the plug-in, or one that nobody knows: the plug-in says so in a line.
 
     The file is read no further than its nodes, since BasicSR's other models may have tags in it that build objects.
     """
     from lnca_model.config.checks import is_ours
+
+    from basicsr.utils.registry import MODEL_REGISTRY
 
     try:
         with open(args.opt, 'rb') as file:
@@ -110,4 +103,4 @@ def _trains_ours(args: argparse.Namespace) -> bool:
     named = [value.value for key, value in entries if key.value == 'model_type']
     forced = [entry.partition('=')[2] for entry in args.force_yml or () if entry.partition('=')[0] == 'model_type']
     model_type = [None, *named, *forced][-1]
-    return model_type is None or is_ours(model_type)
+    return model_type not in MODEL_REGISTRY or is_ours(model_type)
