@@ -27,9 +27,9 @@ from networks import (
 )
 from results_folder import command_line, duration, markdown_table, with_deviation, write_csv
 
-from lnca_arch.errors import InputError, check_known, construct, report_in_one_line
-from lnca_data.atomic import whole_file, write_json
 from lnca_model.config.yaml_options import read_options
+from lnca_utils.atomic import whole_file, write_json
+from lnca_utils.errors import InputError, check_known, construct, report_in_one_line
 
 from basicsr.utils.registry import ARCH_REGISTRY
 

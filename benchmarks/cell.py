@@ -19,8 +19,8 @@ import torch
 from networks import device_of, options_for, shares_of
 
 from lnca_arch import kept_step
-from lnca_arch.errors import first_line
 from lnca_model.training.profiler import PeakMemory, TrainingProfiler, keep_freed_memory
+from lnca_utils.errors import first_line
 
 from basicsr.models import build_model
 

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lnca_arch.errors import InstallationError, report_in_one_line
-from lnca_data.atomic import whole_file
+from lnca_utils.atomic import whole_file
+from lnca_utils.errors import InstallationError, report_in_one_line
 
 try:
     import matplotlib

@@ -43,10 +43,10 @@ from networks import (
 from results_folder import ResultsFolder, duration, stored_settings
 from tqdm import tqdm
 
-from lnca_arch.errors import InputError, report_in_one_line
 from lnca_model.config.checks import check_form
 from lnca_model.config.yaml_options import read_options
 from lnca_model.evaluation.evaluator import EXIT_BELOW_INPUT
+from lnca_utils.errors import InputError, report_in_one_line
 
 RESULTS = ROOT / 'results'
 CHECKPOINTS_A_PHASE, LINES_A_PHASE = 4, 20

@@ -11,8 +11,8 @@ from networks import Options, dataset_of, lengths_of, shared_training
 from results_folder import read_json
 from tqdm import tqdm
 
-from lnca_arch.errors import InputError
 from lnca_data.lmdb_store import image_sizes
+from lnca_utils.errors import InputError
 
 ESTIMATES = 'estimates.json'
 LEAST_ITERATIONS = 2

@@ -14,11 +14,11 @@ from measure import in_one_line
 from networks import ROOT, Options, dataset_of
 from results_folder import ResultsFolder, command_line, duration, markdown_table, with_deviation
 
-from lnca_arch.errors import InputError, construct
 from lnca_data.lmdb_store import TileStore
 from lnca_data.sheet import write_sheet
 from lnca_data.tile_dataset import to_image, to_tensor
-from lnca_restore import checkpoint
+from lnca_utils import checkpoint
+from lnca_utils.errors import InputError, construct
 
 from basicsr.utils.registry import ARCH_REGISTRY
 

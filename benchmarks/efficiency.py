@@ -25,8 +25,8 @@ from networks import ROOT, Options, add_models_option, read_networks, shared_tra
 from results_folder import ResultsFolder
 from tqdm import tqdm
 
-from lnca_arch.errors import InputError, report_in_one_line
 from lnca_model.config.yaml_options import read_options
+from lnca_utils.errors import InputError, report_in_one_line
 
 TASK = ROOT / 'options' / 'lnca_photos.yml'  # whose optimiser, schedule and noise are used
 GROWTH_EPOCHS = 4

@@ -25,12 +25,12 @@ from measure import argument_parser, in_one_line, machine, random_pairs
 from results_folder import markdown_table
 from tqdm import tqdm
 
-from lnca_arch.errors import InputError
-from lnca_data.atomic import PARTIAL, write_json
 from lnca_model import LNCAModel
 from lnca_model.evaluation.evaluator import EXIT_BELOW_INPUT
 from lnca_model.training import preemption
-from lnca_restore import checkpoint
+from lnca_utils import checkpoint
+from lnca_utils.atomic import PARTIAL, write_json
+from lnca_utils.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 PHASES = LNCAModel.phase_names

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from lnca_arch import kept_step
-from lnca_data.atomic import write_json
 from lnca_data.lmdb_store import write_lmdb
+from lnca_utils.atomic import write_json
 
 # What is measured is what a long run has: compiled before it begins, not in its middle.
 kept_step.CELLS_WORTH_COMPILING = 0

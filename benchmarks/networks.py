@@ -12,12 +12,12 @@ import torch
 from tqdm import tqdm
 
 import lnca_model  # noqa: F401  registers the plug-in
-from lnca_arch.errors import InputError, check_known, construct
 from lnca_data.lmdb_store import TileStore
 from lnca_model.config.checks import check_form, check_options
 from lnca_model.config.yaml_options import find_paths, read_options
 from lnca_model.evaluation.evaluator import SELECTION_METRIC
 from lnca_model.models.restoration_model import RestorationModel
+from lnca_utils.errors import InputError, check_known, construct
 
 from basicsr.utils.registry import ARCH_REGISTRY, MODEL_REGISTRY
 

@@ -20,7 +20,6 @@ from measure import argument_parser, machine
 from results_folder import markdown_table
 from tqdm import tqdm
 
-from lnca_data.atomic import write_json
 from lnca_data.corruption import Corruption, MotionBlur, Noise
 from lnca_data.cutting import corrupted
 from lnca_data.images import Bundled
@@ -32,6 +31,7 @@ from lnca_model.metrics import calculate_psnr_batch, calculate_ssim_batch
 from lnca_restore import Restorer
 from lnca_restore.pretrained import load_network
 from lnca_restore.tiling import windows
+from lnca_utils.atomic import write_json
 
 RESTORE = Path(__file__).parents[1] / 'inference' / 'restore.py'
 HELD_OUT = photos.TEST

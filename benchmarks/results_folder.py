@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lnca_arch.errors import InputError
-from lnca_data.atomic import whole_file, write_json
+from lnca_utils.atomic import whole_file, write_json
+from lnca_utils.errors import InputError
 
 SETTINGS = 'settings.json'
 MANY = 4  # differences that a message names

@@ -20,10 +20,10 @@ from tqdm import tqdm
 
 from lnca_arch import LatentNAFCA, LatentViTCA, PixelViTCA
 from lnca_arch.network import INFERENCE_STEPS, AutomatonNetwork
-from lnca_data.atomic import write_json
 from lnca_model.evaluation.scores import to_bgr
 from lnca_model.metrics import calculate_ssim_batch
 from lnca_model.training.profiler import PeakMemory, give_back_freed_memory, keep_freed_memory
+from lnca_utils.atomic import write_json
 
 NETWORKS = {kind.__name__: kind for kind in (LatentNAFCA, LatentViTCA, PixelViTCA)}
 TRAINING_STEPS = 32

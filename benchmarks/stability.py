@@ -25,11 +25,11 @@ from networks import ROOT, Options, known_networks, options_for, read_network, r
 from results_folder import ResultsFolder, command_line, markdown_table, read_json, with_deviation, write_csv
 from tqdm import tqdm
 
-from lnca_arch.errors import InputError, report_in_one_line
-from lnca_data.atomic import whole_file, write_json
 from lnca_model.evaluation.evaluator import EXIT_BELOW_INPUT
 from lnca_model.training.phases import Phase, phases_of
 from lnca_model.training.preemption import EXIT_CODE as EXIT_INTERRUPTED
+from lnca_utils.atomic import whole_file, write_json
+from lnca_utils.errors import InputError, report_in_one_line
 
 PRINT_FREQ = 10
 PHASES = ('autoencoder', 'automaton', 'joint')

@@ -4,7 +4,6 @@ import argparse
 import os
 from pathlib import Path
 
-from lnca_arch.errors import report_in_one_line
 from lnca_data.corruption import CORRUPTIONS
 from lnca_data.cutting import PackingOptions
 from lnca_data.packing import SHEET, Summary, drops, pack
@@ -13,6 +12,7 @@ from lnca_data.sources import SOURCES
 from lnca_data.split import METHODS
 from lnca_data.tiles import Tiling
 from lnca_data.verification import verify
+from lnca_utils.errors import report_in_one_line
 
 HERE = Path(__file__).resolve().parent
 # Those that this process may use, where the system tells.

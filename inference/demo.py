@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lnca_arch.errors import InputError, InstallationError, report_in_one_line
 from lnca_arch.network import AutomatonNetwork
 from lnca_data.corruption import MotionBlur, Noise
 from lnca_data.cutting import corrupted
@@ -22,6 +21,7 @@ from lnca_data.images import Bundled, to_8_bits
 from lnca_data.photographs import SUFFIXES, Photograph, read_photograph, write_photograph
 from lnca_restore.pretrained import BUNDLED, DEFAULT_MODEL
 from lnca_restore.restorer import Restorer
+from lnca_utils.errors import InputError, InstallationError, report_in_one_line
 
 os.environ.setdefault('GRADIO_ANALYTICS_ENABLED', 'False')  # is read when gradio is imported
 try:

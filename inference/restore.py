@@ -9,13 +9,13 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from lnca_arch.errors import DISK_FULL, InputError, first_line, report_in_one_line
 from lnca_data.images import to_8_bits
 from lnca_data.photographs import SUFFIXES, Photograph, check_format, read_photograph, write_photograph
 from lnca_data.sheet import write_sheet
 from lnca_data.trace import TRACE_SUFFIXES, write_trace
 from lnca_restore.pretrained import BUNDLED, DEFAULT_MODEL
 from lnca_restore.restorer import Restorer
+from lnca_utils.errors import DISK_FULL, InputError, first_line, report_in_one_line
 
 TRACE_FRAMES = 9
 RESTORED = '_restored'  # ends the name of a photograph that goes beside the one that it was

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lnca_arch.errors import InputError
+from lnca_utils.errors import InputError
 
 # Keras keeps 0.99 of the old running average; PyTorch's momentum is the share of the new value.
 BATCH_NORM = {'eps': 1e-3, 'momentum': 0.01}

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lnca_arch.errors import InstallationError
 from lnca_arch.network import pad_to_multiple
+from lnca_utils.errors import InstallationError
 
 with warnings.catch_warnings():
     # Others of their networks use torch.jit.script.

@@ -7,7 +7,7 @@ import importlib
 import sys
 import types
 
-from lnca_arch import errors
+from lnca_utils import errors
 
 
 def apply() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable
 import torch
 from torch import Tensor, nn
 
-from lnca_arch.errors import first_line
+from lnca_utils.errors import first_line
 
 # Larger grids keep the GPU busy by themselves, and a graph holds on to the memory of what it computes.
 MOST_CELLS = 1 << 17

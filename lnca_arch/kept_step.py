@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from lnca_arch.errors import first_line
 from lnca_arch.step import Step, step_of
+from lnca_utils.errors import first_line
 
 if TYPE_CHECKING:
     from lnca_arch.automaton import CellularAutomaton

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lnca_arch.errors import first_line
 from lnca_arch.folding import Linear
+from lnca_utils.errors import first_line
 
 try:
     import triton

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lnca_arch.errors import first_line
+from lnca_utils.errors import first_line
 
 Step = Callable[..., Tensor]
 

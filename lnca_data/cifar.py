@@ -16,8 +16,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from lnca_arch.errors import InputError, one_line
 from lnca_data.images import read_bytes
+from lnca_utils.errors import InputError, one_line
 
 CIFAR_SHAPE = (3, 32, 32)
 LARGEST_BATCH = 64 << 20  # bytes; a batch has 31 MB

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from lnca_arch.errors import construct
+from lnca_utils.errors import construct
 
 ANGLES = 360
 LARGEST_KERNEL = 255  # pixels; the kernels of all angles take 94 MB then

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from lnca_arch.errors import InputError
 from lnca_data.corruption import Corruption, build_corruption
 from lnca_data.images import Image
 from lnca_data.lmdb_store import encode_png
@@ -17,6 +16,7 @@ from lnca_data.source import Pair
 from lnca_data.split import draw, split_of_tile
 from lnca_data.tile_dataset import to_image, to_tensor
 from lnca_data.tiles import Patchwork, Tiling, is_flat, perceptual_hash, shift
+from lnca_utils.errors import InputError
 
 Task = list[tuple[Pair, str | None]]  # pairs and the split that each is of, None if its tiles have their own
 

@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 import PIL.Image
 
-from lnca_arch.errors import InputError, one_line
-from lnca_data.atomic import whole_file
+from lnca_utils.atomic import whole_file
+from lnca_utils.errors import InputError, one_line
 
 MAX_PIXELS = 1 << 28
 

@@ -16,7 +16,7 @@ import cv2
 import lmdb
 import numpy as np
 
-from lnca_arch.errors import InputError
+from lnca_utils.errors import InputError
 
 META_INFO = 'meta_info.txt'
 PACK = 'pack the dataset with datasets/prepare.py'

@@ -16,8 +16,6 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from lnca_arch.errors import InputError
-from lnca_data.atomic import whole_folder, write_json
 from lnca_data.corruption import build_corruption
 from lnca_data.cutting import CutPair, PackedTile, PackingOptions, Task, cut_task
 from lnca_data.images import Image
@@ -27,6 +25,8 @@ from lnca_data.source import Pair
 from lnca_data.split import SPLITS, split_pairs
 from lnca_data.tiles import NearDuplicates
 from lnca_data.workers import ordered_map
+from lnca_utils.atomic import whole_folder, write_json
+from lnca_utils.errors import InputError
 
 SUMMARY = 'summary.json'
 TABLE = 'sources.csv'

@@ -11,9 +11,9 @@ import numpy as np
 import tifffile
 from PIL import Image, UnidentifiedImageError
 
-from lnca_arch.errors import InputError, one_line
-from lnca_data.atomic import whole_file
 from lnca_data.images import check_size, header, read_bytes, to_8_bits
+from lnca_utils.atomic import whole_file
+from lnca_utils.errors import InputError, one_line
 
 JPEG, PNG, WEBP, TIFF = ('.jpg', '.jpeg'), ('.png',), ('.webp',), ('.tif', '.tiff')
 SUFFIXES = (*JPEG, *PNG, *WEBP, *TIFF)

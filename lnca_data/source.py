@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lnca_arch.errors import InputError
 from lnca_data.images import Image, read_bytes
+from lnca_utils.errors import InputError
 
 MAX_NAME = 450  # an LMDB's keys have 511 bytes at most, and the tile's place follows
 

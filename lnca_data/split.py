@@ -6,8 +6,8 @@ The draw is a hash of seed and name, so that it is the same on every machine and
 import hashlib
 from collections.abc import Iterable, Sequence
 
-from lnca_arch.errors import InputError
 from lnca_data.source import Pair
+from lnca_utils.errors import InputError
 
 SPLITS = ('train', 'val', 'test')
 METHODS = ('scene', 'tile', 'official')

@@ -12,8 +12,8 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 import lnca_arch.registration  # noqa: F401  it mends what keeps BasicSR from being imported
-from lnca_arch.errors import InputError, check_known
 from lnca_data.lmdb_store import TileStore, check_pair
+from lnca_utils.errors import InputError, check_known
 
 from basicsr.utils import get_root_logger
 from basicsr.utils.registry import DATASET_REGISTRY

@@ -9,8 +9,8 @@ import imagehash
 import numpy as np
 import PIL.Image
 
-from lnca_arch.errors import InputError
 from lnca_data.images import to_8_bits
+from lnca_utils.errors import InputError
 
 SHIFT_REACH = 8
 SHIFT_GAIN = 0.02  # in correlation; less is chance

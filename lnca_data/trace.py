@@ -7,8 +7,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from lnca_data.atomic import whole_file
 from lnca_data.sheet import write_sheet
+from lnca_utils.atomic import whole_file
 
 FRAMES_PER_SECOND = 4
 LAST_FRAME = 6  # is shown as long as so many others

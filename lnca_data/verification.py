@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from lnca_arch.errors import InputError
 from lnca_data.cutting import pixel_digest
 from lnca_data.lmdb_store import META_INFO, TileStore, check_same_keys
 from lnca_data.packing import SUMMARY, content_hash, entry_bytes
 from lnca_data.split import SPLITS
+from lnca_utils.errors import InputError
 
 
 def verify(folder: Path) -> dict[str, int]:

@@ -13,7 +13,7 @@ from typing import TypeVar
 import cv2
 import torch
 
-from lnca_arch.errors import InputError
+from lnca_utils.errors import InputError
 
 Task = TypeVar('Task')
 Result = TypeVar('Result')

@@ -6,9 +6,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lnca_arch.errors import InputError, InstallationError
 from lnca_arch.network import AutomatonNetwork
-from lnca_data.atomic import whole_file
+from lnca_utils.atomic import whole_file
+from lnca_utils.errors import InputError, InstallationError
 
 # Sides of the image that the networks are traced with, as multiples of their stride; they stay variable.
 TRACED_ROWS, TRACED_COLUMNS, TRACED_BATCH = 8, 6, 2

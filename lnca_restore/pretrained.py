@@ -16,10 +16,10 @@ from torch import nn
 
 from lnca_arch import NETWORKS
 from lnca_arch.detection import detect
-from lnca_arch.errors import InputError, construct, nearest, one_line
-from lnca_data.atomic import whole_file
-from lnca_restore import checkpoint
-from lnca_restore.checkpoint import OPTIONS
+from lnca_utils import checkpoint
+from lnca_utils.atomic import whole_file
+from lnca_utils.checkpoint import OPTIONS
+from lnca_utils.errors import InputError, construct, nearest, one_line
 
 SUFFIX = '.safetensors'
 DEFAULT_MODEL = 'denoise'

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from lnca_arch.errors import InputError, one_line
 from lnca_arch.network import AutomatonNetwork
 from lnca_data.photographs import read_photograph
 from lnca_restore.pretrained import load_network
 from lnca_restore.tiling import restore_by_tiles, windows
+from lnca_utils.errors import InputError, one_line
 
 PIXELS_AT_ONCE = 1 << 16  # small tiles go together, up to about so many pixels
 

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from lnca_arch.errors import InputError
 from lnca_data.cifar import CifarImage, archive_members, cifar_batch
 from lnca_data.source import Pair, Source
+from lnca_utils.errors import InputError
 
 FOLDERS = {'cifar-10-batches-py': '', 'cifar-10-batches-bin': '.bin'}  # folder → ending of its files
 ARCHIVES = ('cifar-10-python.tar.gz', 'cifar-10-binary.tar.gz')

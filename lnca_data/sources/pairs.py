@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from lnca_arch.errors import InputError
 from lnca_data.images import ImageFile, RawFile
 from lnca_data.source import Pair, Source, key_part
+from lnca_utils.errors import InputError
 
 FORMATS = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp')
 RAW_FORMATS = ('.arw', '.cr2', '.cr3', '.dng', '.nef', '.orf', '.raf', '.rw2')

@@ -4,9 +4,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from lnca_arch.errors import InputError
 from lnca_data.images import RawFile
 from lnca_data.source import Pair, Source, inside, key_part, rows_of
+from lnca_utils.errors import InputError
 
 CAMERAS = ('Sony', 'Fuji')
 MAX_RATIO = 300

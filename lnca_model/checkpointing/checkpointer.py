@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from lnca_model import distributed
 from lnca_model.checkpointing.resume import list_checkpoints, touch_as_latest
 from lnca_model.checkpointing.rng_state import rng_state
-from lnca_restore import checkpoint
+from lnca_utils import checkpoint
 
 from basicsr.utils import get_root_logger
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lnca_arch.errors import InputError
-from lnca_data.atomic import PARTIAL
 from lnca_model import distributed
 from lnca_model.checkpointing.run_lock import lock
-from lnca_restore import checkpoint
+from lnca_utils import checkpoint
+from lnca_utils.atomic import PARTIAL
+from lnca_utils.errors import InputError
 
 TICK = 10**6  # nanoseconds, which file systems tell apart
 

@@ -5,7 +5,7 @@ import socket
 from pathlib import Path
 from typing import IO
 
-from lnca_arch.errors import InputError
+from lnca_utils.errors import InputError
 
 try:
     import fcntl

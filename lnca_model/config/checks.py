@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-from lnca_arch.errors import InputError, check_all, check_known
 from lnca_data.lmdb_store import check_pair
 from lnca_model.config import schema
 from lnca_model.config.yaml_options import (
@@ -20,6 +19,7 @@ from lnca_model.config.yaml_options import (
     read_options,
 )
 from lnca_model.models.restoration_model import RestorationModel
+from lnca_utils.errors import InputError, check_all, check_known
 
 from basicsr.utils.registry import DATASET_REGISTRY, MODEL_REGISTRY
 

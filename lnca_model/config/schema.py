@@ -15,7 +15,6 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import jsonschema
 
 from lnca_arch import NETWORKS
-from lnca_arch.errors import InputError, nearest
 from lnca_arch.rollout import RECOMPUTED
 from lnca_data.corruption import CORRUPTIONS
 from lnca_data.tile_dataset import CACHES
@@ -24,6 +23,7 @@ from lnca_model.models.automaton_model import AutomatonModel
 from lnca_model.models.lnca_model import LNCAModel
 from lnca_model.models.restoration_model import PRECISIONS, RestorationModel
 from lnca_model.training.optimizers import SCHEDULERS
+from lnca_utils.errors import InputError, nearest
 
 from basicsr.utils.registry import LOSS_REGISTRY
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import yaml
 
-from lnca_arch.errors import InputError, nearest, one_line
+from lnca_utils.errors import InputError, nearest, one_line
 
 VALUES = ('name', 'model_type', 'num_gpu')
 BLOCKS = ('network_g', 'datasets', 'path')

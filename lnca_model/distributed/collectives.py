@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from lnca_arch.errors import InputError, first_line
+from lnca_utils.errors import InputError, first_line
 
 
 def rank() -> int:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from lnca_arch.errors import InputError, first_line
 from lnca_model.distributed.collectives import broadcast_from_rank0, rank, world_size
+from lnca_utils.errors import InputError, first_line
 
 from basicsr.utils import set_random_seed
 

@@ -11,7 +11,6 @@ import cv2
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from lnca_arch.errors import DISK_FULL, InputError
 from lnca_data.images import write_image
 from lnca_data.sheet import write_sheet
 from lnca_model import distributed
@@ -25,7 +24,8 @@ from lnca_model.evaluation.scores import (
     to_bgr,
 )
 from lnca_model.training import preemption
-from lnca_restore import checkpoint
+from lnca_utils import checkpoint
+from lnca_utils.errors import DISK_FULL, InputError
 
 from basicsr.utils import get_root_logger
 

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lnca_data.atomic import whole_file
 from lnca_data.sheet import write_sheet
 from lnca_model import distributed
 from lnca_model.metrics import BATCH_METRICS
+from lnca_utils.atomic import whole_file
 
 from basicsr.metrics import calculate_metric
 

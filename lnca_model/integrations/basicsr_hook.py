@@ -17,11 +17,11 @@ from typing import Any
 import yaml
 
 from lnca_arch import basicsr_compat
-from lnca_arch.errors import report_in_one_line
 from lnca_model.config.yaml_options import read_command_line
 from lnca_model.distributed import join_ranks
 from lnca_model.training import preemption
 from lnca_model.training.profiler import keep_freed_memory
+from lnca_utils.errors import report_in_one_line
 
 from basicsr.utils import options as basicsr_options
 

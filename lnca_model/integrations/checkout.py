@@ -12,8 +12,8 @@ import argparse
 import hashlib
 from pathlib import Path
 
-from lnca_arch.errors import InputError, report_in_one_line
-from lnca_data.atomic import whole_file
+from lnca_utils.atomic import whole_file
+from lnca_utils.errors import InputError, report_in_one_line
 
 HOOKS = {
     'basicsr/archs/lnca_arch.py': 'import lnca_arch.registration  # noqa: F401\n',

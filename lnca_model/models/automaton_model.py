@@ -6,12 +6,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lnca_arch.errors import InputError
 from lnca_arch.network import AutomatonNetwork
 from lnca_model import distributed
 from lnca_model.models.restoration_model import RestorationModel, training_sizes
 from lnca_model.training.phases import Phase
 from lnca_model.training.sample_pool import SamplePool
+from lnca_utils.errors import InputError
 
 from basicsr.utils.registry import MODEL_REGISTRY
 

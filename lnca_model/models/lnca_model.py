@@ -6,11 +6,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lnca_arch.errors import InputError
 from lnca_arch.latent import LatentNetwork
 from lnca_model.models.automaton_model import AutomatonModel
 from lnca_model.models.restoration_model import training_sizes
 from lnca_model.training.phases import Phase
+from lnca_utils.errors import InputError
 
 from basicsr.utils.registry import MODEL_REGISTRY
 

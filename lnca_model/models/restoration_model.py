@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lnca_arch.errors import InputError, check_all, check_known, construct, nearest, one_line
 from lnca_data.corruption import build_corruption
 from lnca_data.lmdb_store import image_sizes
 from lnca_model import distributed
@@ -24,7 +23,8 @@ from lnca_model.evaluation.scores import Batch
 from lnca_model.metrics import check_sizes
 from lnca_model.training.optimizers import build_optimizer, build_scheduler, normalize_gradients
 from lnca_model.training.phases import Phase, phase_at, phases_of
-from lnca_restore import checkpoint
+from lnca_utils import checkpoint
+from lnca_utils.errors import InputError, check_all, check_known, construct, nearest, one_line
 
 from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger

@@ -7,7 +7,7 @@ from copy import deepcopy
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from lnca_arch.errors import InputError
+from lnca_utils.errors import InputError
 
 from basicsr.utils import get_root_logger
 

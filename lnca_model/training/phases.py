@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lnca_arch.errors import InputError
+from lnca_utils.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,6 @@ from typing import Any, NoReturn
 import torch
 from torch.utils.data import DataLoader
 
-from lnca_arch.errors import InputError
-from lnca_data.atomic import whole_file, write_json
 from lnca_model import distributed
 from lnca_model.checkpointing.checkpointer import Checkpointer
 from lnca_model.checkpointing.resume import ResumePoint, find_resume_point
@@ -29,6 +27,8 @@ from lnca_model.training.divergence_guard import DivergenceGuard
 from lnca_model.training.profiler import TrainingProfiler
 from lnca_model.training.progress import PhaseLogger
 from lnca_model.training.resumable_sampler import DataPosition, ResumableSampler
+from lnca_utils.atomic import whole_file, write_json
+from lnca_utils.errors import InputError
 
 import basicsr.train as basicsr_train
 from basicsr.data import build_dataloader, build_dataset

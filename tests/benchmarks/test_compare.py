@@ -19,8 +19,8 @@ from compare_plan import ESTIMATES, LEAST_ITERATIONS, Planner
 from networks import read_network, read_task, shared_training
 from outcomes import failed_in_one_line
 
-from lnca_arch.errors import InputError
-from lnca_restore import checkpoint
+from lnca_utils import checkpoint
+from lnca_utils.errors import InputError
 
 NETWORKS = ['LatentNAFCA', 'LatentViTCA', 'ViTCA', 'NAFNet', 'Restormer']
 

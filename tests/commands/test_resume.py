@@ -14,7 +14,7 @@ import torch
 import yaml
 from outcomes import failed_in_one_line
 
-from lnca_restore import checkpoint
+from lnca_utils import checkpoint
 
 PATIENCE = 240  # seconds
 KILLS = 5

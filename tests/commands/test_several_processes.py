@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from lnca_restore import checkpoint
+from lnca_utils import checkpoint
 
 PATIENCE = 240  # seconds
 GONE_WITHIN = 60

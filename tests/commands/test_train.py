@@ -17,7 +17,7 @@ from outcomes import failed_in_one_line
 
 from lnca_data.lmdb_store import TileStore, write_lmdb
 from lnca_model.evaluation.evaluator import EXIT_BELOW_INPUT
-from lnca_restore import checkpoint
+from lnca_utils import checkpoint
 
 
 def scores(path):

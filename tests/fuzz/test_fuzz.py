@@ -24,7 +24,6 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from lnca_arch.detection import detect
-from lnca_arch.errors import InputError
 from lnca_data.cifar import archive_members, cifar_batch
 from lnca_data.lmdb_store import META_INFO, TileStore, write_lmdb
 from lnca_data.photographs import read_photograph
@@ -32,8 +31,9 @@ from lnca_data.source import inside, rows_of
 from lnca_data.sources import SOURCES
 from lnca_model.config import checks
 from lnca_model.config.yaml_options import complete, force, read_command_line, read_options
-from lnca_restore import checkpoint
 from lnca_restore.pretrained import load_network
+from lnca_utils import checkpoint
+from lnca_utils.errors import InputError
 
 EXAMPLES = int(os.environ.get('FUZZ_EXAMPLES', '100'))
 fuzz = settings(

@@ -6,8 +6,8 @@ import pytest
 import torch
 from networks import read_network
 
-from lnca_arch.errors import InputError
-from lnca_restore.checkpoint import read_weights
+from lnca_utils.checkpoint import read_weights
+from lnca_utils.errors import InputError
 
 from basicsr.utils.registry import ARCH_REGISTRY
 

@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 import pytest
 
-from lnca_arch.errors import DISK_FULL
-from lnca_data.atomic import whole_file, whole_folder
 from lnca_data.sheet import MARGIN, TITLE_HEIGHT, write_sheet
+from lnca_utils.atomic import whole_file, whole_folder
+from lnca_utils.errors import DISK_FULL
 
 
 def names(folder):

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from lnca_arch.errors import InputError
 from lnca_data.corruption import MotionBlur, Noise, build_corruption, motion_blur, motion_kernel, motion_kernels
+from lnca_utils.errors import InputError
 
 GREY = torch.full((4, 3, 64, 64), 0.5)
 

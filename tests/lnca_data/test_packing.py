@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 
-from lnca_arch.errors import InputError
 from lnca_data import packing
 from lnca_data.corruption import MotionBlur, Noise
 from lnca_data.cutting import PackingOptions
@@ -25,6 +24,7 @@ from lnca_data.split import SPLITS, split_of_tile, split_scenes
 from lnca_data.tile_dataset import to_image, to_tensor
 from lnca_data.tiles import Tiling
 from lnca_data.verification import verify
+from lnca_utils.errors import InputError
 
 PAIRS = PackingOptions(Tiling(8, (8, 16)), split='official')
 SYNTHETIC = replace(PAIRS, corruption={'type': 'noise'})

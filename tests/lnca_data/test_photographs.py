@@ -8,11 +8,11 @@ import pytest
 import tifffile
 from PIL import Image, ImageCms, ImageOps
 
-from lnca_arch.errors import InputError
 from lnca_data import images, photographs
 from lnca_data.images import ImageFile
 from lnca_data.photographs import ORIENTATION, Photograph, read_photograph, write_photograph
 from lnca_data.trace import write_trace
+from lnca_utils.errors import InputError
 
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
 

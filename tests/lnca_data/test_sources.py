@@ -16,11 +16,11 @@ import miniatures
 import numpy as np
 import pytest
 
-from lnca_arch.errors import InputError
 from lnca_data import cifar
 from lnca_data.cifar import CifarImage
 from lnca_data.images import Bundled, ImageFile, RawFile, to_8_bits
 from lnca_data.sources import SOURCES
+from lnca_utils.errors import InputError
 
 CIFAR_FORMS = ['cifar10_python', 'cifar10_binary', 'cifar10_python_archive', 'cifar10_binary_archive']
 # Miniature → source and its options.

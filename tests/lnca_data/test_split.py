@@ -8,10 +8,10 @@ from collections import Counter
 
 import pytest
 
-from lnca_arch.errors import InputError
 from lnca_data.images import ImageFile
 from lnca_data.source import Pair
 from lnca_data.split import SPLITS, draw, split_of_tile, split_pairs, split_scenes
+from lnca_utils.errors import InputError
 
 
 def pairs_of(scenes, each=1, split=None):

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from lnca_arch.errors import InputError
 from lnca_data.lmdb_store import write_lmdb
 from lnca_data.tile_dataset import TileDataset, to_image, to_tensor
+from lnca_utils.errors import InputError
 
 from basicsr.data import build_dataset
 

@@ -5,9 +5,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from lnca_arch.errors import InputError
 from lnca_data.images import to_8_bits
 from lnca_data.tiles import NearDuplicates, Tiling, is_flat, perceptual_hash, shift
+from lnca_utils.errors import InputError
 
 
 def noise(height, width, dtype=np.uint8, seed=0):

@@ -11,8 +11,8 @@ from pathlib import Path
 import cv2
 import pytest
 
-from lnca_arch.errors import InputError
 from lnca_data.workers import ordered_map
+from lnca_utils.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -10,10 +10,10 @@ import torch
 import yaml
 from third_phase import with_joint_phase
 
-from lnca_arch.errors import InputError
 from lnca_model import distributed
 from lnca_model.distributed import collectives
 from lnca_model.training.sample_pool import SamplePool
+from lnca_utils.errors import InputError
 
 PROGRAM = Path(__file__).resolve().parents[1] / 'processes' / 'one_of_several.py'
 

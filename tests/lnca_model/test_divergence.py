@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from lnca_arch import NAFCA
-from lnca_arch.errors import InputError
 from lnca_arch.rollout import GradientGrowthLimit
 from lnca_model.checkpointing.checkpointer import Checkpointer
 from lnca_model.models.restoration_model import NonFiniteError
@@ -19,7 +18,8 @@ from lnca_model.training.divergence_guard import (
     DivergenceDetector,
     DivergenceGuard,
 )
-from lnca_restore import checkpoint
+from lnca_utils import checkpoint
+from lnca_utils.errors import InputError
 
 from basicsr.models import build_model
 from basicsr.utils import get_root_logger

@@ -12,13 +12,13 @@ import torch
 from third_phase import with_joint_phase
 
 from lnca_arch import PixelViTCA
-from lnca_arch.errors import InputError
 from lnca_model import LNCAModel, distributed
 from lnca_model.checkpointing.checkpointer import Checkpointer
 from lnca_model.checkpointing.resume import list_checkpoints, touch_as_latest
 from lnca_model.evaluation.evaluator import Evaluator
 from lnca_model.models.restoration_model import NonFiniteError
-from lnca_restore import checkpoint
+from lnca_utils import checkpoint
+from lnca_utils.errors import InputError
 
 from basicsr.data import build_dataloader, build_dataset
 from basicsr.models import build_model

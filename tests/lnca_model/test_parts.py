@@ -9,14 +9,14 @@ import torch
 from torch import nn
 
 from lnca_arch import LatentNAFCA, LatentViTCA
-from lnca_arch.errors import InputError
 from lnca_model.evaluation.scores import batch_by_shape
 from lnca_model.metrics import calculate_psnr_batch, calculate_ssim_batch
 from lnca_model.models.lnca_model import derangement
 from lnca_model.training.optimizers import build_optimizer, build_scheduler, normalize_gradients
 from lnca_model.training.phases import phase_at, phases_of
 from lnca_model.training.sample_pool import SamplePool
-from lnca_restore import checkpoint
+from lnca_utils import checkpoint
+from lnca_utils.errors import InputError
 
 from basicsr.metrics import calculate_psnr, calculate_ssim
 

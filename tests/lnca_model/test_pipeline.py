@@ -8,13 +8,13 @@ import jsonschema
 import pytest
 import yaml
 
-from lnca_arch.errors import InputError
 from lnca_data.lmdb_store import TileStore, write_lmdb
 from lnca_model import distributed
 from lnca_model.config import schema
 from lnca_model.config.checks import load_options
 from lnca_model.config.yaml_options import SafeLoader, force, read_command_line, read_options
 from lnca_model.training import trainer
+from lnca_utils.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
 

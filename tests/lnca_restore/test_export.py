@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from lnca_arch import LatentNAFCA, LatentViTCA, PixelViTCA
-from lnca_arch.errors import InputError
 from lnca_restore.export import export_onnx, export_program
+from lnca_utils.errors import InputError
 
 SHAPES = [(1, 3, 32, 32), (3, 3, 40, 24), (2, 3, 8, 52)]
 STEPS, OWN = 5, 3  # asked for, and the networks' own

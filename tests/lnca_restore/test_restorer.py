@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 from lnca_arch import LatentNAFCA, LatentViTCA, PixelViTCA
 from lnca_arch.baselines import NAFNet
 from lnca_arch.detection import detect
-from lnca_arch.errors import InputError
 from lnca_restore import Restorer
 from lnca_restore.pretrained import BUNDLED, load_network, save_network
 from lnca_restore.tiling import windows
+from lnca_utils.errors import InputError
 
 SMALL = {'latent_channels': 4, 'hidden_channels': 5, 'embed_channels': 8}
 

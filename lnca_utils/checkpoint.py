@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lnca_arch.errors import InputError, first_line
-from lnca_data.atomic import whole_file
+from lnca_utils.atomic import whole_file
+from lnca_utils.errors import InputError, first_line
 
 Weights = dict[str, Tensor]
 
