@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from networks import device_of, options_for, shares_of
 
-from lnca_arch import kept_step
+from lnca_arch.acceleration import aot_cache
 from lnca_model.training.profiler import PeakMemory, TrainingProfiler, keep_freed_memory
 from lnca_utils.errors import first_line
 
@@ -220,7 +220,7 @@ def _limit_memory(memory: PeakMemory, limit: int) -> None:
 def main() -> None:
     cell = Cell(**json.load(sys.stdin))
     keep_freed_memory()
-    kept_step.CELLS_WORTH_COMPILING = 0  # compiled before it is timed, not meanwhile
+    aot_cache.CELLS_WORTH_COMPILING = 0  # compiled before it is timed, not meanwhile
     try:
         for figures in measure(cell):
             print(json.dumps(figures), flush=True)

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from lnca_arch import kept_step
+from lnca_arch.acceleration import aot_cache
 from lnca_data.lmdb_store import write_lmdb
 from lnca_utils.atomic import write_json
 
 # What is measured is what a long run has: compiled before it begins, not in its middle.
-kept_step.CELLS_WORTH_COMPILING = 0
+aot_cache.CELLS_WORTH_COMPILING = 0
 
 
 def argument_parser(description: str | None, repeats: int) -> argparse.ArgumentParser:

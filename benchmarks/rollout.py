@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from lnca_arch import LatentNAFCA, LatentViTCA, PixelViTCA
-from lnca_arch.network import INFERENCE_STEPS, AutomatonNetwork
+from lnca_arch.networks.automaton_network import INFERENCE_STEPS, AutomatonNetwork
 from lnca_model.evaluation.scores import to_bgr
 from lnca_model.metrics import calculate_ssim_batch
 from lnca_model.training.profiler import PeakMemory, give_back_freed_memory, keep_freed_memory
@@ -91,7 +91,7 @@ def inference(row: Row, device: torch.device, repeats: int) -> dict[str, float]:
     rule, rate = network.automaton.eval(), network.update_rate
     with torch.no_grad():
         calls = {
-            'plain': lambda: _seeded(rule.plain_rollout, state, INFERENCE_STEPS, rate),
+            'plain': lambda: _seeded(rule.reference_rollout, state, INFERENCE_STEPS, rate),
             'fast': lambda: _seeded(rule, state, INFERENCE_STEPS, rate),
         }
         results = {name: call() for name, call in calls.items()}
@@ -122,7 +122,7 @@ def training(row: Row, device: torch.device, repeats: int) -> dict[str, float]:
         restored = network.render(_seeded(rollout, state, TRAINING_STEPS, rate), skip)
         return torch.autograd.grad(F.mse_loss(restored, image), parameters)
 
-    calls = {'fast': lambda: gradients(rule), 'plain': lambda: gradients(rule.plain_rollout)}
+    calls = {'fast': lambda: gradients(rule), 'plain': lambda: gradients(rule.reference_rollout)}
     results, memory = {}, {}
     for name, call in calls.items():  # the plain one last, since it leaves the memory in pieces
         results[name] = call()
@@ -223,7 +223,7 @@ def _peak(call: Callable, device: torch.device) -> float:
 def _operations_of_a_step(network: AutomatonNetwork, state: Tensor) -> int:
     """Multiplications and additions of the linear maps in a plain step."""
     with FlopCounterMode(display=False) as counter:
-        network.automaton.plain_rollout(state, 1)
+        network.automaton.reference_rollout(state, 1)
     return counter.get_total_flops()
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lnca_arch.network import AutomatonNetwork
+from lnca_arch.networks.automaton_network import AutomatonNetwork
 from lnca_data.corruption import MotionBlur, Noise
 from lnca_data.cutting import corrupted
 from lnca_data.images import Bundled, to_8_bits

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from lnca_arch.network import AutomatonNetwork
+from lnca_arch.networks.automaton_network import AutomatonNetwork
 from lnca_restore.export import export_onnx, export_program
 from lnca_restore.pretrained import BUNDLED, SUFFIX, load_network, save_network
 from lnca_utils.errors import InputError, report_in_one_line

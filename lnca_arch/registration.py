@@ -1,10 +1,11 @@
 """Importing this makes the networks known to BasicSR, in its ARCH_REGISTRY, and those that they are compared with."""
 
-from lnca_arch import NETWORKS, basicsr_compat
+from lnca_arch import NETWORKS
+from lnca_arch.integrations import basicsr_compat
 
 basicsr_compat.apply()
 
-from lnca_arch.baselines import NAFNet, Restormer  # noqa: E402
+from lnca_arch.networks.baselines import NAFNet, Restormer  # noqa: E402
 
 from basicsr.utils.registry import ARCH_REGISTRY  # noqa: E402
 

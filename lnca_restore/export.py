@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lnca_arch.network import AutomatonNetwork
+from lnca_arch.networks.automaton_network import AutomatonNetwork
 from lnca_utils.atomic import whole_file
 from lnca_utils.errors import InputError, InstallationError
 
@@ -29,7 +29,7 @@ class _Step(nn.Module):
         self.network = network
 
     def forward(self, state: Tensor) -> Tensor:
-        return self.network.automaton.plain_rollout(state, 1)
+        return self.network.automaton.reference_rollout(state, 1)
 
 
 class _Render(nn.Module):
@@ -50,7 +50,7 @@ class _Whole(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         network = self.render.network
         state, skip = network.seed(image)
-        return self.render(network.automaton.plain_rollout(state, self.steps), skip)
+        return self.render(network.automaton.reference_rollout(state, self.steps), skip)
 
 
 def export_program(network: nn.Module, path: Path | str, steps: int | None = None) -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import nn
 
 from lnca_arch import NETWORKS
-from lnca_arch.detection import detect
+from lnca_arch.networks.detection import detect
 from lnca_utils import checkpoint
 from lnca_utils.atomic import whole_file
 from lnca_utils.checkpoint import OPTIONS

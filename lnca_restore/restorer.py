@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from lnca_arch.network import AutomatonNetwork
+from lnca_arch.networks.automaton_network import AutomatonNetwork
 from lnca_data.photographs import read_photograph
 from lnca_restore.pretrained import load_network
 from lnca_restore.tiling import restore_by_tiles, windows
@@ -51,7 +51,7 @@ class Restorer:
         if not isinstance(network, AutomatonNetwork):
             self.is_tied, self.stride, default = False, OTHER_STRIDE, OTHER
         else:
-            self.is_tied, self.stride = network.automaton.tied_to_grid, network.stride
+            self.is_tied, self.stride = network.automaton.fixed_grid, network.stride
             default = TIED_AUTOMATON if self.is_tied else AUTOMATON
         side = default.side if tile is None else tile
         least = max(8, 2 * self.stride)  # of which an overlap is a multiple

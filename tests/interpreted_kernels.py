@@ -1,4 +1,4 @@
-"""By how much rollouts of lnca_arch.resident's kernels differ from plain ones.
+"""By how much rollouts of lnca_arch.acceleration.persistent_kernel's kernels differ from plain ones.
 
 Without a GPU Triton interprets a kernel, if it is told so before it is imported; hence a process of its own:
 ``TRITON_INTERPRET=1 python tests/interpreted_kernels.py`` prints a number a case as JSON.
@@ -9,8 +9,8 @@ import json
 import torch
 
 from lnca_arch import NAFCA, ViTCA
-from lnca_arch.automaton import CellularAutomaton
-from lnca_arch.resident import take_steps
+from lnca_arch.acceleration.persistent_kernel import take_steps
+from lnca_arch.automata.cellular_automaton import CellularAutomaton
 
 SIZES = {'nafca': {'embed_channels': 16}, 'vitca': {'embed_channels': 24, 'heads': 3, 'mlp_channels': 20}}
 STEPS = 3
@@ -38,11 +38,11 @@ def difference(name: str, precision: str, size: tuple[int, int, int], channels: 
     rule = rule_of(name, channels, hidden)
     with torch.no_grad():
         state = rule.seed(torch.rand(count, channels, height, width))
-        plain = rule.plain_rollout(state, STEPS)
+        plain = rule.reference_rollout(state, STEPS)
         cells = state.permute(0, 2, 3, 1).contiguous()
         packed = rule.resident.pack(rule, rule.fold())
         dtype = getattr(torch, precision)
-        take_steps(rule.resident.kernel, packed, cells, rule.constants_per_cell(cells), STEPS, dtype)
+        take_steps(rule.resident.kernel, packed, cells, rule.static_features(cells), STEPS, dtype)
     return ((cells.permute(0, 3, 1, 2) - plain).abs().max() / plain.abs().max()).item()
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import jsonschema
 
 from lnca_arch import NETWORKS
-from lnca_arch.rollout import RECOMPUTED
+from lnca_arch.acceleration.fused_rollout import CHECKPOINT_POLICIES
 from lnca_data.corruption import CORRUPTIONS
 from lnca_data.tile_dataset import CACHES
 from lnca_model.metrics import BATCH_METRICS
@@ -260,7 +260,7 @@ def _phase(name: str, known_losses: tuple[str, ...]) -> Schema:
         'automaton': {
             'pool_size': COUNT,
             'steps': {'type': 'array', 'items': COUNT, 'minItems': 2, 'maxItems': 2, 'title': '[least, most]'},
-            'memory': {'enum': [*RECOMPUTED, None]},
+            'memory': {'enum': [*CHECKPOINT_POLICIES, None]},
             'max_gradient_growth': {'type': ['number', 'null'], 'exclusiveMinimum': 0},
         },
         'joint': {},

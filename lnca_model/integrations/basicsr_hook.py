@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from lnca_arch import basicsr_compat
+from lnca_arch.integrations import basicsr_compat
 from lnca_model.config.yaml_options import read_command_line
 from lnca_model.distributed import join_ranks
 from lnca_model.training import preemption

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lnca_arch.network import AutomatonNetwork
+from lnca_arch.networks.automaton_network import AutomatonNetwork
 from lnca_model import distributed
 from lnca_model.models.restoration_model import RestorationModel, training_sizes
 from lnca_model.training.phases import Phase
@@ -34,7 +34,8 @@ class AutomatonModel(RestorationModel):
         memory: ``low``, ``balanced`` or ``fast``: how much the rollout keeps for its gradients, and does not have to
             compute again; chosen by the size of the batch if left out.
         max_gradient_growth: limit of the gradient of an image's state on its way back through the steps, as a multiple
-            of its norm at the last one, see :class:`lnca_arch.rollout.GradientGrowthLimit`; none if left out.
+            of its norm at the last one, see :class:`~lnca_arch.acceleration.fused_rollout.GradientGrowthLimit`; none if
+            left out.
         reconstruction_opt, structure_opt: ``loss(restored image, gt)``.
         output_overflow_opt, hidden_overflow_opt: ``loss(channels of the final state)``.
     """
@@ -145,7 +146,7 @@ class AutomatonModel(RestorationModel):
         if (expected := training_sizes(self.opt)) and not sizes <= expected:
             raise ValueError(f'its pool has tiles of {sizes}, and datasets.train has {expected}')
         channels = {tensors['state'].shape[1] for tensors in filled}
-        if not channels <= {mutable := self.network.automaton.changing_channels}:
+        if not channels <= {mutable := self.network.automaton.mutable_channels}:
             raise ValueError(f'its pool keeps {channels} channels of a state, and steps change {mutable}')
         if len(pools) == distributed.world_size():
             self.pool.load_state_dict(pools[distributed.rank()], self.device)

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lnca_arch.latent import LatentNetwork
+from lnca_arch.networks.latent_networks import LatentNetwork
 from lnca_model.models.automaton_model import AutomatonModel
 from lnca_model.models.restoration_model import training_sizes
 from lnca_model.training.phases import Phase

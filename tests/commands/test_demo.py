@@ -16,7 +16,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
-from lnca_arch.baselines import NAFNet
+from lnca_arch.networks.baselines import NAFNet
 from lnca_restore import Restorer
 from lnca_restore.pretrained import save_network
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from lnca_arch import LatentNAFCA
-from lnca_arch.baselines import NAFNet
+from lnca_arch.networks.baselines import NAFNet
 from lnca_restore import Restorer
 from lnca_restore.pretrained import load_network, save_network
 

@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from lnca_arch.detection import detect
+from lnca_arch.networks.detection import detect
 from lnca_data.cifar import archive_members, cifar_batch
 from lnca_data.lmdb_store import META_INFO, TileStore, write_lmdb
 from lnca_data.photographs import read_photograph

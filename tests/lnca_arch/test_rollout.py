@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch._dynamo.exc import TorchDynamoException
 
-from lnca_arch import NAFCA, DepthwiseNAFCA, ViTCA, rollout
-from lnca_arch.step import Compiled
+from lnca_arch import NAFCA, DepthwiseNAFCA, ViTCA
+from lnca_arch.acceleration import fused_rollout
+from lnca_arch.acceleration.compiled_step import CompiledOrEager
 from lnca_model.training.profiler import PeakMemory
 
 RULES = {'nafca': NAFCA, 'vitca': ViTCA, 'depthwise': DepthwiseNAFCA}
@@ -28,7 +29,7 @@ def compare(rule, size=(2, 3, 5, 6), steps=5, update_rate=1.0, gradients=True, t
     parameters = list(rule.parameters())
     state = rule.seed(torch.rand(size, dtype=parameters[0].dtype)).requires_grad_(gradients)
     results = []
-    for run in (rule.plain_rollout, rule):
+    for run in (rule.reference_rollout, rule):
         torch.manual_seed(1)
         with torch.set_grad_enabled(gradients):
             final = run(state, steps, update_rate)
@@ -44,11 +45,11 @@ def compilation(request, monkeypatch):
     """Both ways in which a step can be computed."""
     if request.param == 'compiled':
         compile_here(monkeypatch)
-    rollout.compiled.cache_clear()
+    fused_rollout.compiled.cache_clear()
     yield request.param
     if request.param == 'compiled':
         assert all(torch._dynamo.utils.counters['stats'][name] for name in ('calls_captured', 'unique_graphs'))
-    rollout.compiled.cache_clear()
+    fused_rollout.compiled.cache_clear()
 
 
 def compile_here(monkeypatch):
@@ -80,7 +81,7 @@ def test_dropout_acts_in_training():
 
 
 @pytest.mark.parametrize('name', RULES)
-@pytest.mark.parametrize('memory', rollout.RECOMPUTED)
+@pytest.mark.parametrize('memory', fused_rollout.CHECKPOINT_POLICIES)
 def test_recomputation_replays_masks_and_dropout(name, memory):
     rule = rule_of(name).train()
     rule.memory = memory
@@ -89,19 +90,19 @@ def test_recomputation_replays_masks_and_dropout(name, memory):
 
 def test_recomputation_in_a_compiled_rollout(monkeypatch):
     compile_here(monkeypatch)
-    rollout.compiled.cache_clear()
+    fused_rollout.compiled.cache_clear()
     rule = rule_of('nafca').train()
     rule.memory = 'low'
     compare(rule, update_rate=0.5)
-    rollout.compiled.cache_clear()
+    fused_rollout.compiled.cache_clear()
 
 
 @pytest.mark.parametrize('name', RULES)
 @pytest.mark.parametrize('size', [(1, 3, 1, 1), (1, 3, 1, 7), (3, 3, 2, 2), (2, 3, 13, 6), (1, 3, 6, 40)])
 @pytest.mark.parametrize('at_once', [1, 12, 2048])
 def test_any_size_in_any_parts(name, size, at_once, monkeypatch):
-    monkeypatch.setattr(rollout, 'CELLS_AT_ONCE', at_once)
-    monkeypatch.setattr(rollout, 'COLUMNS_AT_ONCE', 4)
+    monkeypatch.setattr(fused_rollout, 'CELLS_AT_ONCE', at_once)
+    monkeypatch.setattr(fused_rollout, 'COLUMNS_AT_ONCE', 4)
     compare(rule_of(name).eval(), size, update_rate=0.5, gradients=False)
 
 
@@ -109,11 +110,11 @@ def test_any_size_in_any_parts(name, size, at_once, monkeypatch):
 @pytest.mark.parametrize('at_once', [1, 12, 2048])
 @pytest.mark.parametrize('columns', [1, 5, 64])
 def test_parts_hold_every_cell_once_with_its_neighbours(shape, at_once, columns, monkeypatch):
-    monkeypatch.setattr(rollout, 'CELLS_AT_ONCE', at_once)
-    monkeypatch.setattr(rollout, 'COLUMNS_AT_ONCE', columns)
+    monkeypatch.setattr(fused_rollout, 'CELLS_AT_ONCE', at_once)
+    monkeypatch.setattr(fused_rollout, 'COLUMNS_AT_ONCE', columns)
     times = torch.zeros(shape, dtype=torch.int)
     seen = set()
-    for part in rollout.parts_of(torch.Size(shape), CPU):
+    for part in fused_rollout.halo_blocks(torch.Size(shape), CPU):
         times[part.images, part.rows.written, part.columns.written] += 1
         for span, length in ((part.rows, shape[1]), (part.columns, shape[2])):
             assert span.read.start <= max(0, span.written.start - 1)
@@ -127,12 +128,12 @@ def test_parts_hold_every_cell_once_with_its_neighbours(shape, at_once, columns,
 @pytest.mark.parametrize('name', RULES)
 def test_changing_shapes_compile(name, monkeypatch):
     compile_here(monkeypatch)
-    rollout.compiled.cache_clear()
+    fused_rollout.compiled.cache_clear()
     rule = rule_of(name).eval()
     for size in ((1, 3, 4, 4), (3, 3, 5, 4), (2, 3, 7, 6), (4, 3, 4, 9)):
         compare(rule, size, steps=2, gradients=False)
     assert torch._dynamo.utils.counters['stats']['unique_graphs'] < 4
-    rollout.compiled.cache_clear()
+    fused_rollout.compiled.cache_clear()
 
 
 @pytest.mark.parametrize('size', [(2, 3, 4, 4), (1, 3, 1, 1)])
@@ -204,12 +205,14 @@ def test_memory_says_what_is_kept(name):
 def test_a_large_batch_is_recomputed(monkeypatch):
     rule = rule_of('nafca', torch.float32).train()
     recomputed = []
-    checkpoint = rollout.checkpoint
-    monkeypatch.setattr(rollout, 'checkpoint', lambda *given, **how: recomputed.append(1) or checkpoint(*given, **how))
+    checkpoint = fused_rollout.checkpoint
+    monkeypatch.setattr(
+        fused_rollout, 'checkpoint', lambda *given, **how: recomputed.append(1) or checkpoint(*given, **how)
+    )
     state = rule.seed(torch.rand(2, 3, 8, 8))
     rule(state, 5)
     assert not recomputed
-    monkeypatch.setattr(rollout, 'KEPT_BYTES', 5 * 2 * 8 * 8 * rule.kept_channels * 4 - 1)
+    monkeypatch.setattr(fused_rollout, 'MAX_ACTIVATION_BYTES', 5 * 2 * 8 * 8 * rule.saved_activations_per_cell * 4 - 1)
     rule(state, 5)
     assert len(recomputed) == 5
 
@@ -218,7 +221,7 @@ def test_uncompiled_where_there_is_no_compiler(monkeypatch, caplog):
     compile_here(monkeypatch)
     monkeypatch.setattr(torch._inductor.config.cpp, 'cxx', ('no-such-compiler',))
     monkeypatch.setattr(torch._inductor.config, 'force_disable_caches', True)
-    rollout.compiled.cache_clear()
+    fused_rollout.compiled.cache_clear()
     rule = rule_of('nafca').eval()
     with caplog.at_level(logging.WARNING, logger='basicsr'):
         compare(rule, gradients=False)
@@ -226,14 +229,14 @@ def test_uncompiled_where_there_is_no_compiler(monkeypatch, caplog):
     (message,) = [record.message for record in caplog.records if record.name == 'basicsr']
     assert 'uncompiled' in message
     assert 'no-such-compiler' in message
-    rollout.compiled.cache_clear()
+    fused_rollout.compiled.cache_clear()
 
 
 def test_other_errors_are_not_hidden(monkeypatch):
     def broken(*_):
         raise torch.OutOfMemoryError('no memory')
 
-    step = Compiled(broken)
+    step = CompiledOrEager(broken)
     step._compiled = broken
     with pytest.raises(torch.OutOfMemoryError):
         step()

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from lnca_arch import NAFCA, DepthwiseNAFCA, LatentNAFCA, ViTCA
-from lnca_arch.vitca import blockwise_attention, neighbourhood_attention, sinusoidal_positions
+from lnca_arch.automata.vitca import blockwise_attention, neighbourhood_attention, sinusoidal_positions
 
 PAPERS = {'nafca': NAFCA, 'vitca': ViTCA}
 RULES = PAPERS | {'depthwise': DepthwiseNAFCA}
@@ -105,7 +105,7 @@ def test_each_channel_sees_its_own_neighbours():
     rule = rule_of('depthwise', 3, 3, 4)
     seen = []
     rule.neighbours.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output)))
-    rule.plain_rollout(rule.seed(torch.rand(1, 3, 5, 5)), 1)
+    rule.reference_rollout(rule.seed(torch.rand(1, 3, 5, 5)), 1)
     ((gated, convolved),) = seen
     channel = torch.randint(gated.shape[1], ()).item()
     alone = F.conv2d(gated[:, channel, None], rule.neighbours.weight[channel, None], padding=1)

@@ -4,14 +4,15 @@ import pytest
 import torch
 from spandrel import ImageModelDescriptor, ModelLoader
 
-from lnca_arch import LatentNAFCA, LatentViTCA, PixelViTCA, spandrel_support
-from lnca_arch.baselines import NAFNet
+from lnca_arch import LatentNAFCA, LatentViTCA, PixelViTCA
+from lnca_arch.integrations import spandrel
+from lnca_arch.networks.baselines import NAFNet
 
 
 @pytest.fixture(autouse=True)
 def installed():
-    spandrel_support.install()
-    spandrel_support.install()  # a second call does no harm
+    spandrel.install()
+    spandrel.install()  # a second call does no harm
 
 
 @pytest.mark.parametrize(

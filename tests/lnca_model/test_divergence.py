@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lnca_arch import NAFCA
-from lnca_arch.rollout import GradientGrowthLimit
+from lnca_arch.acceleration.fused_rollout import GradientGrowthLimit
 from lnca_model.checkpointing.checkpointer import Checkpointer
 from lnca_model.models.restoration_model import NonFiniteError
 from lnca_model.training.divergence_guard import (

@@ -153,7 +153,7 @@ def test_states_of_the_pool_are_given_what_the_encoder_sees_now(model_options, m
         assert torch.equal(state, latent)
         assert state.requires_grad  # the encoder learns from both
     kept = model.pool.state_dict()['tensors']['state']
-    assert kept.shape[1] == automaton.changing_channels
+    assert kept.shape[1] == automaton.mutable_channels
 
 
 def test_rates_fall_as_cosines_in_each_phase(model_options):

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 IMPORT = """
 import signal, sys
-from lnca_arch import basicsr_compat
+from lnca_arch.integrations import basicsr_compat
 basicsr_compat.apply()
 from PIL import Image
 import basicsr.train, basicsr.test
@@ -44,7 +44,7 @@ print('unchanged')
 
 BASICSR = """
 import sys
-from lnca_arch import basicsr_compat
+from lnca_arch.integrations import basicsr_compat
 basicsr_compat.apply()
 from basicsr.train import train_pipeline
 train_pipeline(sys.argv.pop(1))

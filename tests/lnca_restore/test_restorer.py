@@ -11,8 +11,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from lnca_arch import LatentNAFCA, LatentViTCA, PixelViTCA
-from lnca_arch.baselines import NAFNet
-from lnca_arch.detection import detect
+from lnca_arch.networks.baselines import NAFNet
+from lnca_arch.networks.detection import detect
 from lnca_restore import Restorer
 from lnca_restore.pretrained import BUNDLED, load_network, save_network
 from lnca_restore.tiling import windows

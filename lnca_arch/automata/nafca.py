@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lnca_arch.automaton import CellularAutomaton
-from lnca_arch.folding import Linear, fold_norm, linear, normalize
-from lnca_arch.resident import Packed, Resident, nafca_kernel, padded, side
+from lnca_arch.acceleration.parameter_folding import Linear, fold_norm, linear, normalize
+from lnca_arch.acceleration.persistent_kernel import KernelParams, PersistentKernel, nafca_kernel, padded, side
+from lnca_arch.automata.cellular_automaton import CellularAutomaton
 
 LAYER_NORM_EPS = 1e-6
 
@@ -17,7 +17,7 @@ TAPS = 16  # of a 3×3 convolution, and zeros, since the kernel multiplies with 
 FFN_PART = 64  # channels of the update block that the kernel has at once
 
 
-class FoldedUpdate(NamedTuple):
+class FusedUpdateParams(NamedTuple):
     """Linear maps of the update block and the head, weights and biases."""
 
     expand: Linear
@@ -25,24 +25,24 @@ class FoldedUpdate(NamedTuple):
     head: Linear
 
 
-def _update_and_head(x: Tensor, folded: FoldedUpdate, drop_transition: Tensor | float) -> Tensor:
+def _update_and_head(x: Tensor, folded: FusedUpdateParams, drop_transition: Tensor | float) -> Tensor:
     """What follows the perception block."""
     transition = linear(_simple_gate(linear(normalize(x, LAYER_NORM_EPS), folded.expand)), folded.project)
     x = x + transition * drop_transition
     return linear(normalize(x, LAYER_NORM_EPS), folded.head)
 
 
-class Folded(NamedTuple):
+class FusedParams(NamedTuple):
     """Linear maps of :class:`NAFCA`, weights and biases; see :meth:`NAFCA.fold`."""
 
     embed: Linear
     perceive: Linear
     attention_bias: Tensor
     project_bias: Tensor
-    update: FoldedUpdate
+    update: FusedUpdateParams
 
 
-def fast_update(cells: Tensor, folded: Folded, *dropout: Tensor) -> Tensor:
+def fused_update(cells: Tensor, folded: FusedParams, *dropout: Tensor) -> Tensor:
     """:meth:`NAFCA._update` with the linear maps of :meth:`NAFCA.fold`."""
     drop_perceived, drop_transition = dropout or (1.0, 1.0)
     channels = cells.shape[-1]
@@ -54,17 +54,17 @@ def fast_update(cells: Tensor, folded: Folded, *dropout: Tensor) -> Tensor:
     return _update_and_head(cells + perceived * drop_perceived, folded.update, drop_transition)
 
 
-class DepthwiseFolded(NamedTuple):
+class DepthwiseFusedParams(NamedTuple):
     """Maps of :class:`DepthwiseNAFCA`, weights and biases, that of ``neighbours`` in the bias of ``project``."""
 
     embed: Linear
     expand: Linear  # both (embed_channels, 2): two channels of each
     neighbours: Tensor
     project: Linear
-    update: FoldedUpdate
+    update: FusedUpdateParams
 
 
-def fast_depthwise_update(cells: Tensor, folded: DepthwiseFolded, *dropout: Tensor) -> Tensor:
+def fused_depthwise_update(cells: Tensor, folded: DepthwiseFusedParams, *dropout: Tensor) -> Tensor:
     """:meth:`NAFCA._update` of a :class:`DepthwiseNAFCA`, with the maps of its :meth:`~DepthwiseNAFCA.fold`."""
     drop_perceived, drop_transition = dropout or (1.0, 1.0)
     weight, bias = folded.expand
@@ -74,9 +74,9 @@ def fast_depthwise_update(cells: Tensor, folded: DepthwiseFolded, *dropout: Tens
     return _update_and_head(cells + linear(seen, folded.project) * drop_perceived, folded.update, drop_transition)
 
 
-def pack(rule: 'NAFCA', folded: Folded) -> Packed:
-    """For :func:`lnca_arch.resident.nafca_kernel`: the parameters that each line of it needs, in parts where there are
-    several products."""
+def pack(rule: 'NAFCA', folded: FusedParams) -> KernelParams:
+    """For ``nafca_kernel`` of :mod:`lnca_arch.acceleration.persistent_kernel`: the parameters that each line of it
+    needs, in parts where there are several products."""
     channels, half, ffn = rule.state_channels, rule.embed.out_channels // 2, rule.ffn_project.in_channels
     c, h, f = side(channels), side(half), side(ffn)
     part = min(f, FFN_PART)
@@ -107,7 +107,7 @@ def pack(rule: 'NAFCA', folded: Folded) -> Packed:
         ]
     linears.append(padded(folded.update.head, c, c, first_out=rule.in_channels))
     sizes = {'C': c, 'HALF': h, 'PARTS': f // part, 'PART': part, 'TAPS': TAPS, 'EPS': LAYER_NORM_EPS}
-    return Packed(linears, sizes)
+    return KernelParams(linears, sizes)
 
 
 class NAFCA(CellularAutomaton):
@@ -153,7 +153,7 @@ class NAFCA(CellularAutomaton):
         self.gamma = nn.Parameter(torch.zeros(channels))
 
         self.head_norm = nn.LayerNorm(channels, eps=LAYER_NORM_EPS)
-        self.head = nn.Conv2d(channels, self.changing_channels, 1)
+        self.head = nn.Conv2d(channels, self.mutable_channels, 1)
         self.dropout = nn.Dropout(dropout)
 
     def _update(self, cells: Tensor, *dropout: Tensor) -> Tensor:
@@ -173,22 +173,22 @@ class NAFCA(CellularAutomaton):
     def _transition(self, x: Tensor) -> Tensor:
         return _convolve(self.ffn_project, _simple_gate(_convolve(self.ffn_expand, x)))
 
-    def random_per_cell(self, cells: Tensor) -> tuple[Tensor, ...]:
+    def dropout_masks(self, cells: Tensor) -> tuple[Tensor, ...]:
         """What dropout at the end of both blocks multiplies with, 0 or 1 / (1 − p); nothing where it does nothing."""
-        if not self.draws_random_numbers:
+        if not self.is_stochastic:
             return ()
         ones = cells.new_ones((*cells.shape[:-1], self.state_channels))
         return self.dropout(ones), self.dropout(ones)
 
     @property
-    def draws_random_numbers(self) -> bool:
+    def is_stochastic(self) -> bool:
         return self.training and self.dropout.p > 0
 
-    fast_update = staticmethod(fast_update)
-    resident = Resident(nafca_kernel, pack)
-    kept_channels = 1200
+    fused_update = staticmethod(fused_update)
+    resident = PersistentKernel(nafca_kernel, pack)
+    saved_activations_per_cell = 1200
 
-    def fold(self) -> Folded:
+    def fold(self) -> FusedParams:
         """Merge the linear maps that follow one another.
 
         A layer norm ends with one, and so do both blocks, with beta and gamma. With a, b the two halves of ``embed``'s
@@ -207,16 +207,16 @@ class NAFCA(CellularAutomaton):
         read = torch.cat([project, taps, padding]).view(-1, half, 2)
         of_ab, of_1 = (read * (w1 * w2)).sum(-1), (read * (v1 * v2)).sum((-2, -1))
         of_halves = torch.cat([(read * (w1 * v2)).sum(-1), (read * (v1 * w2)).sum(-1)], dim=1)
-        return Folded(
+        return FusedParams(
             embed=(embed, embed_bias),
             perceive=(torch.cat([of_ab, of_halves @ embed], dim=1), of_1 + of_halves @ embed_bias),
             attention_bias=self.attention.bias,
             project_bias=self.beta * self.project.bias,
-            update=self._folded_update(),
+            update=self._fused_update_params(),
         )
 
-    def _folded_update(self) -> FoldedUpdate:
-        return FoldedUpdate(
+    def _fused_update_params(self) -> FusedUpdateParams:
+        return FusedUpdateParams(
             expand=fold_norm(self.update_norm, self.ffn_expand.weight.flatten(1), self.ffn_expand.bias),
             project=(
                 self.gamma.unsqueeze(1) * self.ffn_project.weight.flatten(1),
@@ -230,7 +230,7 @@ class DepthwiseNAFCA(NAFCA):
     """:class:`NAFCA` that sees of its neighbours more than one number: a 3×3 convolution of each channel by itself, in
     place of the one to a single channel that scales all. Not in the paper. The arguments are the same."""
 
-    fast_update = staticmethod(fast_depthwise_update)
+    fused_update = staticmethod(fused_depthwise_update)
     resident = None
 
     def __init__(self, *arguments: Any, **more: Any) -> None:
@@ -242,11 +242,11 @@ class DepthwiseNAFCA(NAFCA):
     def _with_neighbours(self, x: Tensor) -> Tensor:
         return _convolve(self.neighbours, x)
 
-    def fold(self) -> DepthwiseFolded:
+    def fold(self) -> DepthwiseFusedParams:
         """Merge the linear maps that follow one another: a layer norm ends with one, and so do both blocks, with beta
         and gamma."""
         project = self.project.weight.flatten(1)
-        return DepthwiseFolded(
+        return DepthwiseFusedParams(
             embed=fold_norm(self.perception_norm, self.embed.weight.flatten(1), self.embed.bias),
             expand=(self.expand.weight.view(-1, 2), self.expand.bias.view(-1, 2)),
             neighbours=self.neighbours.weight,
@@ -254,7 +254,7 @@ class DepthwiseNAFCA(NAFCA):
                 self.beta.unsqueeze(1) * project,
                 self.beta * (self.project.bias + project @ self.neighbours.bias),
             ),
-            update=self._folded_update(),
+            update=self._fused_update_params(),
         )
 
 

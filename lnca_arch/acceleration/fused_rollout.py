@@ -1,4 +1,4 @@
-"""The fast rollout: what :meth:`CellularAutomaton.plain_rollout` defines, in less time and memory."""
+"""The fast rollout: what :meth:`CellularAutomaton.reference_rollout` defines, in less time and memory."""
 
 import functools
 from collections.abc import Iterator
@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from lnca_arch.cuda_rollout import graphed
-from lnca_arch.kept_step import kept_step
-from lnca_arch.resident import fits, in_one_kernel
-from lnca_arch.step import Step, compiled
+from lnca_arch.acceleration.aot_cache import load_or_compile_step
+from lnca_arch.acceleration.compiled_step import Step, compiled
+from lnca_arch.acceleration.cuda_graphs import run_with_cuda_graph
+from lnca_arch.acceleration.persistent_kernel import fits, persistent_rollout
 
 if TYPE_CHECKING:
-    from lnca_arch.automaton import CellularAutomaton
+    from lnca_arch.automata.cellular_automaton import CellularAutomaton
 
 # Of how many cells a processor computes a step at once: what it computes on the way stays in its cache. Of wide grids
 # these are a block, since the cells around a part are computed once more.
@@ -22,24 +22,24 @@ CELLS_AT_ONCE, COLUMNS_AT_ONCE = 2048, 64
 
 # What a rollout keeps for its gradients: everything that the steps compute ('fast'); or of every second step
 # ('balanced') or of all steps ('low') the state alone, from which the rest is computed again.
-RECOMPUTED = {
+CHECKPOINT_POLICIES = {
     'low': lambda step: True,
     'balanced': lambda step: step % 2 == 1,
     'fast': lambda step: False,
 }
 # Unless it is told which, a rollout keeps everything as long as that takes no more than this.
-KEPT_BYTES = 1 << 29
+MAX_ACTIVATION_BYTES = 1 << 29
 
 
-def fast_rollout(rule: 'CellularAutomaton', state: Tensor, steps: int, update_rate: float) -> Tensor:
-    """As :meth:`CellularAutomaton.plain_rollout`, and equal to it but for rounding: result, gradients and, after the
-    same seed, random numbers.
+def fused_rollout(rule: 'CellularAutomaton', state: Tensor, steps: int, update_rate: float) -> Tensor:
+    """As :meth:`CellularAutomaton.reference_rollout`, and equal to it but for rounding: result, gradients and, after
+    the same seed, random numbers.
 
     Linear maps that follow one another are merged once, and the step is compiled where that is possible. Memory does
     not grow with the number of steps; with gradients, by what ``rule.memory`` says.
     """
     _keep_freed_blocks()
-    given, changing = state.permute(0, 2, 3, 1).split([rule.in_channels, rule.changing_channels], dim=-1)
+    given, changing = state.permute(0, 2, 3, 1).split([rule.in_channels, rule.mutable_channels], dim=-1)
     # A copy in any case: it is overwritten.
     given, changing = given.contiguous(), changing.clone(memory_format=torch.contiguous_format)
     without_gradients = not torch.is_grad_enabled()
@@ -47,12 +47,12 @@ def fast_rollout(rule: 'CellularAutomaton', state: Tensor, steps: int, update_ra
 
     def by_steps(folded: Any, given: Tensor, changing: Tensor, steps: int) -> Tensor:
         masks = update_masks(changing.shape[:-1], steps, update_rate, state.device)
-        per_cell = rule.constants_per_cell(given)
+        per_cell = rule.static_features(given)
         step = None
         if without_gradients and not is_traced:
-            step = kept_step(rule, folded, given, per_cell, update_rate < 1, steps)
+            step = load_or_compile_step(rule, folded, given, per_cell, update_rate < 1, steps)
         if step is None:
-            step = functools.partial(compiled(type(rule).fast_update), folded=folded)
+            step = functools.partial(compiled(type(rule).fused_update), folded=folded)
         if without_gradients:
             return _without_gradients(rule, step, given, changing, masks, per_cell)
         return _with_gradients(rule, step, given, changing, masks, per_cell, steps)
@@ -61,11 +61,11 @@ def fast_rollout(rule: 'CellularAutomaton', state: Tensor, steps: int, update_ra
         with torch.autocast(state.device.type, enabled=False):
             folded = rule.fold()
         if without_gradients and not is_traced and fits(rule, given, update_rate):
-            return in_one_kernel(rule, folded, given, changing, steps, by_steps)
+            return persistent_rollout(rule, folded, given, changing, steps, by_steps)
         return by_steps(folded, given, changing, steps)
 
     if state.device.type == 'cuda' and without_gradients and not is_traced:
-        changing = graphed(rule, run, given, changing, (steps, update_rate, rule.training))
+        changing = run_with_cuda_graph(rule, run, given, changing, (steps, update_rate, rule.training))
     else:
         changing = run(given, changing)
     return torch.cat([given, changing], dim=-1).permute(0, 3, 1, 2)
@@ -105,20 +105,20 @@ def _with_gradients(
     per_cell: tuple[Tensor, ...],
     steps: int,
 ) -> Tensor:
-    def one_step(changing: Tensor, takes_part: Tensor | None) -> Tensor:
-        return step(given, changing, takes_part, per_cell=(*per_cell, *rule.random_per_cell(given)))
+    def one_step(changing: Tensor, update_mask: Tensor | None) -> Tensor:
+        return step(given, changing, update_mask, per_cell=(*per_cell, *rule.dropout_masks(given)))
 
-    memory = rule.memory or ('fast' if _kept_bytes(rule, given, steps) <= KEPT_BYTES else 'low')
+    memory = rule.memory or ('fast' if _activation_bytes(rule, given, steps) <= MAX_ACTIVATION_BYTES else 'low')
     # A first step without a gradient to its input would be compiled by itself.
     changing = changing if changing.requires_grad else changing.requires_grad_()
     limit = None if rule.max_gradient_growth is None else GradientGrowthLimit(rule.max_gradient_growth)
-    for index, takes_part in enumerate(masks):
-        if RECOMPUTED[memory](index):
+    for index, update_mask in enumerate(masks):
+        if CHECKPOINT_POLICIES[memory](index):
             changing = checkpoint(
-                one_step, changing, takes_part, use_reentrant=False, preserve_rng_state=rule.draws_random_numbers
+                one_step, changing, update_mask, use_reentrant=False, preserve_rng_state=rule.is_stochastic
             )
         else:
-            changing = one_step(changing, takes_part)
+            changing = one_step(changing, update_mask)
         if limit is not None:
             changing.register_hook(limit.clip if index < steps - 1 else limit.set_reference)
     return changing
@@ -153,8 +153,8 @@ def _norm_per_image(gradient: Tensor) -> Tensor:
     return torch.linalg.vector_norm(gradient, dim=(1, 2, 3), keepdim=True)
 
 
-def _kept_bytes(rule: 'CellularAutomaton', given: Tensor, steps: int) -> int:
-    return steps * given[..., 0].numel() * rule.kept_channels * given.element_size()
+def _activation_bytes(rule: 'CellularAutomaton', given: Tensor, steps: int) -> int:
+    return steps * given[..., 0].numel() * rule.saved_activations_per_cell * given.element_size()
 
 
 def _without_gradients(
@@ -165,15 +165,15 @@ def _without_gradients(
     masks: Iterator[Tensor | None],
     per_cell: tuple[Tensor, ...],
 ) -> Tensor:
-    parts = list(parts_of(given.shape[:-1], given.device))
+    parts = list(halo_blocks(given.shape[:-1], given.device))
     # Of the two states that there are, each step reads the one and writes the other.
     following = torch.empty_like(changing) if len(parts) > 1 else None
-    for takes_part in masks:
-        random = rule.random_per_cell(given)
+    for update_mask in masks:
+        random = rule.dropout_masks(given)
         if following is None:
-            changing = step(given, changing, takes_part, per_cell=(*per_cell, *random))
+            changing = step(given, changing, update_mask, per_cell=(*per_cell, *random))
             continue
-        every = [given, changing, takes_part, *per_cell, *random]
+        every = [given, changing, update_mask, *per_cell, *random]
         for part in parts:
             a, b, c, *rest = (None if tensor is None else part.read_from(tensor) for tensor in every)
             part.write_to(following, step(a, b, c, per_cell=tuple(rest)))
@@ -181,7 +181,7 @@ def _without_gradients(
     return changing
 
 
-class Span(NamedTuple):
+class HaloSlice(NamedTuple):
     """Rows or columns that are computed at once, those that the rule has to see for it, and the former among these."""
 
     written: slice
@@ -189,12 +189,12 @@ class Span(NamedTuple):
     kept: slice
 
 
-class Part(NamedTuple):
+class HaloBlock(NamedTuple):
     """Cells whose step is computed at once: of some images some rows and columns."""
 
     images: slice
-    rows: Span
-    columns: Span
+    rows: HaloSlice
+    columns: HaloSlice
 
     def read_from(self, tensor: Tensor) -> Tensor:
         """What is seen of ``(N, H, W, C)``, or of ``(1, H, W, C)`` that is the same for all images."""
@@ -205,7 +205,7 @@ class Part(NamedTuple):
         tensor[self.images, self.rows.written, self.columns.written] = computed[:, self.rows.kept, self.columns.kept]
 
 
-def parts_of(shape: torch.Size, device: torch.device) -> Iterator[Part]:
+def halo_blocks(shape: torch.Size, device: torch.device) -> Iterator[HaloBlock]:
     """The parts of ``(N, H, W)`` cells: whole images, or of larger images some rows and columns. These are read with
     those around them, and as many everywhere, so that a step compiled for one part fits the others."""
     count, height, width = shape
@@ -219,14 +219,14 @@ def parts_of(shape: torch.Size, device: torch.device) -> Iterator[Part]:
     for first in range(0, count, images):
         for row_span in _spans(height, rows):
             for column_span in _spans(width, columns):
-                yield Part(slice(first, first + images), row_span, column_span)
+                yield HaloBlock(slice(first, first + images), row_span, column_span)
 
 
-def _spans(length: int, most: int) -> Iterator[Span]:
+def _spans(length: int, most: int) -> Iterator[HaloSlice]:
     """Equal parts of a side, of at most so many rows or columns each."""
     each = -(-length // -(-length // most))
     seen = min(each + 2, length)
     for first in range(0, length, each):
         last = min(first + each, length)
         start = min(max(first - 1, 0), length - seen)
-        yield Span(slice(first, last), slice(start, start + seen), slice(first - start, last - start))
+        yield HaloSlice(slice(first, last), slice(start, start + seen), slice(first - start, last - start))

@@ -47,7 +47,7 @@ class Graph:
             return self._result.clone()
 
 
-def graphed(rule: nn.Module, run: Run, given: Tensor, changing: Tensor, settings: Hashable) -> Tensor:
+def run_with_cuda_graph(rule: nn.Module, run: Run, given: Tensor, changing: Tensor, settings: Hashable) -> Tensor:
     """``run(given, changing)``, from its second time on by a CUDA graph.
 
     Args:

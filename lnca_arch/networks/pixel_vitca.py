@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from lnca_arch.network import INFERENCE_STEPS, AutomatonNetwork
-from lnca_arch.vitca import ViTCA
+from lnca_arch.automata.vitca import ViTCA
+from lnca_arch.networks.automaton_network import INFERENCE_STEPS, AutomatonNetwork
 
 
 class PixelViTCA(AutomatonNetwork):

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lnca_arch.automaton import CellularAutomaton
-from lnca_arch.folding import Linear, fold_norm, linear, normalize
-from lnca_arch.resident import Packed, Resident, padded, side, vitca_kernel
+from lnca_arch.acceleration.parameter_folding import Linear, fold_norm, linear, normalize
+from lnca_arch.acceleration.persistent_kernel import KernelParams, PersistentKernel, padded, side, vitca_kernel
+from lnca_arch.automata.cellular_automaton import CellularAutomaton
 
 # Attention looks from a block of cells at the block and the ring around it. The larger the block, the fewer cells are
 # read twice and the more pairs of cells are computed only to be masked out; 4 was the fastest of 2, 4 and 8 on a CPU.
@@ -18,7 +18,7 @@ BLOCK = 4
 LAYER_NORM_EPS = 1e-5
 
 
-class Folded(NamedTuple):
+class FusedParams(NamedTuple):
     """Linear maps of :class:`ViTCA`, weights and biases; see :meth:`ViTCA.fold`."""
 
     heads: int
@@ -30,7 +30,7 @@ class Folded(NamedTuple):
     head: Linear
 
 
-def fast_update(cells: Tensor, folded: Folded, positions: Tensor) -> Tensor:
+def fused_update(cells: Tensor, folded: FusedParams, positions: Tensor) -> Tensor:
     """:meth:`ViTCA._update` with the linear maps of :meth:`ViTCA.fold`."""
     attention = neighbourhood_attention if torch.compiler.is_compiling() else blockwise_attention
     x = linear(cells, folded.embed) + positions
@@ -39,8 +39,9 @@ def fast_update(cells: Tensor, folded: Folded, positions: Tensor) -> Tensor:
     return linear(normalize(x, LAYER_NORM_EPS), folded.head)
 
 
-def pack(rule: 'ViTCA', folded: Folded) -> Packed:
-    """For :func:`lnca_arch.resident.vitca_kernel`: the parameters that each line of it needs, head by head."""
+def pack(rule: 'ViTCA', folded: FusedParams) -> KernelParams:
+    """For ``vitca_kernel`` of :mod:`lnca_arch.acceleration.persistent_kernel`: the parameters that each line of it
+    needs, head by head."""
     channels, embed, mlp = rule.state_channels, rule.embed.out_features, rule.mlp_in.out_features
     a_head = embed // rule.heads
     c, e, d, m = side(channels), side(embed), side(a_head), side(mlp)
@@ -57,7 +58,7 @@ def pack(rule: 'ViTCA', folded: Folded) -> Packed:
         padded(folded.head, c, e, first_out=rule.in_channels),
     ]
     sizes = {'C': c, 'EMBED': embed, 'E': e, 'HEADS': rule.heads, 'SCALE': a_head**-0.5, 'D': d, 'MLP': m}
-    return Packed(linears, {**sizes, 'EPS': LAYER_NORM_EPS})
+    return KernelParams(linears, {**sizes, 'EPS': LAYER_NORM_EPS})
 
 
 class ViTCA(CellularAutomaton):
@@ -93,7 +94,7 @@ class ViTCA(CellularAutomaton):
         self.mlp_in = nn.Linear(embed_channels, mlp_channels)
         self.mlp_out = nn.Linear(mlp_channels, embed_channels)
         self.head_norm = nn.LayerNorm(embed_channels, eps=LAYER_NORM_EPS)
-        self.head = nn.Linear(embed_channels, self.changing_channels)
+        self.head = nn.Linear(embed_channels, self.mutable_channels)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
@@ -104,19 +105,19 @@ class ViTCA(CellularAutomaton):
         x = x + self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(x))))
         return self.head(self.head_norm(x))
 
-    def constants_per_cell(self, cells: Tensor) -> tuple[Tensor, ...]:
+    def static_features(self, cells: Tensor) -> tuple[Tensor, ...]:
         height, width = cells.shape[1:3]
         positions = sinusoidal_positions(height * width, self.embed.out_features, cells.device)
         return (positions.to(cells.dtype).view(1, height, width, -1),)
 
-    fast_update = staticmethod(fast_update)
-    resident = Resident(vitca_kernel, pack)
-    tied_to_grid = True  # a cell's position is its number
-    kept_channels = 1800
+    fused_update = staticmethod(fused_update)
+    resident = PersistentKernel(vitca_kernel, pack)
+    fixed_grid = True  # a cell's position is its number
+    saved_activations_per_cell = 1800
 
-    def fold(self) -> Folded:
+    def fold(self) -> FusedParams:
         """Merge each layer norm's weight and bias with the linear map that follows."""
-        return Folded(
+        return FusedParams(
             heads=self.heads,
             embed=(self.embed.weight, self.embed.bias),
             qkv=fold_norm(self.attention_norm, self.qkv.weight, None),

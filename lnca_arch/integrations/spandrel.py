@@ -3,8 +3,8 @@
 from spandrel import MAIN_REGISTRY, Architecture, ArchSupport, ImageModelDescriptor, ModelTiling, StateDict
 from spandrel.util import KeyCondition
 
-from lnca_arch.detection import NAMES, detect
-from lnca_arch.network import AutomatonNetwork
+from lnca_arch.networks.automaton_network import AutomatonNetwork
+from lnca_arch.networks.detection import NAMES, detect
 
 
 class AutomatonArchitecture(Architecture[AutomatonNetwork]):
@@ -28,7 +28,7 @@ class AutomatonArchitecture(Architecture[AutomatonNetwork]):
             scale=1,
             input_channels=sizes['image_channels'],
             output_channels=sizes['image_channels'],
-            tiling=ModelTiling.DISCOURAGED if network.automaton.tied_to_grid else ModelTiling.SUPPORTED,
+            tiling=ModelTiling.DISCOURAGED if network.automaton.fixed_grid else ModelTiling.SUPPORTED,
         )
 
 

@@ -6,7 +6,8 @@ import logging
 import pytest
 import torch
 
-from lnca_arch import NAFCA, cuda_rollout
+from lnca_arch import NAFCA
+from lnca_arch.acceleration import cuda_graphs
 
 
 class StandIn:
@@ -35,13 +36,13 @@ def on_cuda(monkeypatch):
 def graphs(monkeypatch):
     """The number of graphs made so far."""
     StandIn.made = 0
-    init = cuda_rollout.Graph.__init__
+    init = cuda_graphs.Graph.__init__
 
     def recorded(self, run, given, changing):
         init(self, run, given, changing)
         self._graph.again = lambda: self._result.copy_(run(self._given, self._changing))
 
-    monkeypatch.setattr(cuda_rollout.Graph, '__init__', recorded)
+    monkeypatch.setattr(cuda_graphs.Graph, '__init__', recorded)
     monkeypatch.setattr(torch.cuda, 'CUDAGraph', StandIn)
     monkeypatch.setattr(torch.cuda, 'graph', lambda graph, **_: contextlib.nullcontext())
     return lambda: StandIn.made
@@ -53,7 +54,7 @@ def rule():
 
 
 def cells(rule, size=4):
-    return torch.rand(1, size, size, 3), torch.rand(1, size, size, rule.changing_channels)
+    return torch.rand(1, size, size, 3), torch.rand(1, size, size, rule.mutable_channels)
 
 
 def run_of(rule):
@@ -71,16 +72,16 @@ def test_a_graph_from_the_second_time_on(graphs, rule):
         for made in (0, 1, 1, 1):
             given, changing = cells(rule)
             expected = run(given.clone(), changing.clone())
-            torch.testing.assert_close(cuda_rollout.graphed(rule, run, given, changing, ()), expected)
+            torch.testing.assert_close(cuda_graphs.run_with_cuda_graph(rule, run, given, changing, ()), expected)
             assert graphs() == made
             rule.head.bias.add_(1)  # as a step of the optimiser does
 
 
 def test_results_are_not_overwritten_by_the_next(graphs, rule):
     with torch.no_grad():
-        results = [cuda_rollout.graphed(rule, run_of(rule), *cells(rule), ()) for _ in range(4)]
+        results = [cuda_graphs.run_with_cuda_graph(rule, run_of(rule), *cells(rule), ()) for _ in range(4)]
         kept = results[2].clone()
-        cuda_rollout.graphed(rule, run_of(rule), *cells(rule), ())
+        cuda_graphs.run_with_cuda_graph(rule, run_of(rule), *cells(rule), ())
     assert torch.equal(results[2], kept)
 
 
@@ -88,21 +89,21 @@ def test_a_graph_for_each_shape_setting_and_place_of_parameters(graphs, rule):
     with torch.no_grad():
         for _ in range(2):
             for size, settings in ((4, ()), (5, ()), (4, ('other',))):
-                cuda_rollout.graphed(rule, run_of(rule), *cells(rule, size), settings)
+                cuda_graphs.run_with_cuda_graph(rule, run_of(rule), *cells(rule, size), settings)
         assert graphs() == 3
         rule.head.bias = torch.nn.Parameter(rule.head.bias.clone())
         for _ in range(2):
-            cuda_rollout.graphed(rule, run_of(rule), *cells(rule), ())
+            cuda_graphs.run_with_cuda_graph(rule, run_of(rule), *cells(rule), ())
         assert graphs() == 4
 
 
 def test_what_inference_mode_made_is_not_overwritten_outside(graphs, rule):
     for _ in range(2):
         with torch.inference_mode():
-            cuda_rollout.graphed(rule, run_of(rule), *cells(rule), ())
+            cuda_graphs.run_with_cuda_graph(rule, run_of(rule), *cells(rule), ())
     with torch.no_grad():
         for _ in range(3):
-            cuda_rollout.graphed(rule, run_of(rule), *cells(rule), ())
+            cuda_graphs.run_with_cuda_graph(rule, run_of(rule), *cells(rule), ())
     assert graphs() == 2
 
 
@@ -110,7 +111,7 @@ def test_no_graph_within_a_graph(graphs, rule, monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_current_stream_capturing', lambda: True)
     with torch.no_grad():
         for _ in range(3):
-            cuda_rollout.graphed(rule, run_of(rule), *cells(rule), ())
+            cuda_graphs.run_with_cuda_graph(rule, run_of(rule), *cells(rule), ())
     assert graphs() == 0
 
 
@@ -120,10 +121,10 @@ def test_what_failed_has_not_been_seen(graphs, rule):
 
     with torch.no_grad():
         with pytest.raises(torch.OutOfMemoryError):
-            cuda_rollout.graphed(rule, full, *cells(rule), ())
-        cuda_rollout.graphed(rule, run_of(rule), *cells(rule), ())
+            cuda_graphs.run_with_cuda_graph(rule, full, *cells(rule), ())
+        cuda_graphs.run_with_cuda_graph(rule, run_of(rule), *cells(rule), ())
         assert graphs() == 0
-        cuda_rollout.graphed(rule, run_of(rule), *cells(rule), ())
+        cuda_graphs.run_with_cuda_graph(rule, run_of(rule), *cells(rule), ())
     assert graphs() == 1
 
 
@@ -131,15 +132,15 @@ def test_few_graphs_are_kept(graphs, rule):
     with torch.no_grad():
         for size in range(1, 12):
             for _ in range(2):
-                cuda_rollout.graphed(rule, run_of(rule), *cells(rule, size), ())
+                cuda_graphs.run_with_cuda_graph(rule, run_of(rule), *cells(rule, size), ())
     assert graphs() == 11
-    assert len(cuda_rollout._graphs[rule]) == cuda_rollout.GRAPHS_A_RULE
+    assert len(cuda_graphs._graphs[rule]) == cuda_graphs.GRAPHS_A_RULE
 
 
 def test_no_graph_of_a_large_grid(graphs, rule, monkeypatch):
-    monkeypatch.setattr(cuda_rollout, 'MOST_CELLS', 15)
+    monkeypatch.setattr(cuda_graphs, 'MOST_CELLS', 15)
     for _ in range(3):
-        cuda_rollout.graphed(rule, run_of(rule), *cells(rule), ())
+        cuda_graphs.run_with_cuda_graph(rule, run_of(rule), *cells(rule), ())
     assert graphs() == 0
 
 
@@ -152,6 +153,6 @@ def test_a_failed_capture_is_said_once(rule, monkeypatch, caplog):
         for _ in range(4):
             given, changing = cells(rule)
             expected = run_of(rule)(given.clone(), changing.clone())
-            assert torch.equal(cuda_rollout.graphed(rule, run_of(rule), given, changing, ()), expected)
+            assert torch.equal(cuda_graphs.run_with_cuda_graph(rule, run_of(rule), given, changing, ()), expected)
     (record,) = caplog.records
     assert record.message.endswith('operation not permitted when stream is capturing')

@@ -9,7 +9,8 @@ import sys
 import pytest
 import torch
 
-from lnca_arch import NAFCA, DepthwiseNAFCA, ViTCA, kept_step
+from lnca_arch import NAFCA, DepthwiseNAFCA, ViTCA
+from lnca_arch.acceleration import aot_cache
 
 SIZES = [(1, 2, 2), (2, 3, 2), (1, 8, 8), (9, 4, 4), (1, 13, 70), (2, 50, 45)]
 
@@ -24,22 +25,22 @@ def cache(tmp_path_factory):
 def kept(cache, monkeypatch):
     monkeypatch.setenv('XDG_CACHE_HOME', str(cache))
     monkeypatch.delenv('TORCHDYNAMO_DISABLE')
-    monkeypatch.setattr(kept_step, 'CELLS_WORTH_COMPILING', 0)
-    kept_step._program.cache_clear()
+    monkeypatch.setattr(aot_cache, 'CELLS_WORTH_COMPILING', 0)
+    aot_cache._program.cache_clear()
     yield cache / 'lnca'
-    kept_step._program.cache_clear()
+    aot_cache._program.cache_clear()
 
 
-class Compiled(BaseException):
+class CompiledOrEager(BaseException):
     """Not an Exception, without which the rollout would go on."""
 
 
 @pytest.fixture
 def no_compiling(monkeypatch):
     def compile_(*_):
-        raise Compiled
+        raise CompiledOrEager
 
-    monkeypatch.setattr(kept_step, '_compile', compile_)
+    monkeypatch.setattr(aot_cache, '_compile', compile_)
 
 
 def rule_of(kind):
@@ -55,7 +56,7 @@ def compare(rule, size, update_rate=1.0):
     state = rule.seed(torch.rand(size[0], 3, *size[1:]))
     found = []
     with torch.no_grad():
-        for rollout in (rule.plain_rollout, rule):
+        for rollout in (rule.reference_rollout, rule):
             torch.manual_seed(1)
             found.append(rollout(state, 5, update_rate))
     assert (found[0] - found[1]).abs().max() <= 1e-5 * found[0].abs().max()
@@ -74,17 +75,18 @@ def test_one_program_for_every_size(kind, update_rate, kept):
         parameter.data = parameter.data.transpose(0, -1).contiguous().transpose(0, -1)
     compare(rule, SIZES[-1], update_rate)
     (program,) = set(kept.iterdir()) - before  # nothing else is left behind
-    assert program.match(f'{kind.fast_update.__module__.rpartition(".")[2]}-*.pt2')
+    assert program.match(f'{kind.fused_update.__module__.rpartition(".")[2]}-*.pt2')
 
 
 def test_the_next_process_does_without_the_compiler(kept):
     compare(rule_of(NAFCA), SIZES[0])
     code = (
         'import sys, torch\n'
-        'from lnca_arch import NAFCA, kept_step\n'
+        'from lnca_arch import NAFCA\n'
+        'from lnca_arch.acceleration import aot_cache\n'
         'loaded = []\n'
-        'load = kept_step._loaded\n'
-        'kept_step._loaded = lambda path: loaded.append(path) or load(path)\n'
+        'load = aot_cache._loaded\n'
+        'aot_cache._loaded = lambda path: loaded.append(path) or load(path)\n'
         'torch.set_num_threads(2)\n'
         'rule = NAFCA(3, 3, 4, embed_channels=16).eval()\n'
         'with torch.no_grad():\n'
@@ -96,12 +98,12 @@ def test_the_next_process_does_without_the_compiler(kept):
 
 
 def test_little_work_is_not_compiled(kept, no_compiling, monkeypatch):
-    monkeypatch.setattr(kept_step, 'CELLS_WORTH_COMPILING', 1 << 20)
+    monkeypatch.setattr(aot_cache, 'CELLS_WORTH_COMPILING', 1 << 20)
     rule = NAFCA(2, 2, 2, embed_channels=4).eval()
     with torch.no_grad():
         state = rule.seed(torch.rand(1, 2, 32, 32))
         rule(state, 1000)
-        with pytest.raises(Compiled):
+        with pytest.raises(CompiledOrEager):
             rule(state, 25)
 
 
@@ -112,7 +114,7 @@ def test_other_cells_are_computed_otherwise(kept, no_compiling, tmp_path, monkey
         small = rule_of(NAFCA)
         small(small.seed(torch.rand(1, 3, 4, 4)), 1)
     monkeypatch.delenv('TORCHDYNAMO_DISABLE')
-    monkeypatch.setattr('lnca_arch.rollout.compiled', kept_step.step_of)
+    monkeypatch.setattr('lnca_arch.acceleration.fused_rollout.compiled', aot_cache.make_step)
     with torch.no_grad():
         small(small.seed(torch.rand(1, 3, 1, 4)), 1)
         with torch.autocast('cpu', torch.bfloat16):
@@ -122,15 +124,15 @@ def test_other_cells_are_computed_otherwise(kept, no_compiling, tmp_path, monkey
 
         class Mine(NAFCA):
             @staticmethod
-            def fast_update(cells, folded):
-                return NAFCA.fast_update(cells, folded)
+            def fused_update(cells, folded):
+                return NAFCA.fused_update(cells, folded)
 
         mine = rule_of(Mine)
         mine(mine.seed(torch.rand(1, 3, 4, 4)), 1)
         double = rule_of(NAFCA).double()
         double(double.seed(torch.rand(1, 3, 4, 4, dtype=torch.float64)), 1)
     small(small.seed(torch.rand(1, 3, 4, 4)), 1).sum().backward()
-    with torch.no_grad(), pytest.raises(Compiled):
+    with torch.no_grad(), pytest.raises(CompiledOrEager):
         small.eval()(small.seed(torch.rand(1, 3, 4, 4)), 1)
 
 
@@ -146,7 +148,7 @@ def without_a_program(caplog):
 def test_where_it_cannot_be_kept_it_is_said_once(kept, tmp_path, monkeypatch, caplog):
     (tmp_path / 'lnca').write_text('in the way')
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
-    monkeypatch.setattr('lnca_arch.rollout.compiled', kept_step.step_of)
+    monkeypatch.setattr('lnca_arch.acceleration.fused_rollout.compiled', aot_cache.make_step)
     compiling, cannot = without_a_program(caplog)
     assert compiling == f'Compiling the automaton, which takes about half a minute; it is kept in {tmp_path}/lnca.'
     assert cannot.startswith('The compiled automaton cannot be kept: ')
@@ -154,8 +156,8 @@ def test_where_it_cannot_be_kept_it_is_said_once(kept, tmp_path, monkeypatch, ca
 
 def test_a_broken_program(kept, no_compiling, tmp_path, monkeypatch, caplog):
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
-    monkeypatch.setattr('lnca_arch.rollout.compiled', kept_step.step_of)
-    monkeypatch.setattr(kept_step, '_digest', lambda *_: 'a')
+    monkeypatch.setattr('lnca_arch.acceleration.fused_rollout.compiled', aot_cache.make_step)
+    monkeypatch.setattr(aot_cache, '_digest', lambda *_: 'a')
     (tmp_path / 'lnca').mkdir(mode=0o700)
     (tmp_path / 'lnca' / 'a.pt2').write_bytes(b'junk')
     (message,) = without_a_program(caplog)
@@ -165,8 +167,8 @@ def test_a_broken_program(kept, no_compiling, tmp_path, monkeypatch, caplog):
 @pytest.mark.parametrize('there', [True, False])
 def test_a_folder_that_others_can_write_to(there, kept, no_compiling, tmp_path, monkeypatch, caplog):
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
-    monkeypatch.setattr('lnca_arch.rollout.compiled', kept_step.step_of)
-    monkeypatch.setattr(kept_step, '_digest', lambda *_: 'a')
+    monkeypatch.setattr('lnca_arch.acceleration.fused_rollout.compiled', aot_cache.make_step)
+    monkeypatch.setattr(aot_cache, '_digest', lambda *_: 'a')
     (tmp_path / 'lnca').mkdir()
     (tmp_path / 'lnca').chmod(0o770)
     if there:
@@ -180,20 +182,21 @@ def test_no_home(kept, no_compiling, monkeypatch, caplog):
 
     monkeypatch.setenv('XDG_CACHE_HOME', 'relative')
     monkeypatch.setattr('pathlib.Path.home', home)
-    monkeypatch.setattr('lnca_arch.rollout.compiled', kept_step.step_of)
+    monkeypatch.setattr('lnca_arch.acceleration.fused_rollout.compiled', aot_cache.make_step)
     assert without_a_program(caplog) == ['The compiled automaton cannot be kept: Could not determine home directory.']
 
 
 def test_without_a_compiler(kept, tmp_path):
     code = (
         'import torch\n'
-        'from lnca_arch import NAFCA, kept_step\n'
-        'kept_step.CELLS_WORTH_COMPILING = 0\n'
+        'from lnca_arch import NAFCA\n'
+        'from lnca_arch.acceleration import aot_cache\n'
+        'aot_cache.CELLS_WORTH_COMPILING = 0\n'
         'rule = NAFCA(3, 3, 4, embed_channels=16).eval()\n'
         'state = rule.seed(torch.rand(1, 3, 9, 9))\n'
         'with torch.no_grad():\n'
         '    for _ in range(2):\n'
-        '        torch.testing.assert_close(rule(state, 3), rule.plain_rollout(state, 3))\n'
+        '        torch.testing.assert_close(rule(state, 3), rule.reference_rollout(state, 3))\n'
         'print("the same")\n'
     )
     without = {'CXX': 'no-such-compiler', 'TORCHINDUCTOR_FORCE_DISABLE_CACHES': '1', 'XDG_CACHE_HOME': str(tmp_path)}
@@ -211,18 +214,18 @@ def test_without_a_compiler(kept, tmp_path):
 
 
 def test_a_program_belongs_to_code_processor_and_threads(monkeypatch):
-    layout = kept_step.Layout(NAFCA.fast_update, 3, 7, False, (), (torch.Size([2]),), None)
+    layout = aot_cache.ProgramSignature(NAFCA.fused_update, 3, 7, False, (), (torch.Size([2]),), None)
     code = pathlib.Path.read_bytes
-    names = {kept_step._digest(layout, 2), kept_step._digest(layout, 1)}
-    names.add(kept_step._digest(layout._replace(masked=True), 2))
-    names.add(kept_step._digest(layout._replace(leaves=(torch.Size([3]),)), 2))
-    names.add(kept_step._digest(layout._replace(fast_update=ViTCA.fast_update), 2))
-    names.add(kept_step._digest(layout._replace(fast_update=kept_step.kept_step), 2))
+    names = {aot_cache._digest(layout, 2), aot_cache._digest(layout, 1)}
+    names.add(aot_cache._digest(layout._replace(masked=True), 2))
+    names.add(aot_cache._digest(layout._replace(leaves=(torch.Size([3]),)), 2))
+    names.add(aot_cache._digest(layout._replace(fused_update=ViTCA.fused_update), 2))
+    names.add(aot_cache._digest(layout._replace(fused_update=aot_cache.load_or_compile_step), 2))
     monkeypatch.setattr(torch, '__version__', '9.9')
-    names.add(kept_step._digest(layout, 2))
-    monkeypatch.setattr(kept_step, '_processor', lambda: 'another')
-    names.add(kept_step._digest(layout, 2))
+    names.add(aot_cache._digest(layout, 2))
+    monkeypatch.setattr(aot_cache, '_processor', lambda: 'another')
+    names.add(aot_cache._digest(layout, 2))
     monkeypatch.setattr('pathlib.Path.read_bytes', lambda path: code(path) + b'# changed')
-    names.add(kept_step._digest(layout, 2))
+    names.add(aot_cache._digest(layout, 2))
     assert len(names) == 9
-    assert kept_step._digest(layout, 2) in names
+    assert aot_cache._digest(layout, 2) in names

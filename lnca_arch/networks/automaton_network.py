@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lnca_arch.automaton import CellularAutomaton, check_update_rate
+from lnca_arch.automata.cellular_automaton import CellularAutomaton, check_update_rate
 
 INFERENCE_STEPS = 64  # in the paper's validation and tests
 REPORTED_STEPS = 4

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lnca_arch.network import pad_to_multiple
+from lnca_arch.networks.automaton_network import pad_to_multiple
 from lnca_utils.errors import InstallationError
 
 with warnings.catch_warnings():

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lnca_arch.folding import Linear
+from lnca_arch.acceleration.parameter_folding import Linear
 from lnca_utils.errors import first_line
 
 try:
@@ -20,7 +20,7 @@ except ModuleNotFoundError:  # PyTorch brings it where it can be used
     triton = None
 
 if TYPE_CHECKING:
-    from lnca_arch.automaton import CellularAutomaton
+    from lnca_arch.automata.cellular_automaton import CellularAutomaton
 
 MOST_CELLS = 64  # an 8×8 grid: the latent of a 32×32 tile
 LEAST_SIDE = 16  # of a matrix that tensor cores multiply
@@ -38,7 +38,7 @@ Take = Callable[[Any, Tensor, Tensor, int], Tensor]
 _trusted: dict[Hashable, bool] = {}
 
 
-class Packed(NamedTuple):
+class KernelParams(NamedTuple):
     """A rule's parameters as its kernel wants them.
 
     Attributes:
@@ -50,16 +50,16 @@ class Packed(NamedTuple):
     sizes: Mapping[str, Any]
 
 
-class Resident(NamedTuple):
+class PersistentKernel(NamedTuple):
     """How a rule takes many steps in one kernel.
 
     Attributes:
         kernel: None where Triton is not installed.
-        pack: the rule and what its fold() returned → :class:`Packed`.
+        pack: the rule and what its fold() returned → :class:`KernelParams`.
     """
 
     kernel: Any
-    pack: Callable[[Any, Any], Packed]
+    pack: Callable[[Any, Any], KernelParams]
 
 
 def side(count: int) -> int:
@@ -84,11 +84,11 @@ def fits(rule: 'CellularAutomaton', given: Tensor, update_rate: float) -> bool:
         and 0 not in given.shape
         and given.shape[1] * given.shape[2] <= MOST_CELLS
         and update_rate == 1.0
-        and not rule.draws_random_numbers
+        and not rule.is_stochastic
     )
 
 
-def in_one_kernel(
+def persistent_rollout(
     rule: 'CellularAutomaton', folded: Any, given: Tensor, changing: Tensor, steps: int, by_steps: Take
 ) -> Tensor:
     """A rollout of which :func:`fits` holds; by single steps, after a word in the log, where the kernel does not run or
@@ -103,9 +103,9 @@ def in_one_kernel(
     kind = given.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else given.dtype
     packed = rule.resident.pack(rule, folded)
-    per_cell = rule.constants_per_cell(given)
+    per_cell = rule.static_features(given)
 
-    def by_kernel(packed: Packed, given: Tensor, changing: Tensor, steps: int) -> Tensor:
+    def by_kernel(packed: KernelParams, given: Tensor, changing: Tensor, steps: int) -> Tensor:
         state = torch.cat([given, changing], dim=-1)
         take_steps(rule.resident.kernel, packed, state, per_cell, steps, dtype)
         return state[..., rule.in_channels :]
@@ -130,7 +130,7 @@ def _agree(rule: 'CellularAutomaton', given: Tensor, by_kernel: Take, by_steps: 
     with torch.autocast(given.device.type, enabled=False):
         folded = trial.fold()
     cells = torch.rand(1, *given.shape[1:3], rule.state_channels, device=given.device, generator=generator)
-    parts = cells.split([rule.in_channels, rule.changing_channels], dim=-1)
+    parts = cells.split([rule.in_channels, rule.mutable_channels], dim=-1)
     expected = by_steps(folded, *(part.clone() for part in parts), TRIAL_STEPS)
     try:
         found = by_kernel(rule.resident.pack(trial, folded), *parts, TRIAL_STEPS)
@@ -148,14 +148,14 @@ def _agree(rule: 'CellularAutomaton', given: Tensor, by_kernel: Take, by_steps: 
 
 
 def take_steps(
-    kernel: Any, packed: Packed, state: Tensor, per_cell: Sequence[Tensor], steps: int, dtype: torch.dtype
+    kernel: Any, packed: KernelParams, state: Tensor, per_cell: Sequence[Tensor], steps: int, dtype: torch.dtype
 ) -> None:
     """Steps of a rule, in place.
 
     Args:
         kernel, packed: of the rule.
         state: ``(N, H, W, C)``, contiguous, float32.
-        per_cell: from :meth:`CellularAutomaton.constants_per_cell`.
+        per_cell: from :meth:`CellularAutomaton.static_features`.
         steps: how many.
         dtype: of the factors in matrix products; sums are float32.
     """
@@ -210,7 +210,7 @@ if triton:
         TAPS: tl.constexpr,
         EPS: tl.constexpr,
     ):
-        """The steps of :func:`lnca_arch.nafca.fast_update`, with the parameters of :func:`lnca_arch.nafca.pack`."""
+        """The steps of ``fused_update`` of :mod:`lnca_arch.automata.nafca`, with the parameters of its ``pack``."""
         places, there = _places(height, width, CELLS, CHANNELS, C)
         x = tl.load(state + places, mask=there, other=0.0)
 
@@ -264,7 +264,7 @@ if triton:
         MLP: tl.constexpr,
         EPS: tl.constexpr,
     ):
-        """The steps of :func:`lnca_arch.vitca.fast_update`, with the parameters of :func:`lnca_arch.vitca.pack`.
+        """The steps of ``fused_update`` of :mod:`lnca_arch.automata.vitca`, with the parameters of its ``pack``.
 
         Each cell's scores with all others are computed, and those that are no neighbours masked: so few cells are a
         product for the tensor cores.

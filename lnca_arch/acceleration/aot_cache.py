@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from lnca_arch.step import Step, step_of
+from lnca_arch.acceleration.compiled_step import Step, make_step
 from lnca_utils.errors import first_line
 
 if TYPE_CHECKING:
-    from lnca_arch.automaton import CellularAutomaton
+    from lnca_arch.automata.cellular_automaton import CellularAutomaton
 
 # Compiling takes half a minute, once; until a process has applied a rule to so many cells, it goes without. That is 64
 # steps of a latent network on a quarter of a megapixel.
@@ -36,10 +36,10 @@ MOST = 1 << 24
 _ONE_AT_A_TIME = threading.Lock()
 
 
-class Layout(NamedTuple):
+class ProgramSignature(NamedTuple):
     """What a program is compiled for; numbers of channels where tensors are of any height and width."""
 
-    fast_update: Callable[..., Tensor]
+    fused_update: Callable[..., Tensor]
     given: int
     changing: int
     masked: bool
@@ -48,15 +48,15 @@ class Layout(NamedTuple):
     structure: TreeSpec
 
 
-def kept_step(
+def load_or_compile_step(
     rule: 'CellularAutomaton', folded: Any, given: Tensor, per_cell: Sequence[Tensor], masked: bool, steps: int
 ) -> Step | None:
-    """:func:`lnca_arch.step.step_of` a rule, the parameters given: the program that is kept, or the function itself as
-    long as that is not worth compiling. None if there is no such program: for other cells than float32 on a processor,
-    and where it cannot be compiled.
+    """The step of a rule with its parameters given: the program that is kept, or the eager function of ``make_step`` as
+    long as a program is not worth compiling. None if there is no such program: for other cells than float32 on a
+    processor, and where it cannot be compiled.
 
     Args:
-        folded, per_cell: see :meth:`CellularAutomaton.fold` and :meth:`CellularAutomaton.constants_per_cell`.
+        folded, per_cell: see :meth:`CellularAutomaton.fold` and :meth:`CellularAutomaton.static_features`.
         given: ``(N, H, W, in_channels)``.
         masked: whether only some of the cells take part in a step.
         steps: how many steps follow.
@@ -66,17 +66,17 @@ def kept_step(
     suits = (
         all(tensor.device.type == 'cpu' and tensor.dtype == torch.float32 for tensor in (given, *tensors))
         and min(given.shape[1:3]) >= LEAST_SIDE
-        and not rule.draws_random_numbers
+        and not rule.is_stochastic
         and not torch.is_autocast_enabled('cpu')
-        and type(rule).fast_update.__module__.startswith(f'{__package__}.')  # the code that a program's name stands for
+        and type(rule).fused_update.__module__.startswith('lnca_arch.')  # the code that a program's name stands for
         and os.environ.get('TORCHDYNAMO_DISABLE', '0') != '1'  # as for everything that is compiled
     )
     if not suits:
         return None
-    layout = Layout(
-        type(rule).fast_update,
+    layout = ProgramSignature(
+        type(rule).fused_update,
         rule.in_channels,
-        rule.changing_channels,
+        rule.mutable_channels,
         masked,
         tuple(tensor.shape[-1] for tensor in per_cell),
         tuple(leaf.shape if isinstance(leaf, Tensor) else leaf for leaf in leaves),
@@ -89,28 +89,28 @@ def kept_step(
         return None
     run = program.run
     if run is None:
-        return functools.partial(step_of(layout.fast_update), folded=folded)
+        return functools.partial(make_step(layout.fused_update), folded=folded)
 
     # The program takes for granted how its tensors lie in memory.
     tensors = [tensor.contiguous() for tensor in tensors]
 
-    def step(given: Tensor, changing: Tensor, takes_part: Tensor | None, per_cell: tuple[Tensor, ...]) -> Tensor:
-        mask = [] if takes_part is None else [takes_part]
+    def step(given: Tensor, changing: Tensor, update_mask: Tensor | None, per_cell: tuple[Tensor, ...]) -> Tensor:
+        mask = [] if update_mask is None else [update_mask]
         return run([cells.contiguous() for cells in (given, changing, *mask, *per_cell)] + tensors)
 
     return step
 
 
-class _Program:
+class AotProgram:
     """The program of a layout: ``run``, None while there is none; or ``failed``, if it cannot be had."""
 
-    def __init__(self, layout: Layout, threads: int) -> None:
+    def __init__(self, layout: ProgramSignature, threads: int) -> None:
         self.run: Callable[[list[Tensor]], Tensor] | None = None
         self.failed = False
         self._layout = layout
         self._cells = 0
         with self._or_without():
-            self._path = folder() / f'{_digest(layout, threads)}.pt2'
+            self._path = cache_dir() / f'{_digest(layout, threads)}.pt2'
             if self._path.is_file():
                 _check_owner(self._path.parent)
                 self.run = _loaded(self._path)
@@ -140,11 +140,11 @@ class _Program:
 
 
 @functools.cache
-def _program(layout: Layout, threads: int) -> _Program:
-    return _Program(layout, threads)
+def _program(layout: ProgramSignature, threads: int) -> AotProgram:
+    return AotProgram(layout, threads)
 
 
-def folder() -> Path:
+def cache_dir() -> Path:
     """Where programs are kept: ``lnca`` in the user's folder for caches."""
     caches = Path(os.environ.get('XDG_CACHE_HOME', ''))
     return (caches if caches.is_absolute() else Path.home() / '.cache') / 'lnca'
@@ -158,13 +158,13 @@ def _check_owner(path: Path) -> None:
             raise PermissionError(f'{path} can be written to by other users; take that right from them')
 
 
-def _digest(layout: Layout, threads: int) -> str:
+def _digest(layout: ProgramSignature, threads: int) -> str:
     """A name for what a program depends on: the layout, the code, the compiler and the processor."""
-    rule = layout.fast_update.__module__.rpartition('.')[2]
+    rule = layout.fused_update.__module__.rpartition('.')[2]
     digest = hashlib.sha256()
-    for part in (rule, layout.fast_update.__qualname__, layout[1:], torch.__version__, threads, _processor()):
+    for part in (rule, layout.fused_update.__qualname__, layout[1:], torch.__version__, threads, _processor()):
         digest.update(repr(part).encode())
-    for path in sorted(Path(__file__).parent.glob('*.py')):
+    for path in sorted(Path(__file__).parents[1].rglob('*.py')):
         digest.update(path.read_bytes())
     return f'{rule}-{digest.hexdigest()[:24]}'
 
@@ -177,7 +177,7 @@ def _processor() -> str:
         return platform.processor() + platform.machine()
 
 
-def _compile(layout: Layout, path: Path) -> None:
+def _compile(layout: ProgramSignature, path: Path) -> None:
     dim = torch.export.Dim
     n, h, w = dim('n', min=1, max=MOST), dim('h', min=LEAST_SIDE, max=MOST), dim('w', min=LEAST_SIDE, max=MOST)
     every, shared = {0: n, 1: h, 2: w}, {1: h, 2: w}
@@ -201,20 +201,20 @@ def _compile(layout: Layout, path: Path) -> None:
 
 
 class _Step(nn.Module):
-    """:func:`lnca_arch.step.step_of`, its tensors in one row."""
+    """:func:`lnca_arch.acceleration.compiled_step.make_step`, its tensors in one row."""
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: ProgramSignature) -> None:
         super().__init__()
         self.layout = layout
 
     def forward(self, *tensors: Tensor) -> Tensor:
         layout, following = self.layout, iter(tensors)
         given, changing = next(following), next(following)
-        takes_part = next(following) if layout.masked else None
+        update_mask = next(following) if layout.masked else None
         per_cell = tuple(next(following) for _ in layout.per_cell)
         leaves = [next(following) if isinstance(leaf, torch.Size) else leaf for leaf in layout.leaves]
-        return step_of(layout.fast_update)(
-            given, changing, takes_part, tree_unflatten(leaves, layout.structure), per_cell
+        return make_step(layout.fused_update)(
+            given, changing, update_mask, tree_unflatten(leaves, layout.structure), per_cell
         )
 
 

@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lnca_arch.autoencoder import Autoencoder
-from lnca_arch.automaton import CellularAutomaton
-from lnca_arch.nafca import PERCEPTIONS, Perception
-from lnca_arch.network import INFERENCE_STEPS, AutomatonNetwork
-from lnca_arch.vitca import ViTCA
+from lnca_arch.automata.cellular_automaton import CellularAutomaton
+from lnca_arch.automata.nafca import PERCEPTIONS, Perception
+from lnca_arch.automata.vitca import ViTCA
+from lnca_arch.networks.autoencoder import Autoencoder
+from lnca_arch.networks.automaton_network import INFERENCE_STEPS, AutomatonNetwork
 
 
 class Blend(nn.Module):

@@ -13,10 +13,11 @@ import pytest
 import torch
 from interpreted_kernels import CASES, rule_of
 
-from lnca_arch import NAFCA, resident, rollout
-from lnca_arch.folding import normalize
-from lnca_arch.nafca import LAYER_NORM_EPS, fast_update
-from lnca_arch.resident import Packed, Resident
+from lnca_arch import NAFCA
+from lnca_arch.acceleration import fused_rollout, persistent_kernel
+from lnca_arch.acceleration.parameter_folding import normalize
+from lnca_arch.acceleration.persistent_kernel import KernelParams, PersistentKernel
+from lnca_arch.automata.nafca import LAYER_NORM_EPS, fused_update
 
 TOLERANCE = {'float32': 1e-5, 'float16': 0.02}
 
@@ -46,14 +47,14 @@ def test_a_kernel_takes_the_steps_of_its_rule(differences, case):
 @pytest.mark.parametrize('name', ['nafca, as published', 'vitca, as published'])
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 def test_on_a_gpu(name, dtype, caplog):
-    resident._trusted.clear()
+    persistent_kernel._trusted.clear()
     rule = rule_of(name, 16, 32).cuda()
     state = rule.seed(torch.rand(4, 16, 8, 8, device='cuda'))
     with torch.no_grad(), torch.autocast('cuda', dtype, enabled=dtype != torch.float32):
-        plain, fast = rule.plain_rollout(state, 4), rule(state, 4)
-    assert (plain - fast).abs().max() <= resident.TOLERANCE[dtype] * plain.abs().max()
+        plain, fast = rule.reference_rollout(state, 4), rule(state, 4)
+    assert (plain - fast).abs().max() <= persistent_kernel.TOLERANCE[dtype] * plain.abs().max()
     assert not [record for record in caplog.records if record.name == 'basicsr']
-    assert list(resident._trusted.values()) == [True]
+    assert list(persistent_kernel._trusted.values()) == [True]
 
 
 # --- when they are used, a stand-in taking a kernel's place
@@ -62,17 +63,17 @@ def test_on_a_gpu(name, dtype, caplog):
 @pytest.fixture
 def rule(monkeypatch):
     """One whose rollouts would fit, as on a GPU, with nothing trusted yet."""
-    monkeypatch.setattr(resident, '_trusted', {})
-    monkeypatch.setattr(rollout, 'fits', lambda rule, given, update_rate: True)
-    monkeypatch.setattr(NAFCA, 'resident', Resident('kernel', lambda rule, folded: Packed([folded], {})))
+    monkeypatch.setattr(persistent_kernel, '_trusted', {})
+    monkeypatch.setattr(fused_rollout, 'fits', lambda rule, given, update_rate: True)
+    monkeypatch.setattr(NAFCA, 'resident', PersistentKernel('kernel', lambda rule, folded: KernelParams([folded], {})))
     return rule_of('nafca', 3, 4)
 
 
 def use(rule, monkeypatch, take_steps):
-    monkeypatch.setattr(resident, 'take_steps', take_steps)
+    monkeypatch.setattr(persistent_kernel, 'take_steps', take_steps)
     state = rule.seed(torch.rand(2, 3, 4, 4))
     with torch.no_grad():
-        torch.testing.assert_close(rule(state, 5), rule.plain_rollout(state, 5))
+        torch.testing.assert_close(rule(state, 5), rule.reference_rollout(state, 5))
 
 
 def test_a_kernel_that_agrees_is_used(rule, monkeypatch, caplog):
@@ -82,13 +83,13 @@ def test_a_kernel_that_agrees_is_used(rule, monkeypatch, caplog):
         taken.append(steps)
         (folded,) = packed.linears
         for _ in range(steps):
-            state[..., 3:] += fast_update(state, folded)
+            state[..., 3:] += fused_update(state, folded)
 
     torch.manual_seed(1)
     for _ in range(3):
         use(rule, monkeypatch, good)
     drawn = torch.rand(3)
-    assert taken == [resident.TRIAL_STEPS, 5, 5, 5]
+    assert taken == [persistent_kernel.TRIAL_STEPS, 5, 5, 5]
     assert not caplog.records
     # The trial draws no random numbers that others would have drawn.
     torch.manual_seed(1)
@@ -106,7 +107,7 @@ def test_a_new_rule_hides_nothing(rule, monkeypatch, caplog):
             state[..., 3:] += torch.nn.functional.linear(normalize(state, LAYER_NORM_EPS), *folded.head)
 
     use(NAFCA(3, 3, 4, embed_channels=16).eval(), monkeypatch, head_alone)
-    assert list(resident._trusted.values()) == [False]
+    assert list(persistent_kernel._trusted.values()) == [False]
 
 
 def failing(*_):
@@ -145,7 +146,7 @@ def test_no_memory_is_no_reason_to_do_without(rule, monkeypatch):
 def test_what_fits(monkeypatch):
     def fits(rule, size=(2, 8, 8), dtype=torch.float32, update_rate=1.0):
         given = SimpleNamespace(device=torch.device('cuda'), shape=(*size, 3), dtype=dtype)
-        return resident.fits(rule, given, update_rate)
+        return persistent_kernel.fits(rule, given, update_rate)
 
     rule = rule_of('nafca', 3, 4)
     assert fits(rule)
@@ -156,12 +157,12 @@ def test_what_fits(monkeypatch):
     assert not fits(rule, update_rate=0.5)
     assert not fits(rule.train())
     assert fits(rule_of('vitca', 3, 4).train())
-    assert not resident.fits(rule.eval(), torch.rand(2, 8, 8, 3), 1.0)
+    assert not persistent_kernel.fits(rule.eval(), torch.rand(2, 8, 8, 3), 1.0)
     monkeypatch.setattr(type(rule), 'resident', None)
     assert not fits(rule)
 
 
 def test_gradients_are_taken_by_single_steps(rule, monkeypatch):
-    monkeypatch.setattr(resident, 'take_steps', wrong)
+    monkeypatch.setattr(persistent_kernel, 'take_steps', wrong)
     state = rule.seed(torch.rand(2, 3, 4, 4))
-    torch.testing.assert_close(rule(state, 2), rule.plain_rollout(state, 2))
+    torch.testing.assert_close(rule(state, 2), rule.reference_rollout(state, 2))

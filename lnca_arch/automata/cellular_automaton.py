@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lnca_arch.resident import Resident
-from lnca_arch.rollout import fast_rollout, update_masks
+from lnca_arch.acceleration.fused_rollout import fused_rollout, update_masks
+from lnca_arch.acceleration.persistent_kernel import PersistentKernel
 
 
 class CellularAutomaton(nn.Module):
@@ -17,7 +17,7 @@ class CellularAutomaton(nn.Module):
     is given and never changes, ``out`` is its answer, ``hidden`` its memory. One step adds an update to ``out`` and
     ``hidden`` that each cell computes from its 3×3 neighbourhood.
 
-    A subclass says with :meth:`_update` what its rule is, and with :meth:`fold` and :attr:`fast_update` how to compute
+    A subclass says with :meth:`_update` what its rule is, and with :meth:`fold` and :attr:`fused_update` how to compute
     it fast.
 
     Args:
@@ -26,21 +26,21 @@ class CellularAutomaton(nn.Module):
         hidden_channels: channels of memory.
 
     Attributes:
-        memory: what a rollout with gradients keeps for them, a key of :data:`lnca_arch.rollout.RECOMPUTED`; None
-            chooses by what there is to keep.
-        max_gradient_growth: limit of the gradients in a rollout, see :class:`lnca_arch.rollout.GradientGrowthLimit`;
-            None for the exact gradients.
+        memory: what a rollout with gradients keeps for them, a key of
+            :data:`~lnca_arch.acceleration.fused_rollout.CHECKPOINT_POLICIES`; None chooses by what there is to keep.
+        max_gradient_growth: limit of the gradients in a rollout, see
+            :class:`~lnca_arch.acceleration.fused_rollout.GradientGrowthLimit`; None for the exact gradients.
     """
 
     # The rule once more, as a function ``(cells, folded, *per_cell)``: like :meth:`_update`, but with what :meth:`fold`
     # returned.
-    fast_update: ClassVar[Callable[..., Tensor]]
+    fused_update: ClassVar[Callable[..., Tensor]]
     # How to take all steps of a small grid at once, on CUDA; None if there is no such way.
-    resident: ClassVar[Resident | None] = None
+    resident: ClassVar[PersistentKernel | None] = None
     # Whether what a trained rule does depends on the size of the grid.
-    tied_to_grid: ClassVar[bool] = False
+    fixed_grid: ClassVar[bool] = False
     # Numbers that a step keeps of each cell for its gradients, about.
-    kept_channels: ClassVar[int]
+    saved_activations_per_cell: ClassVar[int]
 
     memory: str | None = None
     max_gradient_growth: float | None = None
@@ -56,7 +56,7 @@ class CellularAutomaton(nn.Module):
         return self.in_channels + self.out_channels + self.hidden_channels
 
     @property
-    def changing_channels(self) -> int:
+    def mutable_channels(self) -> int:
         """Channels that a step may change: ``out`` and ``hidden``."""
         return self.out_channels + self.hidden_channels
 
@@ -106,21 +106,21 @@ class CellularAutomaton(nn.Module):
         if steps < 0:
             raise ValueError(f'steps must be at least 0, got {steps}')
         check_update_rate(update_rate)
-        return fast_rollout(self, state, steps, update_rate)
+        return fused_rollout(self, state, steps, update_rate)
 
     def step(self, state: Tensor, update_rate: float = 1.0) -> Tensor:
         """One step; arguments and result as in :meth:`forward`."""
         return self(state, 1, update_rate)
 
-    def plain_rollout(self, state: Tensor, steps: int, update_rate: float = 1.0) -> Tensor:
+    def reference_rollout(self, state: Tensor, steps: int, update_rate: float = 1.0) -> Tensor:
         """The definition of what :meth:`forward` computes; arguments and result are the same."""
         cells = state.permute(0, 2, 3, 1)
         given, changing = cells[..., : self.in_channels], cells[..., self.in_channels :]
-        constants = self.constants_per_cell(cells)
-        for takes_part in update_masks(cells.shape[:3], steps, update_rate, cells.device):
+        constants = self.static_features(cells)
+        for update_mask in update_masks(cells.shape[:3], steps, update_rate, cells.device):
             cells = torch.cat([given, changing], dim=-1)
-            update = self._update(cells, *constants, *self.random_per_cell(cells))
-            changing = changing + (update if takes_part is None else update * takes_part)
+            update = self._update(cells, *constants, *self.dropout_masks(cells))
+            changing = changing + (update if update_mask is None else update * update_mask)
         return torch.cat([given, changing], dim=-1).permute(0, 3, 1, 2)
 
     def _update(self, cells: Tensor, *per_cell: Tensor) -> Tensor:
@@ -128,30 +128,30 @@ class CellularAutomaton(nn.Module):
 
         Args:
             cells: the state with the channels last: ``(N, H, W, state_channels)``.
-            per_cell: from :meth:`constants_per_cell` and :meth:`random_per_cell`.
+            per_cell: from :meth:`static_features` and :meth:`dropout_masks`.
 
         Returns:
-            ``(N, H, W, changing_channels)``.
+            ``(N, H, W, mutable_channels)``.
         """
         raise NotImplementedError
 
     def fold(self) -> Any:
-        """The rule's parameters for :attr:`fast_update`, linear maps that follow one another merged."""
+        """The rule's parameters for :attr:`fused_update`, linear maps that follow one another merged."""
         raise NotImplementedError
 
-    def constants_per_cell(self, cells: Tensor) -> tuple[Tensor, ...]:
-        """What :attr:`fast_update` needs of each of the cells ``(N, H, W, C)``, the same in all steps: tensors
+    def static_features(self, cells: Tensor) -> tuple[Tensor, ...]:
+        """What :attr:`fused_update` needs of each of the cells ``(N, H, W, C)``, the same in all steps: tensors
         ``(1, H, W, …)``."""
         return ()
 
-    def random_per_cell(self, cells: Tensor) -> tuple[Tensor, ...]:
-        """What :attr:`fast_update` needs of each of the cells ``(N, H, W, C)``, drawn anew in every step: tensors
+    def dropout_masks(self, cells: Tensor) -> tuple[Tensor, ...]:
+        """What :attr:`fused_update` needs of each of the cells ``(N, H, W, C)``, drawn anew in every step: tensors
         ``(N, H, W, …)``."""
         return ()
 
     @property
-    def draws_random_numbers(self) -> bool:
-        """Whether :meth:`random_per_cell` does."""
+    def is_stochastic(self) -> bool:
+        """Whether :meth:`dropout_masks` does."""
         return False
 
 

@@ -14,18 +14,18 @@ Step = Callable[..., Tensor]
 
 
 @functools.cache
-def step_of(fast_update: Callable[..., Tensor]) -> Step:
-    """The step of a rule from :attr:`CellularAutomaton.fast_update`: a function of what the cells are given and what
+def make_step(fused_update: Callable[..., Tensor]) -> Step:
+    """The step of a rule from :attr:`CellularAutomaton.fused_update`: a function of what the cells are given and what
     they may change, of which of them take part, and of the constants of the rule; it returns what they changed to."""
 
-    def step(given: Tensor, changing: Tensor, takes_part: Tensor | None, folded: Any, per_cell: tuple) -> Tensor:
-        update = fast_update(torch.cat([given, changing], dim=-1), folded, *per_cell)
-        return changing + (update if takes_part is None else update * takes_part)
+    def step(given: Tensor, changing: Tensor, update_mask: Tensor | None, folded: Any, per_cell: tuple) -> Tensor:
+        update = fused_update(torch.cat([given, changing], dim=-1), folded, *per_cell)
+        return changing + (update if update_mask is None else update * update_mask)
 
     return step
 
 
-class Compiled:
+class CompiledOrEager:
     """A function that torch.compile compiles at its first call; where it cannot, say without a C++ compiler, the
     function itself, after a word in the log."""
 
@@ -49,6 +49,6 @@ class Compiled:
 
 
 @functools.cache
-def compiled(fast_update: Callable[..., Tensor]) -> Compiled:
-    """:func:`step_of`, compiled in this process."""
-    return Compiled(step_of(fast_update))
+def compiled(fused_update: Callable[..., Tensor]) -> CompiledOrEager:
+    """:func:`make_step`, compiled in this process."""
+    return CompiledOrEager(make_step(fused_update))

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from lnca_arch.latent import LatentNAFCA, LatentViTCA
-from lnca_arch.pixel import PixelViTCA
+from lnca_arch.networks.latent_networks import LatentNAFCA, LatentViTCA
+from lnca_arch.networks.pixel_vitca import PixelViTCA
 
 Weights = Mapping[str, Tensor]
 
@@ -23,14 +23,14 @@ NAMES = {
 TRACES = {'blend.share.weight': ('blend', True), 'automaton.neighbours.weight': ('perception', 'depthwise')}
 
 
-class Detected(NamedTuple):
+class ArchSpec(NamedTuple):
     """A network's class and the sizes to make it with."""
 
     kind: type[nn.Module]
     sizes: dict[str, Any]
 
 
-def detect(weights: Weights) -> Detected | None:
+def detect(weights: Weights) -> ArchSpec | None:
     """The network that a state dict is of, None if it is none of this package's, or has none's shapes.
 
     What leaves no trace in the shapes keeps its default: a ViTCA's ``heads``, a NAFCA's ``dropout``,
@@ -44,7 +44,7 @@ def detect(weights: Weights) -> Detected | None:
                 return None
             if min(sizes.values()) <= 0:
                 return None
-            return Detected(kind, sizes | {name: value for trace, (name, value) in TRACES.items() if trace in weights})
+            return ArchSpec(kind, sizes | {name: value for trace, (name, value) in TRACES.items() if trace in weights})
     return None
 
 

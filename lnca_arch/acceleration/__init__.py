@@ -1,0 +1,1 @@
+"""What makes a rollout faster, and changes nothing else."""

@@ -1,0 +1,1 @@
+"""Where the networks meet other projects."""
