@@ -11,6 +11,7 @@ from lnca_data.packing import PackingOptions, pack
 from lnca_data.sources import SOURCES
 from lnca_data.split import TEST_SHARE, VALIDATION_SHARE
 from lnca_data.tiles import Tiling
+from lnca_model.evaluation.evaluator import EXIT_BELOW_INPUT
 
 OPTIONS = Path(__file__).resolve().parents[2] / 'options'
 # Option file → source, its choices, corruption of the validation and test pairs, miniature.
@@ -62,7 +63,8 @@ def test_trains_in_two_phases(task, tmp_path, project, run):
     options['logger'].update(print_freq=1, save_checkpoint_freq=4, use_tb_logger=False)
     options['num_gpu'] = 0
     result = run('train', options)
-    assert result.returncode == 0, result.stderr
+    # After two iterations a phase it ends, and may restore less than nothing.
+    assert result.returncode in (0, EXIT_BELOW_INPUT), result.stderr
 
     experiment = project / 'experiments' / f'lnca_{task}'
     assert (experiment / 'models' / 'net_g_best.pth').is_file()
