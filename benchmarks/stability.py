@@ -215,7 +215,7 @@ def gain_of(record: Mapping[str, Any]) -> float | None:
 
 
 def write_tables(output: Path) -> None:
-    """``table.md``, ``.csv``, ``.json`` and ``chart.png`` of all configurations in a folder."""
+    """Write ``table.md``, ``.csv`` and ``.json``, and the :data:`CHARTS`, of all configurations in a folder."""
     records = {
         folder.name: [read_json(file) for file in sorted(folder.glob('seed*.json'))]
         for folder in sorted(output.iterdir())

@@ -39,7 +39,7 @@ EXIT_BELOW_INPUT = 3  # exit code of a training whose network scores below its c
 
 
 class PreemptedError(Exception):
-    """A signal asks the run to end; the evaluation is incomplete and nothing of it was kept."""
+    """A signal asks the run to end; the dataset that was being scored is scored when the run resumes."""
 
 
 class Evaluator:
@@ -125,9 +125,12 @@ class Evaluator:
 
     def evaluate_best(self, iteration: int) -> None:
         """Score the datasets with ``at_end: true`` with the best network; raises as :meth:`evaluate`."""
-        for loader in self._at_end:
-            with fork_rng(), self._best_network():
-                self._guarded(loader, iteration)
+        if not self._at_end:
+            return
+        with self._best_network():
+            for loader in self._at_end:
+                with fork_rng():
+                    self._guarded(loader, iteration)
 
     def evaluate_all(self, label: str) -> None:
         """Score every dataset with the network as it is, for a test run. A label takes the iteration's place."""

@@ -35,7 +35,16 @@ PRECISIONS = {'float32': torch.float32, 'bfloat16': torch.bfloat16}
 
 
 class NonFiniteError(InputError):
-    """More steps in a row were skipped than train.skip_non_finite allows."""
+    """More steps in a row were skipped than train.skip_non_finite allows.
+
+    Args:
+        reason: what is not finite, and where.
+        fix: what to do about it.
+    """
+
+    def __init__(self, reason: str, fix: str) -> None:
+        super().__init__(f'{reason}; {fix}')
+        self.reason = reason
 
 
 @MODEL_REGISTRY.register()
@@ -333,7 +342,7 @@ class RestorationModel(SRModel):
         self.skipped += 1
         self.skipped_in_a_row += 1
         if self.skipped_in_a_row > self.opt['train'].get('skip_non_finite', MAX_CONSECUTIVE_NONFINITE):
-            raise NonFiniteError(f'{where}; lower {self.phase.where}.optim_g.lr and go on with --auto_resume')
+            raise NonFiniteError(where, f'lower {self.phase.where}.optim_g.lr and go on with --auto_resume')
         # Batch norms have seen what made it so.
         for buffer, before in zip(self.trainable_module(self.phase).buffers(), self._buffers, strict=True):
             buffer.copy_(before)

@@ -38,8 +38,9 @@ class DivergenceDetector:
 
     A phase diverges when one of :data:`WATCHED_LOSSES` exceeds :data:`FACTOR` times the median of the
     :data:`WINDOW` iterations before, :data:`PATIENCE` times in a row, or when a validation falls clearly below the
-    corrupted input after an earlier one was clearly above it. Losses below zero, such as minus the PSNR in dB, have no
-    such multiple and are not compared.
+    corrupted input after an earlier one was clearly above it. A median above :data:`MAX_DRIFT` times the phase's lowest
+    counts as that much, so that a slow divergence does not become its own baseline. Losses below zero, such as minus
+    the PSNR in dB, have no such multiple and are not compared.
     """
 
     def __init__(self) -> None:

@@ -85,7 +85,7 @@ def train(opt: Options, option_file: str | Path) -> None:
             save(iteration)
         distributed.barrier()  # a launcher ends all ranks when one has ended
         reason = preemption.requested_signal() or 'another process was asked to end'
-        logger.warning(f'{reason}: saved iteration {iteration:,}; --auto_resume goes on from there.')
+        logger.warning(f'{reason}: saved iteration {checkpointer.last_saved:,}; --auto_resume goes on from there.')
         raise SystemExit(preemption.EXIT_CODE)
 
     iteration = position.iteration
@@ -113,7 +113,7 @@ def train(opt: Options, option_file: str | Path) -> None:
             except NonFiniteError as error:
                 if not (model.rolls_back and guard.can_roll_back):
                     raise InputError(f'{error}; {_last_good(checkpointer)}') from None
-                guard.handle(str(error))
+                guard.handle(error.reason)
             else:
                 guard.after_iteration()
             profiler.stop()

@@ -133,7 +133,7 @@ def train(guard, iterations):
         try:
             model.optimize_parameters(iteration)
         except NonFiniteError as error:
-            guard.handle(str(error))
+            guard.handle(error.reason)
         else:
             guard.after_iteration()
 
