@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import in_one_line, machine, medians
 from compare import RESULTS, compare, parse_training_options
 from compare_report import of_seeds
-from measure import in_one_line, machine, medians
-from networks import (
+from network_configs import (
     ROOT,
     Options,
     check_network,
@@ -25,11 +25,12 @@ from networks import (
     shares_of,
     with_batch,
 )
-from results_folder import command_line, duration, markdown_table, with_deviation, write_csv
+from results_store import command_line, duration, markdown_table, with_deviation, write_csv
 
 from lnca_model.config.yaml_options import read_options
-from lnca_utils.atomic import whole_file, write_json
-from lnca_utils.errors import InputError, check_known, construct, report_in_one_line
+from lnca_utils.atomic import atomic_file, write_json
+from lnca_utils.errors import ConfigError, install_excepthook
+from lnca_utils.option_checks import check_known, construct
 
 from basicsr.utils.registry import ARCH_REGISTRY
 
@@ -41,7 +42,7 @@ TURNS = 9  # of the networks, to restore these
 
 
 def main() -> None:
-    report_in_one_line()
+    install_excepthook()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     recipes = read_options(RECIPES)
     parser.add_argument('--recipes', nargs='+', default=list(recipes), help=f'of {", ".join(recipes)}; all of them')
@@ -79,18 +80,18 @@ def network_of(name: str, recipes: Mapping[str, Any], of: tuple[str, ...] = ()) 
         of: recipes that are made from this one.
 
     Raises:
-        InputError: it makes no network, or ``from`` is unknown or leads back to the recipe itself.
+        ConfigError: it makes no network, or ``from`` is unknown or leads back to the recipe itself.
     """
     where, of = f'{RECIPES}: {name}', (*of, name)
     recipe = dict(recipes[name])
     for key in ('title', 'from'):
         if key not in recipe:
-            raise InputError(f'{where}: {key} is missing')
+            raise ConfigError(f'{where}: {key} is missing')
     del recipe['title']
     origin = recipe.pop('from')
     check_known(origin, [*recipes, *known_networks()], f'{where}: from')
     if origin in of:
-        raise InputError(f'{where}: from leads in a circle: {", ".join(of)}, {origin}')
+        raise ConfigError(f'{where}: from leads in a circle: {", ".join(of)}, {origin}')
     before = network_of(origin, recipes, of) if origin in recipes else read_network(origin)
     network = _changed(before, recipe)
     check_network(network, where)
@@ -108,12 +109,12 @@ def _changed(options: Options, changes: Mapping[str, Any]) -> Options:
 
 
 def check_equally_long(networks: Mapping[str, Options]) -> None:
-    """Raise InputError unless networks, from :func:`network_of`, train for as many iterations over all phases."""
+    """Raise ConfigError unless networks, from :func:`network_of`, train for as many iterations over all phases."""
     lengths = {name: sum(shares_of(network).values()) for name, network in networks.items()}
     first, length = next(iter(lengths.items()))
     for name, other in lengths.items():
         if not math.isclose(other, length):
-            raise InputError(
+            raise ConfigError(
                 f'{RECIPES}: {name}: the shares of its phases add up to {other:g}, those of {first} to {length:g}; '
                 'make them equal'
             )
@@ -196,7 +197,7 @@ def _write(output: Path, rows: list[dict[str, Any]]) -> None:
         ]
     )
     print(text)
-    with whole_file(output / 'table.md') as temporary:
+    with atomic_file(output / 'table.md') as temporary:
         temporary.write_text(text + '\n', encoding='utf-8')
     write_csv(output / 'table.csv', rows)
     write_json(output / 'table.json', {'command': command, 'machine': machine(), 'rows': rows})

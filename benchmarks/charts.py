@@ -3,13 +3,13 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lnca_utils.atomic import whole_file
-from lnca_utils.errors import InstallationError, report_in_one_line
+from lnca_utils.atomic import atomic_file
+from lnca_utils.errors import InstallationError, install_excepthook
 
 try:
     import matplotlib
 except ModuleNotFoundError:
-    report_in_one_line()  # the command that imports this has not begun yet
+    install_excepthook()  # the command that imports this has not begun yet
     raise InstallationError('the charts need matplotlib: pip install -e ".[benchmarks]"') from None
 
 matplotlib.use('Agg')  # files, no window
@@ -125,6 +125,6 @@ def write_curves(
 
 
 def _save(figure: plt.Figure, path: Path) -> None:
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         figure.savefig(temporary, dpi=150)
     plt.close(figure)

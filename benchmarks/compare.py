@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from compare_plan import (
+from budget_planner import (
     ESTIMATES,
     LEAST_ITERATIONS,
     Planner,
@@ -24,9 +24,9 @@ from compare_plan import (
     iterations_of_an_epoch,
     validations_of,
 )
+from common import machine
 from compare_report import write_pictures, write_tables
-from measure import machine
-from networks import (
+from network_configs import (
     MODELS,
     ROOT,
     Options,
@@ -40,13 +40,13 @@ from networks import (
     shares_of,
     with_batch,
 )
-from results_folder import ResultsFolder, duration, stored_settings
+from results_store import ResultsFolder, duration, stored_settings
 from tqdm import tqdm
 
-from lnca_model.config.checks import check_form
+from lnca_model.config.checks import validate_schema
 from lnca_model.config.yaml_options import read_options
 from lnca_model.evaluation.evaluator import EXIT_BELOW_INPUT
-from lnca_utils.errors import InputError, report_in_one_line
+from lnca_utils.errors import ConfigError, LNCAError, install_excepthook
 
 RESULTS = ROOT / 'results'
 CHECKPOINTS_A_PHASE, LINES_A_PHASE = 4, 20
@@ -55,7 +55,7 @@ WITHOUT_EFFECT = ('name', 'dataroot_gt', 'dataroot_lq', 'cache', 'num_worker_per
 
 
 def main() -> None:
-    report_in_one_line()
+    install_excepthook()
     arguments = _arguments()
     task = with_batch(read_task(arguments.opt), arguments.batch)
     networks = read_networks(arguments.models)
@@ -85,12 +85,12 @@ def compare(
         The rows of ``table.json``.
 
     Raises:
-        InputError: options do not fit together, the folder has results of other settings, or a training failed.
+        ConfigError: options do not fit together, the folder has results of other settings, or a training failed.
     """
     print(_what_differs(networks))
     for name, network in networks.items():
         options = options_for(task, network, LEAST_ITERATIONS)
-        check_form(options, name, is_train=True)
+        validate_schema(options, name, is_train=True)
         MODELS[network['model_type']].check_options(options | {'is_train': True})
     tiles = {kind: fingerprint(dataset_of(task, kind)) for kind in ('train', 'val', 'test')}
 
@@ -125,7 +125,7 @@ def compare(
         options = _options_of_run(task, networks[name], iters, _experiment(output, name, seed), seed)
         try:
             figures = _train(folder, options, _record_of(name, seed), title)
-        except InputError as error:
+        except LNCAError as error:
             failed[title] = str(error)
             print(f'{title} failed: {error}', file=sys.stderr)
         else:
@@ -139,7 +139,7 @@ def compare(
     write_pictures(folder, task, rows, records)
     print(f'{output}: table.md, table.csv, table.json, chart.png, sheet.png')
     if failed:
-        raise InputError(f'{len(failed)} of {len(runs)} runs failed; the same command tries them again')
+        raise ConfigError(f'{len(failed)} of {len(runs)} runs failed; the same command tries them again')
     return rows
 
 
@@ -177,7 +177,7 @@ def parse_training_options(parser: argparse.ArgumentParser) -> argparse.Namespac
     """Have a command take what :func:`compare` needs to know, and read its arguments.
 
     Raises:
-        InputError: their values make no sense.
+        ConfigError: their values make no sense.
     """
     parser.add_argument('--seeds', type=int, default=1, help='trainings of each network: mean and deviation are given')
     length = parser.add_mutually_exclusive_group()
@@ -189,12 +189,12 @@ def parse_training_options(parser: argparse.ArgumentParser) -> argparse.Namespac
     parser.add_argument('--output', type=Path, metavar='FOLDER', help="default: results/ and the option file's name")
     arguments = parser.parse_args()
     if arguments.seeds < 1:
-        raise InputError('--seeds must be at least 1')
+        raise ConfigError('--seeds must be at least 1')
     if arguments.batch is not None and arguments.batch < 2:
-        raise InputError('--batch must be at least 2: the negatives of a latent network are other images of its batch')
+        raise ConfigError('--batch must be at least 2: the negatives of a latent network are other images of its batch')
     for name, value in (('--budget', arguments.budget), ('--epochs', arguments.epochs)):
         if value is not None and not value > 0:
-            raise InputError(f'{name} must be a positive number')
+            raise ConfigError(f'{name} must be a positive number')
     return arguments
 
 
@@ -274,7 +274,7 @@ def _train(folder: ResultsFolder, opt: Options, record: str, title: str) -> dict
         What training.json says, and the test set's scores: metric → restored, corrupted, gain.
 
     Raises:
-        InputError: it failed, with the reason.
+        ConfigError: it failed, with the reason.
     """
     file = Path(record).with_suffix('.yml')
     command = [sys.executable, str(ROOT / 'basicsr' / 'train.py'), '-opt', str(folder.path / file)]
@@ -297,7 +297,7 @@ def _train(folder: ResultsFolder, opt: Options, record: str, title: str) -> dict
         reason = line.strip().removeprefix('error: ')
         if process.returncode < 0:
             reason = f'ended by signal {-process.returncode}, perhaps for want of memory'
-        raise InputError(f'{reason} ({folder.path / file.with_suffix(".log")})')
+        raise ConfigError(f'{reason} ({folder.path / file.with_suffix(".log")})')
     experiment = ROOT / 'experiments' / opt['name']
     figures = json.loads((experiment / 'training.json').read_text())
     figures['scores'] = _scores(experiment / 'scores.csv', dataset_of(opt, 'test')['name'])

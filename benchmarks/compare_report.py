@@ -7,18 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import paper
+import published_results
 import torch
 from charts import write_bars
-from measure import in_one_line
-from networks import ROOT, Options, dataset_of
-from results_folder import ResultsFolder, command_line, duration, markdown_table, with_deviation
+from common import in_one_line
+from network_configs import ROOT, Options, dataset_of
+from results_store import ResultsFolder, command_line, duration, markdown_table, with_deviation
 
-from lnca_data.lmdb_store import TileStore
-from lnca_data.sheet import write_sheet
+from lnca_data.io.contact_sheet import write_contact_sheet
+from lnca_data.io.lmdb_store import TileStore
 from lnca_data.tile_dataset import to_image, to_tensor
 from lnca_utils import checkpoint
-from lnca_utils.errors import InputError, construct
+from lnca_utils.errors import ConfigError
+from lnca_utils.option_checks import construct
 
 from basicsr.utils.registry import ARCH_REGISTRY
 
@@ -44,13 +45,13 @@ def write_tables(
         A row for the corrupted input and one a network.
 
     Raises:
-        InputError: networks were scored on different tiles.
+        ConfigError: networks were scored on different tiles.
     """
     finished = [record for of_network in records.values() for record in of_network]
     corrupted = {metric: score['corrupted'] for metric, score in finished[0]['scores'].items()} if finished else {}
     for record in finished:
         if not all(math.isclose(score['corrupted'], corrupted[name]) for name, score in record['scores'].items()):
-            raise InputError(f'{folder.path}: {record["network"]} was scored on other tiles than the rest')
+            raise ConfigError(f'{folder.path}: {record["network"]} was scored on other tiles than the rest')
     dataset = Path(dataset_of(task, 'test')['dataroot_gt']).parent.name
     metrics = list(folder.settings['metrics'])
     rows = [_row(name, of_network, dataset, folder.settings) for name, of_network in records.items()]
@@ -79,7 +80,7 @@ def _row(name: str, records: Sequence[Record], dataset: str, settings: Mapping[s
         scores = [record['scores'][metric] for record in records]
         row[metric], row[f'{metric} deviation'] = over_seeds([score['restored'] for score in scores])
         row[f'{metric} gain'], _ = over_seeds([score['gain'] for score in scores])
-    row["paper's ssim"] = paper.SSIM.get((dataset, name))
+    row["paper's ssim"] = published_results.SSIM.get((dataset, name))
     row['training seconds'], _ = over_seeds([record['seconds'] for record in records])
     row['peak training memory bytes'], _ = over_seeds([record['peak_memory_bytes'] for record in records])
     return row
@@ -178,4 +179,4 @@ def _write_sheet(folder: ResultsFolder, task: Options, records: Mapping[str, Rec
         with torch.no_grad():
             columns[name] = [to_image(restored) for restored in network(image)]
     columns['truth'] = [truths[key] for key in keys]
-    write_sheet(folder.path / 'sheet.png', columns)
+    write_contact_sheet(folder.path / 'sheet.png', columns)

@@ -9,8 +9,9 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-import cell
+import measure_process
 import psutil
+from common import machine
 from efficiency_report import (
     GROWTH_BATCH,
     GROWTH_NETWORK,
@@ -20,13 +21,12 @@ from efficiency_report import (
     growth_name,
     write_report,
 )
-from measure import machine
-from networks import ROOT, Options, add_models_option, read_networks, shared_training, uses_gpu
-from results_folder import ResultsFolder
+from network_configs import ROOT, Options, add_models_option, read_networks, shared_training, uses_gpu
+from results_store import ResultsFolder
 from tqdm import tqdm
 
 from lnca_model.config.yaml_options import read_options
-from lnca_utils.errors import InputError, report_in_one_line
+from lnca_utils.errors import ConfigError, install_excepthook
 
 TASK = ROOT / 'options' / 'lnca_photos.yml'  # whose optimiser, schedule and noise are used
 GROWTH_EPOCHS = 4
@@ -36,12 +36,12 @@ MEMORY_SHARE = 0.9
 
 FULL = Protocol()
 QUICK = Protocol(
-    sizes=(32,), batches=(8,), growth=(32, 64, 128, 256), images=40, epochs=3, runs=4, steps=cell.MEAN_STEPS
+    sizes=(32,), batches=(8,), growth=(32, 64, 128, 256), images=40, epochs=3, runs=4, steps=measure_process.MEAN_STEPS
 )
 
 
 def main() -> None:
-    report_in_one_line()
+    install_excepthook()
     arguments = _arguments()
     protocol = QUICK if arguments.quick else FULL
     task = read_options(TASK)
@@ -66,7 +66,7 @@ def main() -> None:
             figures = folder.read_json(_record_of(name))
             if figures is None or figures.get('timeout', arguments.cell_timeout) < arguments.cell_timeout:
                 one.memory_limit = _memory_limit(arguments.memory_limit, task)
-                figures = cell.run(one, arguments.cell_timeout) | {'memory_limit_bytes': one.memory_limit}
+                figures = measure_process.run(one, arguments.cell_timeout) | {'memory_limit_bytes': one.memory_limit}
                 if 'error' in figures:
                     errors[name] = figures['error']
                     bar.write(f'{name} failed: {figures["error"]}', file=sys.stderr)
@@ -76,7 +76,7 @@ def main() -> None:
             measured[name] = figures
     write_report(folder, protocol, list(networks), measured)
     if errors:
-        raise InputError(f'{len(errors)} of {len(cells)} cells failed; the same command tries them again')
+        raise ConfigError(f'{len(errors)} of {len(cells)} cells failed; the same command tries them again')
 
 
 def _arguments() -> argparse.Namespace:
@@ -92,7 +92,7 @@ def _arguments() -> argparse.Namespace:
     for name in ('cell_timeout', 'memory_limit'):
         value = getattr(arguments, name)
         if value is not None and value <= 0:
-            raise InputError(f'--{name.replace("_", "-")} must be a positive number')
+            raise ConfigError(f'--{name.replace("_", "-")} must be a positive number')
     return arguments
 
 
@@ -103,19 +103,23 @@ def _memory_limit(limit: float | None, task: Options) -> int | None:
     return None if uses_gpu(task) else int(MEMORY_SHARE * psutil.virtual_memory().available)
 
 
-def _cells(task: Options, networks: Mapping[str, Options], protocol: Protocol) -> Iterable[tuple[str, str, cell.Cell]]:
+def _cells(
+    task: Options, networks: Mapping[str, Options], protocol: Protocol
+) -> Iterable[tuple[str, str, measure_process.Cell]]:
     """Name, network and what to measure, the small before the large."""
     train = round(TRAINING_SHARE * protocol.images)
     for size in protocol.sizes:
         for batch in protocol.batches:
             for name, network in networks.items():
                 shape = (size, batch, train, protocol.images - train)
-                one = cell.Cell(task, network, *shape, protocol.epochs, protocol.runs, protocol.steps)
+                one = measure_process.Cell(task, network, *shape, protocol.epochs, protocol.runs, protocol.steps)
                 yield cell_name(name, size, batch), name, one
     if GROWTH_NETWORK in networks:
         for size in protocol.growth:
             shape = (size, GROWTH_BATCH, GROWTH_BATCH, 0)
-            one = cell.Cell(task, networks[GROWTH_NETWORK], *shape, GROWTH_EPOCHS, GROWTH_EPOCHS, cell.MEAN_STEPS)
+            one = measure_process.Cell(
+                task, networks[GROWTH_NETWORK], *shape, GROWTH_EPOCHS, GROWTH_EPOCHS, measure_process.MEAN_STEPS
+            )
             yield growth_name(size), GROWTH_NETWORK, one
 
 

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import paper
-from cell import reason
+import published_results
 from charts import write_lines
-from measure import in_one_line
-from results_folder import ResultsFolder, markdown_table
+from common import in_one_line
+from measure_process import reason
+from results_store import ResultsFolder, markdown_table
 
 TRAINING_SHARE = 0.8
 IMAGES = 1000  # of the paper's epoch, to which those of fewer images are scaled
@@ -40,8 +40,8 @@ class Protocol:
         steps: of an automaton in training; drawn anew each time if None.
     """
 
-    sizes: tuple[int, ...] = paper.SIZES
-    batches: tuple[int, ...] = paper.BATCHES
+    sizes: tuple[int, ...] = published_results.SIZES
+    batches: tuple[int, ...] = published_results.BATCHES
     growth: tuple[int, ...] = (32, 64, 128, 256, 512, 1024)
     images: int = IMAGES
     epochs: int = 10
@@ -109,7 +109,7 @@ def _row(
     ours = figures[key] * unit if key in figures else None
     if key == 'epoch_seconds' and ours is not None:
         ours *= IMAGES / protocol.images
-    published = paper.EFFICIENCY.get((quantity, name, size, batch))
+    published = published_results.EFFICIENCY.get((quantity, name, size, batch))
     return {
         'quantity': quantity,
         'network': name,

@@ -4,7 +4,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from measure import argument_parser, medians, random_pairs, report
+from common import argument_parser, medians, random_pairs, report
 
 import lnca_model  # noqa: F401  registers the plug-in
 

@@ -23,13 +23,13 @@ from typing import Any
 import cv2
 import numpy as np
 import psutil
-from measure import medians, report
+from common import medians, report
 
-from lnca_data.cutting import PackingOptions
-from lnca_data.packing import pack
-from lnca_data.source import Pair
-from lnca_data.sources import SOURCES
-from lnca_data.workers import ordered_map
+from lnca_data.prepare.dataset_source import Pair
+from lnca_data.prepare.extraction import PackConfig
+from lnca_data.prepare.packing import pack
+from lnca_data.prepare.sources import SOURCES
+from lnca_data.prepare.workers import ordered_map
 
 SIZE = (1280, 720)
 RAW_SIZE = (6000, 4000)
@@ -49,7 +49,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         # Starts the process that the workers are forked from.
-        pack('benchmark', generated(3 * GROWTH_TILES), Path(folder) / 'first', PackingOptions(split='tile'))
+        pack('benchmark', generated(3 * GROWTH_TILES), Path(folder) / 'first', PackConfig(split='tile'))
         figures = {'speed': speed, 'raw': raw, 'growth': growth}[arguments.what](Path(folder), arguments)
     report({'workers': arguments.workers, **figures}, arguments.json)
 
@@ -67,7 +67,7 @@ def speed(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         {
             'decoding': lambda: deque(ordered_map(_decode, images, arguments.workers), maxlen=0),
             'packing': lambda: pack(
-                'benchmark', pairs, folder / 'packed', PackingOptions(), workers=arguments.workers, overwrite=True
+                'benchmark', pairs, folder / 'packed', PackConfig(), workers=arguments.workers, overwrite=True
             ),
         },
         arguments.repeats,
@@ -175,7 +175,7 @@ def measured(pairs: Sequence[Pair], output: Path, workers: int) -> dict[str, flo
     """Pack, and say what it took."""
     start = time.perf_counter()
     summary, memory = peak_memory(
-        lambda: pack('benchmark', pairs, output, PackingOptions(), workers=workers, overwrite=True)
+        lambda: pack('benchmark', pairs, output, PackConfig(), workers=workers, overwrite=True)
     )
     seconds = time.perf_counter() - start
     disk = sum(file.stat().st_blocks * 512 for file in output.rglob('*') if file.is_file())

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from measure import argument_parser, machine, matmul_gflops, medians
-from results_folder import markdown_table
+from common import argument_parser, machine, matmul_gflops, medians
+from results_store import markdown_table
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
@@ -118,7 +118,7 @@ def training(row: Row, device: torch.device, repeats: int) -> dict[str, float]:
     parameters = list(rule.parameters())
 
     def gradients(rollout: Callable[..., Tensor], memory: str | None = None) -> list[Tensor]:
-        rule.memory = memory
+        rule.activation_checkpointing = memory
         restored = network.render(_seeded(rollout, state, TRAINING_STEPS, rate), skip)
         return torch.autograd.grad(F.mse_loss(restored, image), parameters)
 

@@ -20,16 +20,25 @@ from typing import Any
 
 import yaml
 from charts import write_curves
-from measure import machine
-from networks import ROOT, Options, known_networks, options_for, read_network, read_task, shared_training, with_batch
-from results_folder import ResultsFolder, command_line, markdown_table, read_json, with_deviation, write_csv
+from common import machine
+from network_configs import (
+    ROOT,
+    Options,
+    known_networks,
+    options_for,
+    read_network,
+    read_task,
+    shared_training,
+    with_batch,
+)
+from results_store import ResultsFolder, command_line, markdown_table, read_json, with_deviation, write_csv
 from tqdm import tqdm
 
 from lnca_model.evaluation.evaluator import EXIT_BELOW_INPUT
 from lnca_model.training.phases import Phase, phases_of
 from lnca_model.training.preemption import EXIT_CODE as EXIT_INTERRUPTED
-from lnca_utils.atomic import whole_file, write_json
-from lnca_utils.errors import InputError, report_in_one_line
+from lnca_utils.atomic import atomic_file, write_json
+from lnca_utils.errors import ConfigError, install_excepthook
 
 PRINT_FREQ = 10
 PHASES = ('autoencoder', 'automaton', 'joint')
@@ -42,7 +51,7 @@ NON_FINITE = re.compile(r'error: the .* in iteration (\d+) of phase (\w+)')
 
 
 def main() -> None:
-    report_in_one_line()
+    install_excepthook()
     arguments = _arguments()
     opt = _options(arguments)
     name = arguments.name or opt['name']
@@ -87,7 +96,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument('--output', type=Path, default=ROOT / 'results' / 'stability', metavar='FOLDER')
     arguments = parser.parse_args()
     if arguments.seeds < 1:
-        raise InputError('--seeds: must be at least 1')
+        raise ConfigError('--seeds: must be at least 1')
     return arguments
 
 
@@ -97,7 +106,7 @@ def _options(arguments: argparse.Namespace) -> Options:
         opt = options_for(opt, read_network(arguments.network), shared_training(opt)[1])
     automaton = opt['train'].get('automaton')
     if automaton is None:
-        raise InputError(f'{arguments.opt}: this option file has no train.automaton block; name one that has')
+        raise ConfigError(f'{arguments.opt}: this option file has no train.automaton block; name one that has')
     if arguments.rate:
         automaton['optim_g']['lr'] = arguments.rate
     if arguments.paper_exact:
@@ -106,10 +115,10 @@ def _options(arguments: argparse.Namespace) -> Options:
         opt['path']['pretrain_network_g'] = str(Path(arguments.pretrained).resolve())
         opt['path']['strict_load_g'] = False
         if 'autoencoder' not in opt['train']:
-            raise InputError(f'--pretrained: {opt["network_g"]["type"]} has no autoencoder; leave it out')
+            raise ConfigError(f'--pretrained: {opt["network_g"]["type"]} has no autoencoder; leave it out')
         opt['train']['autoencoder']['iters'] = 0
     opt['train']['total_iter'] = sum(opt['train'][name]['iters'] for name in PHASES if name in opt['train'])
-    opt['logger'].update(print_freq=PRINT_FREQ, use_tb_logger=False, keep_checkpoints=1)
+    opt['logger'].update(print_freq=PRINT_FREQ, use_tb_logger=False, keep_last_checkpoints=1)
     return json.loads(json.dumps(opt))
 
 
@@ -123,7 +132,7 @@ def _train(
     """Train with a seed, from the last checkpoint if there is one, until it is known whether the run diverges.
 
     Raises:
-        InputError: the run failed for another reason.
+        ConfigError: the run failed for another reason.
     """
     place = hashlib.sha256(str(folder.path.resolve()).encode()).hexdigest()[:6]
     name = f'stability_{folder.path.name}_{place}_seed{seed}'
@@ -154,7 +163,7 @@ def _train(
     diverged |= {(phase, _number(iteration)) for iteration, phase in NON_FINITE.findall(text)}
     has_ended = process.returncode in (0, EXIT_BELOW_INPUT)
     if not has_ended and not diverged and not (is_asked and process.returncode == EXIT_INTERRUPTED):
-        raise InputError(f'{name}: ended with exit code {process.returncode}; see {log}')
+        raise ConfigError(f'{name}: ended with exit code {process.returncode}; see {log}')
     experiment = ROOT / 'experiments' / name
     record = {
         'seed': seed,
@@ -224,7 +233,7 @@ def write_tables(output: Path) -> None:
     rows = [row_of(name, of_name) for name, of_name in records.items() if of_name]
     text = markdown_table(COLUMNS, [[row['text'][column] for column in COLUMNS] for row in rows])
     print(text)
-    with whole_file(output / 'table.md') as temporary:
+    with atomic_file(output / 'table.md') as temporary:
         temporary.write_text(f'# Stability\n\n{text}\n', encoding='utf-8')
     figures = [row['figures'] for row in rows]
     write_csv(output / 'table.csv', figures)

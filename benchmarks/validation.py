@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import argument_parser, medians, random_pairs, report
+from common import argument_parser, medians, random_pairs, report
 
 import lnca_model  # noqa: F401  registers the plug-in
 from lnca_model.evaluation.evaluator import Evaluator

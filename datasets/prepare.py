@@ -4,15 +4,15 @@ import argparse
 import os
 from pathlib import Path
 
-from lnca_data.corruption import CORRUPTIONS
-from lnca_data.cutting import PackingOptions
-from lnca_data.packing import SHEET, Summary, drops, pack
-from lnca_data.source import Source
-from lnca_data.sources import SOURCES
-from lnca_data.split import METHODS
-from lnca_data.tiles import Tiling
-from lnca_data.verification import verify
-from lnca_utils.errors import report_in_one_line
+from lnca_data.corruptions import CORRUPTIONS
+from lnca_data.prepare.dataset_source import DatasetSource
+from lnca_data.prepare.extraction import PackConfig
+from lnca_data.prepare.packing import SHEET, PackSummary, drops, pack
+from lnca_data.prepare.sources import SOURCES
+from lnca_data.prepare.split import METHODS
+from lnca_data.prepare.tiling import TilingSpec
+from lnca_data.prepare.verification import verify
+from lnca_utils.errors import install_excepthook
 
 HERE = Path(__file__).resolve().parent
 # Those that this process may use, where the system tells.
@@ -21,7 +21,7 @@ TASKS = {'noise': 'denoise', 'blur': 'deblur'}
 
 
 def main() -> None:
-    report_in_one_line()
+    install_excepthook()
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest='command', required=True, metavar='NAME')
     for source in SOURCES.values():
@@ -36,9 +36,9 @@ def main() -> None:
         prepare(SOURCES[arguments.command], arguments)
 
 
-def add_source(commands: argparse._SubParsersAction, source: Source) -> None:
+def add_source(commands: argparse._SubParsersAction, source: DatasetSource) -> None:
     """The options of ``prepare.py NAME``."""
-    defaults = PackingOptions()
+    defaults = PackConfig()
     command = commands.add_parser(
         source.name, help=source.title, description=f'Pack {source.title}. Expected: {source.layout}.'
     )
@@ -101,7 +101,7 @@ def add_source(commands: argparse._SubParsersAction, source: Source) -> None:
     add('--overwrite', action='store_true', help='replace the output folder')
 
 
-def prepare(source: Source, arguments: argparse.Namespace) -> None:
+def prepare(source: DatasetSource, arguments: argparse.Namespace) -> None:
     """List, pack, and say what came out."""
     corruption = arguments.corruption if source.synthetic else None
     name = source.name
@@ -111,11 +111,11 @@ def prepare(source: Source, arguments: argparse.Namespace) -> None:
     choices = {choice: getattr(arguments, choice) for choice in source.choices}
     folder = arguments.source if source.needs_folder else None
     if source.whole:
-        tiling = Tiling(arguments.tile_size, (), whole=True)
+        tiling = TilingSpec(arguments.tile_size, (), whole=True)
         thresholds = {}
     else:
         grid = tuple(arguments.grid) if arguments.grid else None
-        tiling = Tiling(arguments.tile_size, () if grid else tuple(arguments.tile_pixels), grid)
+        tiling = TilingSpec(arguments.tile_size, () if grid else tuple(arguments.tile_pixels), grid)
         thresholds = {
             'flat_threshold': arguments.flat_threshold,
             'duplicate_threshold': arguments.duplicate_threshold,
@@ -124,7 +124,7 @@ def prepare(source: Source, arguments: argparse.Namespace) -> None:
         source.name,
         source.list(folder, **choices),
         output,
-        PackingOptions(
+        PackConfig(
             tiling,
             corruption={'type': corruption} if corruption else None,
             split=arguments.split,
@@ -140,7 +140,7 @@ def prepare(source: Source, arguments: argparse.Namespace) -> None:
     report(summary, output)
 
 
-def report(summary: Summary, output: Path) -> None:
+def report(summary: PackSummary, output: Path) -> None:
     """What came out, in words; the figures are in summary.json, too."""
     print(f'{output}: {counts(summary.tiles)} tiles; {drops(summary)}. Look at {output / SHEET}.')
     if summary.misaligned:

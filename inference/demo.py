@@ -15,13 +15,13 @@ from typing import NamedTuple
 import numpy as np
 
 from lnca_arch.networks.automaton_network import AutomatonNetwork
-from lnca_data.corruption import MotionBlur, Noise
-from lnca_data.cutting import corrupted
-from lnca_data.images import Bundled, to_8_bits
-from lnca_data.photographs import SUFFIXES, Photograph, read_photograph, write_photograph
+from lnca_data.corruptions import MotionBlur, Noise
+from lnca_data.io.images import BundledPhoto, to_8_bits
+from lnca_data.io.photographs import SUFFIXES, Photograph, read_photograph, write_photograph
+from lnca_data.prepare.extraction import corrupted
 from lnca_restore.pretrained import BUNDLED, DEFAULT_MODEL
 from lnca_restore.restorer import Restorer
-from lnca_utils.errors import InputError, InstallationError, report_in_one_line
+from lnca_utils.errors import ConfigError, InstallationError, LNCAError, install_excepthook
 
 os.environ.setdefault('GRADIO_ANALYTICS_ENABLED', 'False')  # is read when gradio is imported
 try:
@@ -48,20 +48,20 @@ def restore(upload: str | None, example: str | None, damage: str, restorer: Rest
     """The picture that was dropped, or else the example, restored.
 
     Raises:
-        InputError: it cannot be read, or is too large for a page.
+        ConfigError: it cannot be read, or is too large for a page.
     """
     if upload:
         try:
             picture = read_photograph(upload).upright()
-        except InputError as error:  # the user knows the name, not the folder that it was put into
-            raise InputError(str(error).replace(upload, Path(upload).name)) from None
+        except LNCAError as error:  # the user knows the name, not the folder that it was put into
+            raise ConfigError(str(error).replace(upload, Path(upload).name)) from None
     elif example:
-        picture = Bundled(EXAMPLES[example]).read()
+        picture = BundledPhoto(EXAMPLES[example]).read()
     else:
-        raise InputError('Drop a photograph, or choose an example.')
+        raise ConfigError('Drop a photograph, or choose an example.')
     height, width = picture.shape[:2]
     if height * width > SHOWN_PIXELS:
-        raise InputError(
+        raise ConfigError(
             f'The picture has {height * width / 1e6:.1f} megapixels, and the page takes {SHOWN_PIXELS / 1e6:.0f}; '
             'restore it with python inference/restore.py'
         )
@@ -71,7 +71,7 @@ def restore(upload: str | None, example: str | None, damage: str, restorer: Rest
     picture = picture if corruption is None else corrupted(picture, corruption, seed=0)
     last = restorer.network.steps
     at = [*range(0, last, STEPS_BETWEEN), last]
-    return Shown(picture, dict(zip(at, restorer.trace(picture, at), strict=True)))
+    return Shown(picture, dict(zip(at, restorer.intermediate_outputs(picture, at), strict=True)))
 
 
 def page(models: Sequence[str]) -> 'gradio.Blocks':
@@ -81,17 +81,17 @@ def page(models: Sequence[str]) -> 'gradio.Blocks':
         models: what to choose from, each as :meth:`Restorer.from_pretrained` takes it.
 
     Raises:
-        InputError: one of them is not there, or has no automaton.
+        ConfigError: one of them is not there, or has no automaton.
     """
     restorers = {name: Restorer.from_pretrained(name) for name in models}
     for name, restorer in restorers.items():
         if not isinstance(restorer.network, AutomatonNetwork):
-            raise InputError(f'--model {name}: {type(restorer.network).__name__} has no automaton to watch')
+            raise ConfigError(f'--model {name}: {type(restorer.network).__name__} has no automaton to watch')
 
     def run(upload, example, damage, model):
         try:
             found = restore(upload, example, damage, restorers[model])
-        except InputError as error:
+        except LNCAError as error:
             raise gradio.Error(str(error), title='This picture cannot be restored') from None
         return [found, *show(found, max(found.after))]
 
@@ -143,7 +143,7 @@ def page(models: Sequence[str]) -> 'gradio.Blocks':
 
 
 def main() -> None:
-    report_in_one_line()
+    install_excepthook()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument('--host', default='127.0.0.1', help='address to serve at; 0.0.0.0 for every computer around')
     parser.add_argument('--port', type=int, default=7860, help='port to serve at')

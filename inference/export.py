@@ -6,7 +6,7 @@ from pathlib import Path
 from lnca_arch.networks.automaton_network import AutomatonNetwork
 from lnca_restore.export import export_onnx, export_program
 from lnca_restore.pretrained import BUNDLED, SUFFIX, load_network, save_network
-from lnca_utils.errors import InputError, report_in_one_line
+from lnca_utils.errors import ConfigError, install_excepthook
 
 SUFFIXES = {
     '.onnx': 'for ONNX runtimes',
@@ -16,7 +16,7 @@ SUFFIXES = {
 
 
 def main() -> None:
-    report_in_one_line()
+    install_excepthook()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument('checkpoint', help=f'a checkpoint, or {" or ".join(BUNDLED)}')
     formats = '; '.join(f'{suffix}: {purpose}' for suffix, purpose in SUFFIXES.items())
@@ -31,14 +31,14 @@ def main() -> None:
     arguments = parser.parse_args()
     output, suffix = arguments.output, arguments.output.suffix.lower()
     if suffix not in SUFFIXES:
-        raise InputError(f'-o {output}: must end in {" or ".join(SUFFIXES)}')
+        raise ConfigError(f'-o {output}: must end in {" or ".join(SUFFIXES)}')
     if output.exists() and not arguments.overwrite:
-        raise InputError(f'{output} exists; choose another name, or add --overwrite')
+        raise ConfigError(f'{output} exists; choose another name, or add --overwrite')
     if arguments.steps == 'input' and suffix != '.onnx':
-        raise InputError('--steps input: only for .onnx')
+        raise ConfigError('--steps input: only for .onnx')
     least = 1 if suffix == SUFFIX else 0  # see AutomatonNetwork's steps
     if isinstance(arguments.steps, int) and arguments.steps < least:
-        raise InputError(f'--steps: must be at least {least}, got {arguments.steps}')
+        raise ConfigError(f'--steps: must be at least {least}, got {arguments.steps}')
     network, options = load_network(arguments.checkpoint, arguments.opt)
     output.parent.mkdir(parents=True, exist_ok=True)
     if suffix == '.onnx':
@@ -48,7 +48,7 @@ def main() -> None:
     else:
         if arguments.steps is not None:
             if not isinstance(network, AutomatonNetwork):
-                raise InputError(f'--steps: {type(network).__name__} has no automaton')
+                raise ConfigError(f'--steps: {type(network).__name__} has no automaton')
             options = options | {'steps': arguments.steps}
         save_network(network, options, output)
     print(f'{output}: {output.stat().st_size / 1000:.0f} kB')

@@ -9,15 +9,15 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from lnca_data.images import to_8_bits
-from lnca_data.photographs import SUFFIXES, Photograph, check_format, read_photograph, write_photograph
-from lnca_data.sheet import write_sheet
-from lnca_data.trace import TRACE_SUFFIXES, write_trace
+from lnca_data.io.animation import ANIMATION_SUFFIXES, write_animation
+from lnca_data.io.contact_sheet import write_contact_sheet
+from lnca_data.io.images import to_8_bits
+from lnca_data.io.photographs import SUFFIXES, Photograph, check_format, read_photograph, write_photograph
 from lnca_restore.pretrained import BUNDLED, DEFAULT_MODEL
 from lnca_restore.restorer import Restorer
-from lnca_utils.errors import DISK_FULL, InputError, first_line, report_in_one_line
+from lnca_utils.errors import DISK_FULL, ConfigError, LNCAError, first_line, install_excepthook
 
-TRACE_FRAMES = 9
+ANIMATION_FRAMES = 9
 RESTORED = '_restored'  # ends the name of a photograph that goes beside the one that it was
 SHEET_SIDE = 1024  # of what is to be looked at, not kept
 
@@ -30,7 +30,7 @@ class Job(NamedTuple):
 
 
 def main() -> int:
-    report_in_one_line()
+    install_excepthook()
     for stream in (sys.stdout, sys.stderr):  # names of files may have letters that a terminal has not
         stream.reconfigure(errors='backslashreplace')
     arguments = _parser().parse_args()
@@ -44,7 +44,7 @@ def main() -> int:
     for job in bar:
         try:
             _restore(restorer, job, at, restored_at, arguments)
-        except (InputError, OSError) as error:
+        except (LNCAError, OSError) as error:
             if isinstance(error, OSError) and error.errno in DISK_FULL:
                 raise
             failed += 1
@@ -79,12 +79,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('--device', help='cpu or cuda; CUDA if there is one')
     parser.add_argument('--overwrite', action='store_true', help='replace files that are there')
     parser.add_argument(
-        '--trace', type=Path, help=f'of one photograph, the way it is restored: a {", ".join(TRACE_SUFFIXES)}'
+        '--animate', type=Path, help=f'of one photograph, the way it is restored: a {", ".join(ANIMATION_SUFFIXES)}'
     )
     parser.add_argument(
-        '--trace-steps', type=int, nargs='+', help=f'at which steps; {TRACE_FRAMES} equal ones if left out'
+        '--animate-steps', type=int, nargs='+', help=f'at which steps; {ANIMATION_FRAMES} equal ones if left out'
     )
-    parser.add_argument('--compare', type=Path, help='of one photograph, a PNG with before and after side by side')
+    parser.add_argument('--side-by-side', type=Path, help='of one photograph, a PNG with before and after side by side')
     return parser
 
 
@@ -101,7 +101,7 @@ def _jobs(arguments: argparse.Namespace) -> list[Job]:
         jobs = [Job(sources[0], into)]
     else:
         jobs = [Job(source, source.with_stem(source.stem + RESTORED)) for source in sources]
-    _check_outputs(jobs, [path for path in (arguments.trace, arguments.compare) if path], arguments.overwrite)
+    _check_outputs(jobs, [path for path in (arguments.animate, arguments.side_by_side) if path], arguments.overwrite)
     return jobs
 
 
@@ -115,52 +115,52 @@ def _files_of(path: Path, with_restored: bool) -> list[Path]:
     ]
     files = files if with_restored else [file for file in files if not file.stem.endswith(RESTORED)]
     if not files:
-        raise InputError(f'{path}: holds no photographs ({", ".join(SUFFIXES)})')
+        raise ConfigError(f'{path}: holds no photographs ({", ".join(SUFFIXES)})')
     return files
 
 
 def _check_pictures(arguments: argparse.Namespace, photographs: int) -> None:
-    if photographs > 1 and (arguments.trace or arguments.compare):
-        raise InputError('--trace and --compare are for one photograph at a time')
-    if arguments.trace and arguments.trace.suffix.lower() not in TRACE_SUFFIXES:
-        raise InputError(f'--trace {arguments.trace}: must end in {" or ".join(TRACE_SUFFIXES)}')
-    if arguments.compare and arguments.compare.suffix.lower() != '.png':
-        raise InputError(f'--compare {arguments.compare}: must end in .png')
-    if arguments.trace_steps and not arguments.trace:
-        raise InputError('--trace-steps: says at which steps --trace shows the photograph; name that, too')
+    if photographs > 1 and (arguments.animate or arguments.side_by_side):
+        raise ConfigError('--animate and --side-by-side are for one photograph at a time')
+    if arguments.animate and arguments.animate.suffix.lower() not in ANIMATION_SUFFIXES:
+        raise ConfigError(f'--animate {arguments.animate}: must end in {" or ".join(ANIMATION_SUFFIXES)}')
+    if arguments.side_by_side and arguments.side_by_side.suffix.lower() != '.png':
+        raise ConfigError(f'--side-by-side {arguments.side_by_side}: must end in .png')
+    if arguments.animate_steps and not arguments.animate:
+        raise ConfigError('--animate-steps: says at which steps --animate shows the photograph; name that, too')
 
 
 def _check_outputs(jobs: list[Job], pictures: list[Path], overwrite: bool) -> None:
-    """Raise InputError if a file is to be written twice, or over a photograph that it does not replace, or where none
+    """Raise ConfigError if a file is to be written twice, or over a photograph that it does not replace, or where none
     can be."""
     sources = {job.source.resolve(): job.source for job in jobs}
     outputs: dict[Path, Path] = {}
     for path, source in [*((job.target, job.source) for job in jobs), *((path, None) for path in pictures)]:
         place = path.resolve()
         if place in outputs:
-            raise InputError(f'{path} would be written twice; restore into two folders, or choose other names')
+            raise ConfigError(f'{path} would be written twice; restore into two folders, or choose other names')
         if place in sources and (source is None or source.resolve() != place):
-            raise InputError(f'{path} is itself to be restored; choose another name')
+            raise ConfigError(f'{path} is itself to be restored; choose another name')
         outputs[place] = path
         if path.exists() and not overwrite:
-            raise InputError(f'{path} exists; choose another name with -o, or add --overwrite')
+            raise ConfigError(f'{path} exists; choose another name with -o, or add --overwrite')
         if path.is_dir():
-            raise InputError(f'{path} is a folder; choose another name')
+            raise ConfigError(f'{path} is a folder; choose another name')
         there = next(parent for parent in place.parents if parent.exists())
         if not there.is_dir():
-            raise InputError(f'{path} cannot be written, since {there} is no folder')
+            raise ConfigError(f'{path} cannot be written, since {there} is no folder')
 
 
 def _steps(restorer: Restorer, arguments: argparse.Namespace) -> tuple[list[int] | None, int]:
     """After which steps a picture is wanted, None for a network's own; and which of these is the restored one."""
-    if arguments.steps is None and not arguments.trace:
+    if arguments.steps is None and not arguments.animate:
         return None, 0
     last = arguments.steps
     if last is None:
         last = getattr(restorer.network, 'steps', 0)  # a network without is refused below
     shown = []
-    if arguments.trace:
-        shown = arguments.trace_steps or np.linspace(0, last, TRACE_FRAMES).round().astype(int).tolist()
+    if arguments.animate:
+        shown = arguments.animate_steps or np.linspace(0, last, ANIMATION_FRAMES).round().astype(int).tolist()
     at = restorer.checked_steps(sorted({*shown, last}))
     return at, at.index(last)
 
@@ -170,17 +170,19 @@ def _restore(
 ) -> None:
     photograph = read_photograph(job.source)
     check_format(job.target, photograph.pixels.shape[-1])
-    frames = restorer.trace(photograph.pixels, at, progress=True)
+    frames = restorer.intermediate_outputs(photograph.pixels, at, progress=True)
     restored = photograph.with_pixels(frames[restored_at])
-    for path in (job.target, arguments.trace, arguments.compare):
+    for path in (job.target, arguments.animate, arguments.side_by_side):
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
     write_photograph(job.target, restored)
-    if arguments.trace:
+    if arguments.animate:
         shown = [_to_look_at(photograph.with_pixels(frame)) for frame in frames]
-        write_trace(arguments.trace, shown, [f'{number} steps' for number in at])
-    if arguments.compare:
-        write_sheet(arguments.compare, {'before': [_to_look_at(photograph)], 'after': [_to_look_at(restored)]})
+        write_animation(arguments.animate, shown, [f'{number} steps' for number in at])
+    if arguments.side_by_side:
+        write_contact_sheet(
+            arguments.side_by_side, {'before': [_to_look_at(photograph)], 'after': [_to_look_at(restored)]}
+        )
 
 
 def _to_look_at(photograph: Photograph) -> np.ndarray:

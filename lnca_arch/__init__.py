@@ -1,14 +1,17 @@
-"""The networks of the latent neural cellular automata. They need PyTorch alone; :mod:`lnca_arch.registration` makes
-them known to BasicSR."""
+"""The networks of the latent neural cellular automata.
 
+They need PyTorch alone; :mod:`lnca_arch.registration` registers them with BasicSR.
+"""
+
+from lnca_arch.acceleration import fused_nafca, fused_vitca  # noqa: F401  registers the fused forms
 from lnca_arch.automata.cellular_automaton import CellularAutomaton
-from lnca_arch.automata.nafca import NAFCA, DepthwiseNAFCA
+from lnca_arch.automata.nafca import NAFCA
 from lnca_arch.automata.vitca import ViTCA
 from lnca_arch.networks.autoencoder import Autoencoder
 from lnca_arch.networks.latent_networks import LatentNAFCA, LatentViTCA
 from lnca_arch.networks.pixel_vitca import PixelViTCA
 
-# By the names that option files give them.
+#: Class name, as in option files → network.
 NETWORKS = {kind.__name__: kind for kind in (Autoencoder, NAFCA, ViTCA, LatentNAFCA, LatentViTCA, PixelViTCA)}
 
 __all__ = [
@@ -16,7 +19,6 @@ __all__ = [
     'NETWORKS',
     'Autoencoder',
     'CellularAutomaton',
-    'DepthwiseNAFCA',
     'LatentNAFCA',
     'LatentViTCA',
     'PixelViTCA',

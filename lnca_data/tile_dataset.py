@@ -12,8 +12,9 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 import lnca_arch.registration  # noqa: F401  it mends what keeps BasicSR from being imported
-from lnca_data.lmdb_store import TileStore, check_pair
-from lnca_utils.errors import InputError, check_known
+from lnca_data.io.lmdb_store import TileStore, check_pair
+from lnca_utils.errors import DataError
+from lnca_utils.option_checks import check_known
 
 from basicsr.utils import get_root_logger
 from basicsr.utils.registry import DATASET_REGISTRY
@@ -21,11 +22,11 @@ from basicsr.utils.registry import DATASET_REGISTRY
 CACHES = ('memory',)
 # Of the free memory, for the tiles of one dataset: the network and the loaders need some, too.
 CACHE_SHARE = 0.5
-COLORED = 0.5  # share of tiles that use_color changes
-LEAST_SPAN = 0.25  # of the values of a channel that it changes
+COLORED = 0.5  # share of tiles that use_channel_jitter augmentations
+LEAST_SPAN = 0.25  # of the values of a channel that it augmentations
 
 
-class Change(NamedTuple):
+class Augmentation(NamedTuple):
     """What augmentation does to a tile.
 
     Attributes:
@@ -48,8 +49,8 @@ class TileDataset(Dataset):
         dataroot_gt: LMDB of clean tiles.
         dataroot_lq: LMDB of the same tiles corrupted, with the same keys. Left out for synthetic training.
         use_hflip, use_rot: flip, and turn by right angles, at random; in training only.
-        use_color: give half of the tiles other colours, in training only: channels change places, and the values of
-            each come to lie in a random part of [0, 1]. For training on few photographs, whose colours are not all.
+        use_channel_jitter: whether to change the colours of half of the tiles, in training: permute the channels, and
+            map the values of each to a random part of [0, 1]. For training on few photographs.
         cache: ``memory`` reads all tiles at once and keeps them, 3 bytes a pixel, where the loader's workers share
             them. Tiles that do not fit in half of the free memory, or differ in size, are read from the LMDB as ever.
 
@@ -57,7 +58,7 @@ class TileDataset(Dataset):
     the key.
 
     Raises:
-        InputError: an LMDB is missing, empty or damaged, or the two have different keys.
+        DataError: an LMDB is missing, empty or damaged, or the two have different keys.
     """
 
     def __init__(self, opt: Mapping[str, Any]) -> None:
@@ -66,7 +67,7 @@ class TileDataset(Dataset):
         self.keys = self.stores['gt'].key_array
         self.flip = bool(opt['phase'] == 'train' and opt.get('use_hflip'))
         self.turn = bool(opt['phase'] == 'train' and opt.get('use_rot'))
-        self.color = bool(opt['phase'] == 'train' and opt.get('use_color'))
+        self.color = bool(opt['phase'] == 'train' and opt.get('use_channel_jitter'))
         # Tensors rather than arrays: forked workers share either, spawned ones only these.
         self.cached: dict[str, Tensor] = self._read_all() if opt.get('cache') else {}
 
@@ -95,7 +96,7 @@ class TileDataset(Dataset):
 
     @staticmethod
     def check_options(opt: Mapping[str, Any]) -> None:
-        """Raise InputError for what would fail when the dataset is made or read."""
+        """Raise DataError for what would fail when the dataset is made or read."""
         TileDataset._open(opt)
 
     @staticmethod
@@ -105,20 +106,20 @@ class TileDataset(Dataset):
         if opt.get('cache') is not None:
             check_known(opt['cache'], CACHES, f'dataset {opt.get("name")}: cache')
         if not gt:
-            raise InputError(f'dataset {opt.get("name")}: dataroot_gt is missing; name an LMDB of clean tiles')
+            raise DataError(f'dataset {opt.get("name")}: dataroot_gt is missing; name an LMDB of clean tiles')
         if lq:
             stores = dict(zip(('gt', 'lq'), check_pair(gt, lq), strict=True))
         elif opt['phase'] != 'train':
-            raise InputError(f'dataset {opt.get("name")}: dataroot_lq is missing; validation and test need pairs')
+            raise DataError(f'dataset {opt.get("name")}: dataroot_lq is missing; validation and test need pairs')
         else:
             stores = {'gt': TileStore(gt)}
         if opt['phase'] == 'train':
             sizes = set().union(*(store.sizes for store in stores.values()))
             if len(sizes) > 1:
-                raise InputError(f'{gt}: a batch needs tiles of one size, found {", ".join(map(str, sorted(sizes)))}')
+                raise DataError(f'{gt}: a batch needs tiles of one size, found {", ".join(map(str, sorted(sizes)))}')
             height, width = sizes.pop()
             if opt.get('use_rot') and height != width:
-                raise InputError(f'{gt}: use_rot turns tiles, so they must be square, not {height}×{width}')
+                raise DataError(f'{gt}: use_rot turns tiles, so they must be square, not {height}×{width}')
         return stores
 
     def __len__(self) -> int:
@@ -129,7 +130,7 @@ class TileDataset(Dataset):
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         """Items of a batch, whose tiles are of one size. PyTorch's loader asks for them at once, which saves time."""
-        changes = [self._change(place) for place in indices]
+        augmentations = [self._augmentation(place) for place in indices]
         indices = [place % len(self) for place in indices]
         keys = [self.keys[index].decode() for index in indices]
         items: list[dict[str, Any]] = [{} for _ in indices]
@@ -137,31 +138,33 @@ class TileDataset(Dataset):
             cached = self.cached[side].numpy() if self.cached else None
             tiles = [store[key] if cached is None else cached[index] for index, key in zip(indices, keys, strict=True)]
             turned = [
-                np.rot90(tile[:, ::-1] if change.flip else tile, change.turns)
-                for tile, change in zip(tiles, changes, strict=True)
+                np.rot90(tile[:, ::-1] if augmentation.flip else tile, augmentation.turns)
+                for tile, augmentation in zip(tiles, augmentations, strict=True)
             ]
-            for item, key, tensor, change in zip(items, keys, to_tensor(np.stack(turned)), changes, strict=True):
-                item[side] = _colored(tensor, change) if change.channels else tensor
+            for item, key, tensor, augmentation in zip(
+                items, keys, to_tensor(np.stack(turned)), augmentations, strict=True
+            ):
+                item[side] = _colored(tensor, augmentation) if augmentation.channels else tensor
                 item[f'{side}_path'] = key
         return items
 
-    def _change(self, place: int) -> Change:
+    def _augmentation(self, place: int) -> Augmentation:
         """Drawn by the place in the training, if a sampler says that (an index plus a multiple of the number of tiles),
         else by the random numbers of the process."""
         draws = random.Random(place) if place >= len(self) else random
         flip, turns = self.flip and draws.random() < 0.5, draws.randrange(4) if self.turn else 0
         if not self.color or draws.random() >= COLORED:
-            return Change(flip, turns, [])
+            return Augmentation(flip, turns, [])
         channels = []
         for source in draws.sample(range(3), 3):
             span = draws.uniform(LEAST_SPAN, 1)
             # At the ends as often as anywhere between them: noise is cut off there.
             channels.append((source, (1 - span) * draws.betavariate(0.5, 0.5), span))
-        return Change(flip, turns, channels)
+        return Augmentation(flip, turns, channels)
 
 
-def _colored(tile: Tensor, change: Change) -> Tensor:
-    return torch.stack([low + span * tile[source] for source, low, span in change.channels])
+def _colored(tile: Tensor, augmentation: Augmentation) -> Tensor:
+    return torch.stack([low + span * tile[source] for source, low, span in augmentation.channels])
 
 
 def to_tensor(image: np.ndarray) -> Tensor:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from lnca_arch.networks.automaton_network import AutomatonNetwork
-from lnca_utils.atomic import whole_file
-from lnca_utils.errors import InputError, InstallationError
+from lnca_utils.atomic import atomic_file
+from lnca_utils.errors import InstallationError, LNCAError
 
 # Sides of the image that the networks are traced with, as multiples of their stride; they stay variable.
 TRACED_ROWS, TRACED_COLUMNS, TRACED_BATCH = 8, 6, 2
@@ -65,7 +65,7 @@ def export_program(network: nn.Module, path: Path | str, steps: int | None = Non
         steps: of the automaton; the network's own unless given.
 
     Raises:
-        InputError: it is another network.
+        LNCAError: it is another network.
     """
     _check(network)
     steps = network.steps if steps is None else steps
@@ -73,7 +73,7 @@ def export_program(network: nn.Module, path: Path | str, steps: int | None = Non
         program = torch.export.export(
             _Whole(network, steps), (_image(network),), dynamic_shapes=({0: _BATCH, **_sides(network.stride)},)
         )
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         torch.export.save(program, temporary)
 
 
@@ -85,7 +85,7 @@ def export_onnx(network: nn.Module, path: Path | str, steps: int | Literal['inpu
     input ``steps``, an int64.
 
     Raises:
-        InputError: the network is not one that restores with an automaton of which all cells take part in each step.
+        LNCAError: the network is not one that restores with an automaton of which all cells take part in each step.
         InstallationError: the extra is not installed.
     """
     _check(network)
@@ -106,7 +106,7 @@ def export_onnx(network: nn.Module, path: Path | str, steps: int | Literal['inpu
         ]
     model = _joined(parts, network.steps if steps is None else steps)
     onnx.checker.check_model(model, full_check=True)
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         onnx.save(model, str(temporary))
 
 
@@ -167,7 +167,7 @@ def _traced(module: nn.Module, arguments: tuple[Tensor, ...], shapes: list[dict]
 
 def _check(network: nn.Module) -> None:
     if not isinstance(network, AutomatonNetwork) or network.update_rate != 1:
-        raise InputError(
+        raise LNCAError(
             f'{type(network).__name__}: only networks that restore with an automaton of update rate 1 are exported; '
             'of others the outputs are random or torch.onnx has a way of its own'
         )

@@ -17,9 +17,10 @@ from torch import nn
 from lnca_arch import NETWORKS
 from lnca_arch.networks.detection import detect
 from lnca_utils import checkpoint
-from lnca_utils.atomic import whole_file
+from lnca_utils.atomic import atomic_file
 from lnca_utils.checkpoint import OPTIONS
-from lnca_utils.errors import InputError, construct, nearest, one_line
+from lnca_utils.errors import CheckpointError, one_line
+from lnca_utils.option_checks import construct, did_you_mean
 
 SUFFIX = '.safetensors'
 DEFAULT_MODEL = 'denoise'
@@ -46,14 +47,16 @@ def load_network(name_or_path: Path | str, option_file: Path | str | None = None
         option_file: a YAML with a block ``network_g``.
 
     Raises:
-        InputError: there is no such file, it is not readable, or it does not say of which network it is.
+        CheckpointError: there is no such file, it is not readable, or it does not say of which network it is.
     """
     path = BUNDLED.get(str(name_or_path), Path(name_or_path))
     if not path.is_file():
-        raise InputError(f'{path}: neither a file nor a model that comes along. {nearest(path.name, BUNDLED)}')
+        raise CheckpointError(
+            f'{path}: neither a file nor a model that comes along. {did_you_mean(path.name, BUNDLED)}'
+        )
     weights, options = (_read_safetensors if path.suffix.lower() == SUFFIX else _read_checkpoint)(path)
     if options is not None and not isinstance(options, dict):
-        raise InputError(f'{path}: its {OPTIONS} is no block of options, but {type(options).__name__}')
+        raise CheckpointError(f'{path}: its {OPTIONS} is no block of options, but {type(options).__name__}')
     where = path
     if option_file or not options:
         where = option_file or _option_file_of(path)
@@ -61,8 +64,8 @@ def load_network(name_or_path: Path | str, option_file: Path | str | None = None
     if not options:
         detected = detect(weights)
         if detected is None:
-            raise InputError(f'{path}: no known network has these parameters; name its option file with --opt')
-        options = {'type': detected.kind.__name__, **detected.sizes}
+            raise CheckpointError(f'{path}: no known network has these parameters; name its option file with --opt')
+        options = {'type': detected.kind.__name__, **detected.arguments}
         defaults = inspect.signature(detected.kind).parameters
         if 'heads' in defaults:
             logging.getLogger('basicsr').warning(
@@ -99,14 +102,14 @@ def save_network(network: nn.Module, options: Mapping[str, Any], path: Path | st
         path: where to.
     """
     weights = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         # save_file would make a file that nobody else can read.
         temporary.write_bytes(save(weights, metadata={OPTIONS: json.dumps(dict(options))}))
 
 
 def _read_checkpoint(path: Path) -> tuple[checkpoint.Weights, Any]:
     content = checkpoint.load(path)
-    return checkpoint.params_in(content, path), content.get(OPTIONS)
+    return checkpoint.extract_state_dict(content, path), content.get(OPTIONS)
 
 
 def _read_safetensors(path: Path) -> tuple[checkpoint.Weights, Any]:
@@ -115,7 +118,9 @@ def _read_safetensors(path: Path) -> tuple[checkpoint.Weights, Any]:
             options = json.loads((file.metadata() or {}).get(OPTIONS, 'null'))
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise InputError(f'{path}: not a readable safetensors file, perhaps truncated ({one_line(error)})') from None
+        raise CheckpointError(
+            f'{path}: not a readable safetensors file, perhaps truncated ({one_line(error)})'
+        ) from None
     return weights, options
 
 
@@ -133,8 +138,8 @@ def _read_options(path: Path | str) -> dict[str, Any] | None:
         content = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
     # ValueError: a date that is none, or bytes that are no text. RecursionError: brackets in brackets.
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise InputError(f'{path}: not a readable option file ({one_line(error)})') from None
+        raise CheckpointError(f'{path}: not a readable option file ({one_line(error)})') from None
     options = content.get(OPTIONS) if isinstance(content, dict) else None
     if not isinstance(options, dict):
-        raise InputError(f'{path}: has no block {OPTIONS}, which says what the network is')
+        raise CheckpointError(f'{path}: has no block {OPTIONS}, which says what the network is')
     return options

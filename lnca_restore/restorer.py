@@ -11,15 +11,15 @@ from torch import nn
 from tqdm import tqdm
 
 from lnca_arch.networks.automaton_network import AutomatonNetwork
-from lnca_data.photographs import read_photograph
+from lnca_data.io.photographs import read_photograph
 from lnca_restore.pretrained import load_network
-from lnca_restore.tiling import restore_by_tiles, windows
-from lnca_utils.errors import InputError, one_line
+from lnca_restore.tiled_inference import restore_tiled, windows
+from lnca_utils.errors import LNCAError, one_line
 
 PIXELS_AT_ONCE = 1 << 16  # small tiles go together, up to about so many pixels
 
 
-class Tiles(NamedTuple):
+class TileConfig(NamedTuple):
     """Side of a tile, and what neighbours have in common, in pixels."""
 
     side: int
@@ -28,7 +28,7 @@ class Tiles(NamedTuple):
 
 # An automaton takes little memory; others keep many channels of all pixels. A ViTCA is tied to the grid that it was
 # trained at.
-AUTOMATON, TIED_AUTOMATON, OTHER = Tiles(1024, 64), Tiles(32, 8), Tiles(256, 32)
+AUTOMATON, TIED_AUTOMATON, OTHER = TileConfig(1024, 64), TileConfig(32, 8), TileConfig(256, 32)
 OTHER_STRIDE = 8  # where the tiles of networks without an automaton begin
 
 
@@ -43,7 +43,7 @@ class Restorer:
             sides by 8; at most half of ``tile``. By default about an eighth of it.
 
     Raises:
-        InputError: ``tile`` or ``overlap`` are not so.
+        LNCAError: ``tile`` or ``overlap`` are not so.
     """
 
     def __init__(self, network: nn.Module, tile: int | None = None, overlap: int | None = None) -> None:
@@ -56,14 +56,14 @@ class Restorer:
         side = default.side if tile is None else tile
         least = max(8, 2 * self.stride)  # of which an overlap is a multiple
         if side <= 0 or side % 8:
-            raise InputError(f'tile: must be a multiple of 8 and at least 8, got {side}')
+            raise LNCAError(f'tile: must be a multiple of 8 and at least 8, got {side}')
         if overlap is None:
             overlap = min(default.overlap // least, side // 2 // least) * least
         if overlap % least or not 0 <= overlap <= side // 2:
-            raise InputError(
+            raise LNCAError(
                 f'overlap: must be a multiple of {least} and at most half of the tile of {side} pixels, got {overlap}'
             )
-        self.tiles = Tiles(side, overlap)
+        self.tiles = TileConfig(side, overlap)
         self.image_channels = getattr(network, 'image_channels', 3)
 
     @classmethod
@@ -83,7 +83,7 @@ class Restorer:
             tiles: ``tile`` and ``overlap``.
 
         Raises:
-            InputError: there is no such model or device.
+            LNCAError: there is no such model or device.
         """
         device = _usable(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
         return cls(load_network(name_or_path, option_file).network.to(device), **tiles)
@@ -101,11 +101,11 @@ class Restorer:
             The restored photograph, of the same shape and type.
 
         Raises:
-            InputError: it is not such an image or file.
+            LNCAError: it is not such an image or file.
         """
-        return self.trace(image, None if steps is None else [steps], progress)[0]
+        return self.intermediate_outputs(image, None if steps is None else [steps], progress)[0]
 
-    def trace(
+    def intermediate_outputs(
         self, image: np.ndarray | Path | str, at: Sequence[int] | None = None, progress: bool = False
     ) -> list[np.ndarray]:
         """A photograph after some of the automaton's steps.
@@ -120,7 +120,7 @@ class Restorer:
         """
         if not isinstance(image, np.ndarray):
             if not isinstance(image, str | Path):
-                raise InputError(f'an array or a path is needed, got a {type(image).__name__}; np.asarray makes one')
+                raise LNCAError(f'an array or a path is needed, got a {type(image).__name__}; np.asarray makes one')
             image = read_photograph(image).upright()
         _check_image(image)
         at = self.checked_steps(at)
@@ -142,25 +142,25 @@ class Restorer:
             total, unit = total * at[-1], 'step'
         with tqdm(total=total, unit=unit, leave=False, disable=not progress) as bar:
             restore = functools.partial(self._restore_tiles, at=at, on_done=bar.update if progress else None)
-            restore_by_tiles(colours, restore, restored, rows, columns, max(1, PIXELS_AT_ONCE // side**2))
+            restore_tiled(colours, restore, restored, rows, columns, max(1, PIXELS_AT_ONCE // side**2))
         if is_too_small:
             for output, result in zip(outputs, restored, strict=True):
                 output[..., :3] = result[:height, :width]
         return [output.reshape(image.shape) for output in outputs]
 
     def checked_steps(self, at: Sequence[int] | None) -> list[int | None]:
-        """The steps after which :meth:`trace` gives a photograph.
+        """The steps after which :meth:`intermediate_outputs` gives a photograph.
 
         Raises:
-            InputError: they do not rise from 0 on, or the network takes none.
+            LNCAError: they do not rise from 0 on, or the network takes none.
         """
         if not isinstance(self.network, AutomatonNetwork):
             if at is not None:
-                raise InputError(f'{type(self.network).__name__} has no automaton, so it takes no steps')
+                raise LNCAError(f'{type(self.network).__name__} has no automaton, so it takes no steps')
             return [None]
         at = [self.network.steps] if at is None else list(at)
         if not at or not all(isinstance(steps, int | np.integer) for steps in at) or at[0] < 0 or at != sorted(at):
-            raise InputError(f'steps: whole numbers from 0 on that rise are needed, got {at}')
+            raise LNCAError(f'steps: whole numbers from 0 on that rise are needed, got {at}')
         return at
 
     @torch.no_grad()
@@ -178,7 +178,7 @@ class Restorer:
         given = given.contiguous()
         if isinstance(self.network, AutomatonNetwork):
             on_steps = None if on_done is None else lambda steps: on_done(steps * len(tiles))
-            results = self.network.frames(given, at, on_steps=on_steps)
+            results = self.network.intermediate_outputs(given, at, on_steps=on_steps)
         else:
             results = [self.network(given)]
             if on_done is not None:
@@ -195,19 +195,19 @@ def _usable(device: torch.device | str) -> torch.device | str:
         torch.zeros(1, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = one_line(error).partition('. ')[0]
-        raise InputError(f'device {device}: cannot be used here ({reason})') from None
+        raise LNCAError(f'device {device}: cannot be used here ({reason})') from None
     return device
 
 
 def _check_image(image: np.ndarray) -> None:
     if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[-1] not in (1, 3, 4)) or not image.size:
-        raise InputError(f'an image (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) is needed, got {image.shape}')
+        raise LNCAError(f'an image (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) is needed, got {image.shape}')
     if image.dtype not in (np.uint8, np.uint16) and not np.issubdtype(image.dtype, np.floating):
-        raise InputError(f'an image of uint8, uint16 or floating-point numbers is needed, got {image.dtype}')
+        raise LNCAError(f'an image of uint8, uint16 or floating-point numbers is needed, got {image.dtype}')
     if not np.issubdtype(image.dtype, np.floating):
         return
     if not np.isfinite(image).all():
-        raise InputError('the image has values that are not numbers')
+        raise LNCAError('the image has values that are not numbers')
     # Somewhat beyond is what a resized image has; 0 to 255 is a mistake.
     if not -1 <= image.min() <= image.max() <= 2:
-        raise InputError(f'a floating-point image has values in [0, 1], got {image.min():g} to {image.max():g}')
+        raise LNCAError(f'a floating-point image has values in [0, 1], got {image.min():g} to {image.max():g}')

@@ -12,7 +12,7 @@ PARTIAL = '.*.partial*'  # what a killed process may leave of a file
 
 
 @contextmanager
-def whole_file(path: Path | str) -> Iterator[Path]:
+def atomic_file(path: Path | str) -> Iterator[Path]:
     """Write to the yielded temporary name; on leaving it is flushed to disk and renamed to ``path``, flushed too.
 
     When the block raises, the temporary file is removed and what was at ``path`` stays. An OSError of the block names
@@ -48,13 +48,13 @@ def _flush_entries(folder: Path) -> None:
 
 
 def write_json(path: Path | str, content: Any) -> None:
-    """Write plain data as a :func:`whole_file`, indented for people."""
-    with whole_file(path) as temporary:
+    """Write plain data as a :func:`atomic_file`, indented for people."""
+    with atomic_file(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + '\n', encoding='utf-8')
 
 
 @contextmanager
-def whole_folder(path: Path | str) -> Iterator[Path]:
+def atomic_dir(path: Path | str) -> Iterator[Path]:
     """Fill the yielded temporary folder; on leaving it takes the place of ``path``.
 
     When the block raises, the temporary folder is removed and what was at ``path`` stays. What a killed run left

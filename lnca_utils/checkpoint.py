@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lnca_utils.atomic import whole_file
-from lnca_utils.errors import InputError, first_line
+from lnca_utils.atomic import atomic_file
+from lnca_utils.errors import CheckpointError, first_line
 
 Weights = dict[str, Tensor]
 
@@ -22,15 +22,15 @@ def save(content: Mapping[str, Any], path: Path | str) -> None:
     """Write a checkpoint whole or not at all.
 
     Raises:
-        InputError: it cannot be written; what was at ``path`` is still there.
+        CheckpointError: it cannot be written; what was at ``path`` is still there.
     """
     try:
-        with whole_file(path) as temporary, open(temporary, 'wb') as file:
+        with atomic_file(path) as temporary, open(temporary, 'wb') as file:
             torch.save(content, file)
     # torch wraps a failed write in a RuntimeError of its own.
     except (OSError, RuntimeError) as error:
         reason = getattr(error, 'strerror', None) or first_line(error)
-        raise InputError(
+        raise CheckpointError(
             f'cannot save {path}, of about {_bytes_of(content) / 1e6:,.0f} MB ({reason}); earlier '
             'checkpoints are untouched: make room, then go on with --auto_resume'
         ) from error
@@ -48,26 +48,26 @@ def load(path: Path | str) -> dict[str, Any]:
     """Read a checkpoint onto the CPU, tensors and plain data only.
 
     Raises:
-        InputError: missing, truncated, or holding anything else.
+        CheckpointError: missing, truncated, or holding anything else.
     """
     if not os.path.isfile(path):
-        raise InputError(f'{path}: there is no such checkpoint')
+        raise CheckpointError(f'{path}: there is no such checkpoint')
     try:
         _check_sums(path)
         content = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # what is damaged can raise anything
         if isinstance(error, pickle.UnpicklingError) and 'GLOBAL' in str(error):
-            raise InputError(
+            raise CheckpointError(
                 f'{path}: refused: beside tensors and plain data it holds what could run code when it is read; nothing '
                 'was run'
             ) from None
         # PyTorch's own words advise to run whatever the file holds.
         reason = 'no file of PyTorch' if isinstance(error, pickle.UnpicklingError) else first_line(error)
-        raise InputError(
+        raise CheckpointError(
             f'{path}: not a readable checkpoint, perhaps truncated ({reason}); use an earlier one'
         ) from None
     if not isinstance(content, dict):
-        raise InputError(f'{path}: not a checkpoint: it holds a {type(content).__name__}, not named parameters')
+        raise CheckpointError(f'{path}: not a checkpoint: it holds a {type(content).__name__}, not named parameters')
     return content
 
 
@@ -95,12 +95,12 @@ def read_params(path: Path | str, param_key: str | None = None) -> Weights:
         param_key: ``'params'`` or ``'params_ema'``; if the file has no such entry, what it has.
 
     Raises:
-        InputError: the file is not readable, or holds something else.
+        CheckpointError: the file is not readable, or holds something else.
     """
-    return params_in(load(path), path, param_key)
+    return extract_state_dict(load(path), path, param_key)
 
 
-def params_in(content: Mapping[str, Any], path: Path | str, param_key: str | None = None) -> Weights:
+def extract_state_dict(content: Mapping[str, Any], path: Path | str, param_key: str | None = None) -> Weights:
     """:func:`read_params` of what :func:`load` has read from ``path``."""
     weights = content
     for key in (param_key, 'params_ema', 'params'):
@@ -108,7 +108,7 @@ def params_in(content: Mapping[str, Any], path: Path | str, param_key: str | Non
             weights = weights[key]
             break
     if not isinstance(weights, dict) or not all(_is_parameter(*item) for item in weights.items()):
-        raise InputError(f'{path}: holds no parameters of a network; training states, for one, do not')
+        raise CheckpointError(f'{path}: holds no parameters of a network; training states, for one, do not')
     return {name.removeprefix('module.'): value for name, value in weights.items()}
 
 
@@ -132,7 +132,7 @@ def fitting(network: nn.Module, weights: Weights, path: Path | str, strict: bool
             name and size of the network's are returned.
 
     Raises:
-        InputError: they are of another network; the message names the first differences.
+        CheckpointError: they are of another network; the message names the first differences.
     """
     sizes = {name: tensor.shape for name, tensor in network.state_dict().items()}
     differences = {
@@ -142,7 +142,7 @@ def fitting(network: nn.Module, weights: Weights, path: Path | str, strict: bool
     }
     if strict and any(differences.values()):
         found = [f'{len(names)} {what}, such as {names[0]}' for what, names in differences.items() if names]
-        raise InputError(
+        raise CheckpointError(
             f'{path}: not a checkpoint of this {type(network).__name__}: of its parameters {"; ".join(found)}. '
             'Name the network and the sizes that it was trained with under network_g'
         )

@@ -1,113 +1,68 @@
-"""Errors that the user can mend. The commands print them as one line; everything else is a bug and keeps its trace."""
+"""Errors that a user can fix. Commands print them as one line; other errors are bugs and keep their traceback."""
 
-import difflib
 import errno
-import inspect
+import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
-from typing import Any
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-class InputError(ValueError):
-    """What is wrong, where, and what to do, in one line; several mistakes in as many lines."""
+class LNCAError(ValueError):
+    """Base class of errors that a user can fix.
+
+    The message is one line for each mistake: where it is, what it is, and how to fix it.
+    """
+
+
+class ConfigError(LNCAError):
+    """An option file or a command line is invalid."""
+
+
+class DataError(LNCAError):
+    """An image or a dataset is missing, damaged or unsuitable."""
+
+
+class CheckpointError(LNCAError):
+    """A checkpoint is missing, damaged or of another network, or cannot be written."""
+
+
+class DistributedError(LNCAError):
+    """The processes of a distributed training cannot reach each other."""
 
 
 class InstallationError(ImportError):
-    """What does not fit together, and what to install, in one line."""
+    """A package is missing or does not fit the others. The message says what to install."""
 
 
-def report_in_one_line() -> None:
-    """Have the process end with one line on standard error, or one a mistake, and exit code 1, when it runs into an
-    :class:`InputError`, an :class:`InstallationError`, or a file that cannot be read or written. What a command does
-    first."""
-    sys.excepthook = _report
+def install_excepthook() -> None:
+    """Print errors that a user can fix as one line per mistake, with exit code 1.
+
+    These are :class:`LNCAError`, :class:`InstallationError`, and files that cannot be read or written.
+    """
+    sys.excepthook = _excepthook
 
 
-def _report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    if isinstance(error, InputError | InstallationError):
-        # A data loader's worker wraps the message in its own trace, the message last.
-        line = str(error).strip().rpartition(f'{InputError.__module__}.{InputError.__qualname__}: ')[2]
+def _excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if isinstance(error, LNCAError | InstallationError):
+        # A worker of a data loader wraps the message in its own traceback, which ends with it.
+        message = re.split(rf'{re.escape(__name__)}\.\w+: ', str(error).strip())[-1]
     elif isinstance(error, OSError) and error.errno in DISK_FULL:
-        line = f'cannot write {error.filename or "the output"} ({error.strerror}); make room, then run again'
+        message = f'{error.filename or "the output"}: cannot be written ({error.strerror}); free disk space and retry'
     elif isinstance(error, OSError) and error.filename:
-        line = f'{error.filename}: {error.strerror}'
+        message = f'{error.filename}: {error.strerror}'
     else:
         sys.__excepthook__(kind, error, trace)
         return
-    for mistake in line.splitlines():
-        print(f'error: {mistake}', file=sys.stderr)
+    for line in message.splitlines():
+        print(f'error: {line}', file=sys.stderr)
 
 
 def one_line(error: Exception) -> str:
-    """What an error says, on one line."""
+    """Return the message of an error on one line, or its class name if it has none."""
     return ' '.join(str(error).split()) or type(error).__name__
 
 
 def first_line(error: Exception) -> str:
-    """The first line of what an error says: compilers and loaders say much after it."""
+    """Return the first line of the message of an error, or its class name if it has none."""
     return str(error).strip().partition('\n')[0] or type(error).__name__
-
-
-def nearest(name: Any, known: Iterable[str]) -> str:
-    """``'Did you mean X?'`` for a misspelt name, else the known ones."""
-    known = {entry.lower(): entry for entry in sorted(known)}
-    close = difflib.get_close_matches(str(name).lower(), known, n=1)
-    return f'Did you mean {known[close[0]]}?' if close else f'Known: {", ".join(known.values())}.'
-
-
-def check_known(name: Any, known: Iterable[str], what: str) -> None:
-    """Raise InputError, naming the nearest known one, unless a name is known."""
-    if not isinstance(name, str) or name not in known:
-        raise InputError(f'{what} {name!r} is unknown. {nearest(name, known)}')
-
-
-def check_all(checks: Iterable[Callable[[], object]]) -> None:
-    """Run all checks, then raise one InputError for all that they have found, a line each."""
-    mistakes = []
-    for check in checks:
-        try:
-            check()
-        except InputError as error:
-            mistakes += str(error).splitlines()
-    if mistakes:
-        raise InputError('\n'.join(dict.fromkeys(mistakes)))
-
-
-def construct(options: Any, known: Iterable[tuple[str, Callable]], where: str, *arguments: Any) -> Any:
-    """Make what a block of options describes: ``{type: NAME, ...}``, the rest being keyword arguments.
-
-    Args:
-        options: the block.
-        known: pairs of a name and what makes an object of it, such as one of BasicSR's registries.
-        where: the block's place in the option file, for messages.
-        arguments: positional arguments that come before the block's.
-
-    Raises:
-        InputError: not such a block, an unknown type, or arguments that do not suit it.
-    """
-    if not isinstance(options, Mapping) or 'type' not in options:
-        raise InputError(f'{where}: expected a block with a type, such as {{type: NAME}}, got {options!r}')
-    known = dict(iter(known))
-    keywords = dict(options)
-    name = keywords.pop('type')
-    check_known(name, known, f'{where}: type')
-    _check_keywords(known[name], keywords, where)
-    try:
-        return known[name](*arguments, **keywords)
-    # Whatever it is: the values are the user's, and many of these classes are others' and do not look at them.
-    except Exception as error:
-        raise InputError(f'{where}, type {name}: {one_line(error)}') from None
-
-
-def _check_keywords(kind: Callable, keywords: Mapping[str, Any], where: str) -> None:
-    """Raise InputError for a keyword argument that ``kind`` does not take."""
-    parameters = inspect.signature(kind).parameters.values()
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return
-    taken = [parameter.name for parameter in parameters]
-    for key in keywords:
-        if key not in taken:
-            raise InputError(f'{where}.{key} is unknown. {nearest(key, taken)}')

@@ -26,8 +26,8 @@ import yaml
 from torch import Tensor
 
 import lnca_model  # noqa: F401  registers everything
-from lnca_data.corruption import Noise
-from lnca_data.lmdb_store import write_lmdb
+from lnca_data.corruptions import Noise
+from lnca_data.io.lmdb_store import write_lmdb
 from lnca_data.tile_dataset import to_image, to_tensor
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -9,6 +9,7 @@ import json
 import torch
 
 from lnca_arch import NAFCA, ViTCA
+from lnca_arch.acceleration.fused_form import fused_form
 from lnca_arch.acceleration.persistent_kernel import take_steps
 from lnca_arch.automata.cellular_automaton import CellularAutomaton
 
@@ -40,9 +41,9 @@ def difference(name: str, precision: str, size: tuple[int, int, int], channels: 
         state = rule.seed(torch.rand(count, channels, height, width))
         plain = rule.reference_rollout(state, STEPS)
         cells = state.permute(0, 2, 3, 1).contiguous()
-        packed = rule.resident.pack(rule, rule.fold())
-        dtype = getattr(torch, precision)
-        take_steps(rule.resident.kernel, packed, cells, rule.static_features(cells), STEPS, dtype)
+        form, dtype = fused_form(rule), getattr(torch, precision)
+        packed = form.kernel.pack(rule, form.fuse_params(rule))
+        take_steps(form.kernel.kernel, packed, cells, rule.static_features(cells), STEPS, dtype)
     return ((cells.permute(0, 3, 1, 2) - plain).abs().max() / plain.abs().max()).item()
 
 

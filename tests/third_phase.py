@@ -11,7 +11,7 @@ def with_joint_phase(opt: dict[str, Any], iters: int = 3) -> dict[str, Any]:
     names = ('optim_g', 'reconstruction_opt', 'output_overflow_opt', 'hidden_overflow_opt')
     opt['train']['joint'] = {
         'iters': iters,
-        'structure_opt': {'type': 'SSIMLoss'},
+        'ssim_opt': {'type': 'SSIMLoss'},
         **{name: copy.deepcopy(automaton[name]) for name in names},
     }
     opt['train']['total_iter'] += iters

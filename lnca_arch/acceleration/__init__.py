@@ -1,1 +1,1 @@
-"""What makes a rollout faster, and changes nothing else."""
+"""Everything that only makes rollouts faster."""

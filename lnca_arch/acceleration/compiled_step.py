@@ -1,4 +1,4 @@
-"""One step of a rule, and its compilation in a process."""
+"""One step of a rule, and its compilation by torch.compile."""
 
 import functools
 import logging
@@ -14,23 +14,24 @@ Step = Callable[..., Tensor]
 
 
 @functools.cache
-def make_step(fused_update: Callable[..., Tensor]) -> Step:
-    """The step of a rule from :attr:`CellularAutomaton.fused_update`: a function of what the cells are given and what
-    they may change, of which of them take part, and of the constants of the rule; it returns what they changed to."""
+def make_step(update: Callable[..., Tensor]) -> Step:
+    """Return the step of a rule, a function of cells, update mask and parameters, from :attr:`FusedForm.update`."""
 
-    def step(given: Tensor, changing: Tensor, update_mask: Tensor | None, folded: Any, per_cell: tuple) -> Tensor:
-        update = fused_update(torch.cat([given, changing], dim=-1), folded, *per_cell)
-        return changing + (update if update_mask is None else update * update_mask)
+    def step(fixed: Tensor, mutable: Tensor, update_mask: Tensor | None, params: Any, per_cell: tuple) -> Tensor:
+        added = update(torch.cat([fixed, mutable], dim=-1), params, *per_cell)
+        return mutable + (added if update_mask is None else added * update_mask)
 
     return step
 
 
 class CompiledOrEager:
-    """A function that torch.compile compiles at its first call; where it cannot, say without a C++ compiler, the
-    function itself, after a word in the log."""
+    """A function compiled by torch.compile at its first call.
+
+    Where compilation fails, for example without a C++ compiler, it logs a warning and calls the function itself.
+    """
 
     def __init__(self, function: Callable[..., Tensor]) -> None:
-        from torch._dynamo.exc import TorchDynamoException  # whose import takes seconds
+        from torch._dynamo.exc import TorchDynamoException  # its import takes seconds
 
         self._failure = TorchDynamoException
         self._function = function
@@ -49,6 +50,6 @@ class CompiledOrEager:
 
 
 @functools.cache
-def compiled(fused_update: Callable[..., Tensor]) -> CompiledOrEager:
-    """:func:`make_step`, compiled in this process."""
-    return CompiledOrEager(make_step(fused_update))
+def compiled(update: Callable[..., Tensor]) -> CompiledOrEager:
+    """Return :func:`make_step`, compiled once per process."""
+    return CompiledOrEager(make_step(update))

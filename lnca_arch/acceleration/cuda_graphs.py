@@ -1,4 +1,4 @@
-"""Rollouts without gradients on CUDA, free of gaps between the launches of kernels: captured as a CUDA graph."""
+"""Rollouts without gradients as CUDA graphs, without gaps between kernel launches."""
 
 import logging
 import threading
@@ -11,64 +11,64 @@ from torch import Tensor, nn
 
 from lnca_utils.errors import first_line
 
-# Larger grids keep the GPU busy by themselves, and a graph holds on to the memory of what it computes.
-MOST_CELLS = 1 << 17
-GRAPHS_A_RULE = 4
+# Larger grids keep the GPU busy by themselves, and a graph keeps the memory of its tensors.
+MAX_CELLS = 1 << 17
+GRAPHS_PER_RULE = 4
 
 Run = Callable[[Tensor, Tensor], Tensor]
 
-# None for what was seen once: it is captured when it comes again, so that pictures of ever new sizes are not slowed.
+# None for shapes seen once: they are captured when they come again, so that ever new sizes are not slowed down.
 _graphs: 'weakref.WeakKeyDictionary[nn.Module, OrderedDict[Hashable, Graph | None]]' = weakref.WeakKeyDictionary()
-_refused: 'weakref.WeakSet[nn.Module]' = weakref.WeakSet()
+_uncapturable: 'weakref.WeakSet[nn.Module]' = weakref.WeakSet()
 
 
 class Graph:
-    """``run(given, changing)``, captured for the shapes of these."""
+    """A CUDA graph of ``run(fixed, mutable)``, for tensors of the given shapes."""
 
-    def __init__(self, run: Run, given: Tensor, changing: Tensor) -> None:
-        self._given, self._changing = given.clone(), changing.clone()
+    def __init__(self, run: Run, fixed: Tensor, mutable: Tensor) -> None:
+        self._fixed, self._mutable = fixed.clone(), mutable.clone()
         self._graph = torch.cuda.CUDAGraph()
         self._lock = threading.Lock()
-        stream = torch.cuda.Stream(changing.device)
-        # A cast that autocast has kept from before would be read where it is no longer.
+        stream = torch.cuda.Stream(mutable.device)
+        # The graph must not read casts cached by autocast, which are freed later.
         cached = torch.is_autocast_cache_enabled()
         torch.set_autocast_cache_enabled(False)
         try:
             with torch.cuda.graph(self._graph, stream=stream, capture_error_mode='thread_local'):
-                self._result = run(self._given, self._changing)
+                self._result = run(self._fixed, self._mutable)
         finally:
             torch.set_autocast_cache_enabled(cached)
 
-    def __call__(self, given: Tensor, changing: Tensor) -> Tensor:
+    def __call__(self, fixed: Tensor, mutable: Tensor) -> Tensor:
         with self._lock:
-            self._given.copy_(given)
-            self._changing.copy_(changing)
+            self._fixed.copy_(fixed)
+            self._mutable.copy_(mutable)
             self._graph.replay()
             return self._result.clone()
 
 
-def run_with_cuda_graph(rule: nn.Module, run: Run, given: Tensor, changing: Tensor, settings: Hashable) -> Tensor:
-    """``run(given, changing)``, from its second time on by a CUDA graph.
+def run_with_cuda_graph(rule: nn.Module, run: Run, fixed: Tensor, mutable: Tensor, settings: Hashable) -> Tensor:
+    """Compute ``run(fixed, mutable)``, from the second time on by a CUDA graph.
 
     Args:
-        rule: reads of ``run`` go to its parameters, and see what they have become.
-        run: what to compute; it may overwrite ``changing``.
-        given, changing: its arguments, on CUDA.
-        settings: what else ``run`` depends on.
+        rule: the graph belongs to it, and reads its parameters where they are.
+        run: the function to compute; it may overwrite ``mutable``.
+        fixed, mutable: arguments of ``run``, on CUDA.
+        settings: everything else that ``run`` depends on.
     """
-    if rule in _refused or changing[..., 0].numel() > MOST_CELLS or torch.cuda.is_current_stream_capturing():
-        return run(given, changing)
-    with torch.cuda.device_of(changing):
-        return _graphed(rule, run, given, changing, settings)
+    if rule in _uncapturable or mutable[..., 0].numel() > MAX_CELLS or torch.cuda.is_current_stream_capturing():
+        return run(fixed, mutable)
+    with torch.cuda.device_of(mutable):
+        return _replay_or_capture(rule, run, fixed, mutable, settings)
 
 
-def _graphed(rule: nn.Module, run: Run, given: Tensor, changing: Tensor, settings: Hashable) -> Tensor:
+def _replay_or_capture(rule: nn.Module, run: Run, fixed: Tensor, mutable: Tensor, settings: Hashable) -> Tensor:
     key = (
-        changing.shape,
-        changing.dtype,
-        changing.device,
-        torch.cuda.current_stream(changing.device),
-        torch.is_inference_mode_enabled(),  # whose tensors nothing else may overwrite
+        mutable.shape,
+        mutable.dtype,
+        mutable.device,
+        torch.cuda.current_stream(mutable.device),
+        torch.is_inference_mode_enabled(),  # inference tensors cannot be overwritten outside of it
         torch.is_autocast_enabled('cuda') and torch.get_autocast_dtype('cuda'),
         tuple(parameter.data_ptr() for parameter in rule.parameters()),
         settings,
@@ -78,15 +78,15 @@ def _graphed(rule: nn.Module, run: Run, given: Tensor, changing: Tensor, setting
     graph = graphs.pop(key, None)
     if seen and graph is None:
         try:
-            graph = Graph(run, given, changing)
+            graph = Graph(run, fixed, mutable)
         except RuntimeError as error:
-            _refused.add(rule)
+            _uncapturable.add(rule)
             logging.getLogger('basicsr').warning(
                 'The automaton runs without a CUDA graph, more slowly: %s', first_line(error)
             )
-    result = graph(given, changing) if graph else run(given, changing)
-    if rule not in _refused:
+    result = graph(fixed, mutable) if graph else run(fixed, mutable)
+    if rule not in _uncapturable:
         graphs[key] = graph
-        if len(graphs) > GRAPHS_A_RULE:
+        if len(graphs) > GRAPHS_PER_RULE:
             graphs.popitem(last=False)
     return result

@@ -1,97 +1,100 @@
-"""The fast rollout: what :meth:`CellularAutomaton.reference_rollout` defines, in less time and memory."""
+"""The fused rollout: computes what :meth:`CellularAutomaton.reference_rollout` defines, in less time and memory."""
 
 import functools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from lnca_arch.acceleration.aot_cache import load_or_compile_step
-from lnca_arch.acceleration.compiled_step import Step, compiled
+from lnca_arch.acceleration.compiled_step import Step, compiled, make_step
 from lnca_arch.acceleration.cuda_graphs import run_with_cuda_graph
-from lnca_arch.acceleration.persistent_kernel import fits, persistent_rollout
+from lnca_arch.acceleration.fused_form import UNFUSED, fused_form
+from lnca_arch.acceleration.halo_blocks import halo_blocks
+from lnca_arch.acceleration.persistent_kernel import is_supported, persistent_rollout
 
 if TYPE_CHECKING:
     from lnca_arch.automata.cellular_automaton import CellularAutomaton
 
-# Of how many cells a processor computes a step at once: what it computes on the way stays in its cache. Of wide grids
-# these are a block, since the cells around a part are computed once more.
-CELLS_AT_ONCE, COLUMNS_AT_ONCE = 2048, 64
-
-# What a rollout keeps for its gradients: everything that the steps compute ('fast'); or of every second step
-# ('balanced') or of all steps ('low') the state alone, from which the rest is computed again.
+# Name of a policy → whether a step is checkpointed: its activations are computed again in the backward pass.
 CHECKPOINT_POLICIES = {
-    'low': lambda step: True,
-    'balanced': lambda step: step % 2 == 1,
-    'fast': lambda step: False,
+    'full': lambda step: True,
+    'alternate': lambda step: step % 2 == 1,
+    'none': lambda step: False,
 }
-# Unless it is told which, a rollout keeps everything as long as that takes no more than this.
+# By default a rollout keeps its activations if they take no more than this, and checkpoints every step otherwise.
 MAX_ACTIVATION_BYTES = 1 << 29
 
 
 def fused_rollout(rule: 'CellularAutomaton', state: Tensor, steps: int, update_rate: float) -> Tensor:
-    """As :meth:`CellularAutomaton.reference_rollout`, and equal to it but for rounding: result, gradients and, after
-    the same seed, random numbers.
+    """Apply a rule ``steps`` times; arguments and result as in :meth:`CellularAutomaton.reference_rollout`.
 
-    Linear maps that follow one another are merged once, and the step is compiled where that is possible. Memory does
-    not grow with the number of steps; with gradients, by what ``rule.memory`` says.
+    Result, gradients and, from the same seed, random numbers equal the reference but for rounding. Consecutive linear
+    maps are merged once per rollout, and the step is compiled where possible. Without gradients, memory does not grow
+    with the number of steps; with gradients it depends on ``rule.activation_checkpointing``.
     """
     _keep_freed_blocks()
-    given, changing = state.permute(0, 2, 3, 1).split([rule.in_channels, rule.mutable_channels], dim=-1)
-    # A copy in any case: it is overwritten.
-    given, changing = given.contiguous(), changing.clone(memory_format=torch.contiguous_format)
+    fixed, mutable = state.permute(0, 2, 3, 1).split([rule.in_channels, rule.mutable_channels], dim=-1)
+    # mutable is overwritten, so it is always a copy.
+    fixed, mutable = fixed.contiguous(), mutable.clone(memory_format=torch.contiguous_format)
+    form = fused_form(rule)
     without_gradients = not torch.is_grad_enabled()
     is_traced = torch.compiler.is_compiling()
 
-    def by_steps(folded: Any, given: Tensor, changing: Tensor, steps: int) -> Tensor:
-        masks = update_masks(changing.shape[:-1], steps, update_rate, state.device)
-        per_cell = rule.static_features(given)
+    def stepwise(params: Any, fixed: Tensor, mutable: Tensor, steps: int) -> Tensor:
+        masks = update_masks(mutable.shape[:-1], steps, update_rate, state.device)
+        per_cell = rule.static_features(fixed)
         step = None
-        if without_gradients and not is_traced:
-            step = load_or_compile_step(rule, folded, given, per_cell, update_rate < 1, steps)
+        if form is UNFUSED:
+            step = functools.partial(make_step(form.update), params=params)
+        elif without_gradients and not is_traced:
+            step = load_or_compile_step(rule, form, params, fixed, per_cell, update_rate < 1, steps)
         if step is None:
-            step = functools.partial(compiled(type(rule).fused_update), folded=folded)
+            step = functools.partial(compiled(form.update), params=params)
         if without_gradients:
-            return _without_gradients(rule, step, given, changing, masks, per_cell)
-        return _with_gradients(rule, step, given, changing, masks, per_cell, steps)
+            return _without_gradients(rule, step, fixed, mutable, masks, per_cell)
+        return _with_gradients(rule, step, fixed, mutable, masks, per_cell, steps)
 
-    def run(given: Tensor, changing: Tensor) -> Tensor:
+    def run(fixed: Tensor, mutable: Tensor) -> Tensor:
         with torch.autocast(state.device.type, enabled=False):
-            folded = rule.fold()
-        if without_gradients and not is_traced and fits(rule, given, update_rate):
-            return persistent_rollout(rule, folded, given, changing, steps, by_steps)
-        return by_steps(folded, given, changing, steps)
+            params = form.fuse_params(rule)
+        if without_gradients and not is_traced and is_supported(rule, form, fixed, update_rate):
+            return persistent_rollout(rule, form, params, fixed, mutable, steps, stepwise)
+        return stepwise(params, fixed, mutable, steps)
 
     if state.device.type == 'cuda' and without_gradients and not is_traced:
-        changing = run_with_cuda_graph(rule, run, given, changing, (steps, update_rate, rule.training))
+        mutable = run_with_cuda_graph(rule, run, fixed, mutable, (steps, update_rate, rule.training))
     else:
-        changing = run(given, changing)
-    return torch.cat([given, changing], dim=-1).permute(0, 3, 1, 2)
+        mutable = run(fixed, mutable)
+    return torch.cat([fixed, mutable], dim=-1).permute(0, 3, 1, 2)
 
 
 @functools.cache
 def _keep_freed_blocks() -> None:
-    """Have the C library keep the memory of a step's tensors for the next step.
+    """Make the C library keep the memory of a step's tensors for the next step.
 
-    It returns freed memory to the system above twice the largest block that it has seen freed, and every step would
-    fault it in again, for a third of its time. A block that is never touched costs nothing.
+    glibc returns freed memory above twice the largest block that it has seen freed. Without this, every step faults its
+    memory in again, which takes a third of its time. A block that is never touched costs nothing.
     """
     torch.empty(31 << 20, dtype=torch.uint8)
 
 
 def update_masks(shape: torch.Size, steps: int, update_rate: float, device: torch.device) -> Iterator[Tensor | None]:
-    """For every step, which of the cells take part in it: booleans ``(N, H, W, 1)``, or None for all of them.
+    """Yield the update mask of each step: ``(N, H, W, 1)`` booleans, or None if every cell is updated.
 
     Args:
-        shape: ``(N, H, W)``.
+        shape: shape of the grid, ``(N, H, W)``.
+        steps: number of steps.
+        update_rate: probability that a cell is updated in a step.
+        device: device of the masks.
     """
     if update_rate == 1.0:
         yield from [None] * steps
     elif torch.is_grad_enabled():
         yield from torch.rand(steps, *shape, 1, device=device) < update_rate
-    else:  # one by one, so that memory does not grow with the number of steps
+    else:  # one at a time, so that memory does not grow with the number of steps
         for _ in range(steps):
             yield torch.rand(*shape, 1, device=device) < update_rate
 
@@ -99,29 +102,30 @@ def update_masks(shape: torch.Size, steps: int, update_rate: float, device: torc
 def _with_gradients(
     rule: 'CellularAutomaton',
     step: Step,
-    given: Tensor,
-    changing: Tensor,
+    fixed: Tensor,
+    mutable: Tensor,
     masks: Iterator[Tensor | None],
     per_cell: tuple[Tensor, ...],
     steps: int,
 ) -> Tensor:
-    def one_step(changing: Tensor, update_mask: Tensor | None) -> Tensor:
-        return step(given, changing, update_mask, per_cell=(*per_cell, *rule.dropout_masks(given)))
+    def one_step(mutable: Tensor, update_mask: Tensor | None) -> Tensor:
+        return step(fixed, mutable, update_mask, per_cell=(*per_cell, *rule.dropout_masks(fixed)))
 
-    memory = rule.memory or ('fast' if _activation_bytes(rule, given, steps) <= MAX_ACTIVATION_BYTES else 'low')
-    # A first step without a gradient to its input would be compiled by itself.
-    changing = changing if changing.requires_grad else changing.requires_grad_()
+    keeps_all = _activation_bytes(rule, fixed, steps) <= MAX_ACTIVATION_BYTES
+    is_checkpointed = CHECKPOINT_POLICIES[rule.activation_checkpointing or ('none' if keeps_all else 'full')]
+    # A first step whose input needs no gradient would be compiled separately.
+    mutable = mutable if mutable.requires_grad else mutable.requires_grad_()
     limit = None if rule.max_gradient_growth is None else GradientGrowthLimit(rule.max_gradient_growth)
     for index, update_mask in enumerate(masks):
-        if CHECKPOINT_POLICIES[memory](index):
-            changing = checkpoint(
-                one_step, changing, update_mask, use_reentrant=False, preserve_rng_state=rule.is_stochastic
+        if is_checkpointed(index):
+            mutable = checkpoint(
+                one_step, mutable, update_mask, use_reentrant=False, preserve_rng_state=rule.is_stochastic
             )
         else:
-            changing = one_step(changing, update_mask)
+            mutable = one_step(mutable, update_mask)
         if limit is not None:
-            changing.register_hook(limit.clip if index < steps - 1 else limit.set_reference)
-    return changing
+            mutable.register_hook(limit.clip if index < steps - 1 else limit.set_reference)
+    return mutable
 
 
 class GradientGrowthLimit:
@@ -153,80 +157,29 @@ def _norm_per_image(gradient: Tensor) -> Tensor:
     return torch.linalg.vector_norm(gradient, dim=(1, 2, 3), keepdim=True)
 
 
-def _activation_bytes(rule: 'CellularAutomaton', given: Tensor, steps: int) -> int:
-    return steps * given[..., 0].numel() * rule.saved_activations_per_cell * given.element_size()
+def _activation_bytes(rule: 'CellularAutomaton', fixed: Tensor, steps: int) -> int:
+    return steps * fixed[..., 0].numel() * fused_form(rule).activations_per_cell * fixed.element_size()
 
 
 def _without_gradients(
     rule: 'CellularAutomaton',
     step: Step,
-    given: Tensor,
-    changing: Tensor,
+    fixed: Tensor,
+    mutable: Tensor,
     masks: Iterator[Tensor | None],
     per_cell: tuple[Tensor, ...],
 ) -> Tensor:
-    parts = list(halo_blocks(given.shape[:-1], given.device))
-    # Of the two states that there are, each step reads the one and writes the other.
-    following = torch.empty_like(changing) if len(parts) > 1 else None
+    blocks = list(halo_blocks(fixed.shape[:-1], fixed.device))
+    # Double buffering: each step reads one state and writes the other.
+    following = torch.empty_like(mutable) if len(blocks) > 1 else None
     for update_mask in masks:
-        random = rule.dropout_masks(given)
+        dropout = rule.dropout_masks(fixed)
         if following is None:
-            changing = step(given, changing, update_mask, per_cell=(*per_cell, *random))
+            mutable = step(fixed, mutable, update_mask, per_cell=(*per_cell, *dropout))
             continue
-        every = [given, changing, update_mask, *per_cell, *random]
-        for part in parts:
-            a, b, c, *rest = (None if tensor is None else part.read_from(tensor) for tensor in every)
-            part.write_to(following, step(a, b, c, per_cell=tuple(rest)))
-        changing, following = following, changing
-    return changing
-
-
-class HaloSlice(NamedTuple):
-    """Rows or columns that are computed at once, those that the rule has to see for it, and the former among these."""
-
-    written: slice
-    read: slice
-    kept: slice
-
-
-class HaloBlock(NamedTuple):
-    """Cells whose step is computed at once: of some images some rows and columns."""
-
-    images: slice
-    rows: HaloSlice
-    columns: HaloSlice
-
-    def read_from(self, tensor: Tensor) -> Tensor:
-        """What is seen of ``(N, H, W, C)``, or of ``(1, H, W, C)`` that is the same for all images."""
-        return tensor[self.images if len(tensor) > 1 else slice(None), self.rows.read, self.columns.read]
-
-    def write_to(self, tensor: Tensor, computed: Tensor) -> None:
-        """Put what was computed of all that was seen into its place in ``(N, H, W, C)``."""
-        tensor[self.images, self.rows.written, self.columns.written] = computed[:, self.rows.kept, self.columns.kept]
-
-
-def halo_blocks(shape: torch.Size, device: torch.device) -> Iterator[HaloBlock]:
-    """The parts of ``(N, H, W)`` cells: whole images, or of larger images some rows and columns. These are read with
-    those around them, and as many everywhere, so that a step compiled for one part fits the others."""
-    count, height, width = shape
-    at_once = CELLS_AT_ONCE if device.type == 'cpu' else count * height * width
-    if height * width <= at_once:
-        rows, columns = height, width
-    else:
-        columns = min(width, COLUMNS_AT_ONCE)
-        rows = max(1, at_once // columns)
-    images = max(1, at_once // (height * width))
-    for first in range(0, count, images):
-        for row_span in _spans(height, rows):
-            for column_span in _spans(width, columns):
-                yield HaloBlock(slice(first, first + images), row_span, column_span)
-
-
-def _spans(length: int, most: int) -> Iterator[HaloSlice]:
-    """Equal parts of a side, of at most so many rows or columns each."""
-    each = -(-length // -(-length // most))
-    seen = min(each + 2, length)
-    for first in range(0, length, each):
-        last = min(first + each, length)
-        start = min(max(first - 1, 0), length - seen)
-        yield HaloSlice(slice(first, last), slice(start, start + seen), slice(first - start, last - start))
+        tensors = [fixed, mutable, update_mask, *per_cell, *dropout]
+        for block in blocks:
+            a, b, c, *rest = (None if tensor is None else block.read_from(tensor) for tensor in tensors)
+            block.write_to(following, step(a, b, c, per_cell=tuple(rest)))
+        mutable, following = following, mutable
+    return mutable

@@ -29,7 +29,7 @@ def require_matching_torchvision() -> None:
     except (RuntimeError, OSError, AttributeError) as error:
         import torch
 
-        errors.report_in_one_line()
+        errors.install_excepthook()
         raise errors.InstallationError(
             f'torchvision does not fit torch {torch.__version__} ({error}); install the two together, from one source: '
             'pip install --force-reinstall torch torchvision'

@@ -1,25 +1,34 @@
-"""The autoencoder that separates what a picture shows (skip) from what damaged it (latent): paper section 3.1.1."""
+"""The autoencoder, which separates the content of an image (skip) from its corruption (latent): section 3.1.1."""
+
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lnca_utils.errors import InputError
+from lnca_utils.errors import LNCAError
 
-# Keras keeps 0.99 of the old running average; PyTorch's momentum is the share of the new value.
+# Keras's momentum is the share of the old running average, 0.99; PyTorch's is that of the new value.
 BATCH_NORM = {'eps': 1e-3, 'momentum': 0.01}
 
 
 class AdjustedConv(nn.Module):
-    """A 3×3 convolution → batch norm → swish, the paper's "adjusted convolution".
+    """A 3×3 convolution, batch norm and activation: the paper's "adjusted convolution".
 
     Args:
-        in_channels, out_channels: channels before and after.
+        in_channels, out_channels: numbers of channels.
         resize: ``'down'`` halves height and width, ``'up'`` doubles them, ``'keep'`` keeps them.
-        activation: a function of a tensor, swish unless told otherwise.
+        activation: activation function. Default: swish.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, resize: str, activation=F.silu) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        resize: Literal['down', 'up', 'keep'],
+        activation: Callable[[Tensor], Tensor] = F.silu,
+    ) -> None:
         super().__init__()
         self.resize = resize
         self.activation = activation
@@ -31,7 +40,7 @@ class AdjustedConv(nn.Module):
         self.norm = nn.BatchNorm2d(out_channels, **BATCH_NORM)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(N, in_channels, H, W)`` → ``(N, out_channels, H', W')``; H and W even if they are halved."""
+        """Map ``(N, in_channels, H, W)`` to ``(N, out_channels, H', W')``; H and W must be even to be halved."""
         height, width = x.shape[-2:]
         if self.resize == 'down':
             x = F.pad(x, (0, 1, 0, 1))
@@ -42,7 +51,7 @@ class AdjustedConv(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Image → (latent, skip), with a side channel that reaches the latent but not the skip."""
+    """Encodes an image as a latent and a skip. A side branch contributes to the latent alone."""
 
     def __init__(self, image_channels: int, latent_channels: int, downsamplings: int) -> None:
         super().__init__()
@@ -63,7 +72,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """(latent, skip) → image in [0, 1]."""
+    """Decodes a latent and a skip to an image in [0, 1]."""
 
     def __init__(self, image_channels: int, latent_channels: int, downsamplings: int) -> None:
         super().__init__()
@@ -84,12 +93,15 @@ class Decoder(nn.Module):
 class Autoencoder(nn.Module):
     """Encoder and decoder of the latent automata.
 
-    With the defaults a 32×32×3 image has an 8×8×16 latent and a 16×16×8 skip.
+    By default a 32×32×3 image has an 8×8×16 latent and a 16×16×8 skip.
 
     Args:
-        image_channels: channels of the image.
-        latent_channels: channels of the latent, divisible by ``2 ** (downsamplings - 1)``.
-        downsamplings: 2 or 3; the latent's sides are the image's divided by ``2 ** downsamplings``.
+        image_channels: number of image channels.
+        latent_channels: number of latent channels, divisible by ``2 ** (downsamplings - 1)``.
+        downsamplings: 2 or 3. Height and width of the latent are those of the image divided by ``2 ** downsamplings``.
+
+    Raises:
+        ValueError: if an argument is out of range.
     """
 
     def __init__(self, image_channels: int = 3, latent_channels: int = 16, downsamplings: int = 2) -> None:
@@ -108,30 +120,36 @@ class Autoencoder(nn.Module):
         self.decoder = Decoder(image_channels, latent_channels, downsamplings)
 
     def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Image ``(N, image_channels, H, W)`` in [0, 1] → latent ``(N, latent_channels, H/stride, W/stride)`` and skip
-        ``(N, …, H/2, W/2)``.
+        """Encode images.
+
+        Args:
+            image: ``(N, image_channels, H, W)`` in [0, 1].
+
+        Returns:
+            The latent ``(N, latent_channels, H/stride, W/stride)`` and the skip ``(N, …, H/2, W/2)``.
 
         Raises:
-            InputError: H or W is not divisible by the stride, or the channels are not the autoencoder's.
+            LNCAError: if H or W is not divisible by the stride, or the image has another number of channels.
         """
         channels, height, width = image.shape[-3:]
         if channels != self.image_channels:
-            raise InputError(f'the autoencoder takes images of {self.image_channels} channels, got {channels}')
+            raise LNCAError(f'the autoencoder needs images of {self.image_channels} channels, got {channels}')
         if height % self.stride or width % self.stride:
-            raise InputError(
-                f'the autoencoder divides height and width by {self.stride}, '
-                f'so a {height}×{width} image does not fit; pad it or use another tile size'
+            raise LNCAError(
+                f'the autoencoder needs a height and width divisible by {self.stride}, got {height}×{width}; pad the '
+                'image or use another tile size'
             )
         return self.encoder(image)
 
     def decode(self, latent: Tensor, skip: Tensor) -> Tensor:
-        """Latent and skip, shaped as from :meth:`encode` → image ``(N, image_channels, H, W)`` in [0, 1]."""
+        """Decode latents and skips from :meth:`encode` to images ``(N, image_channels, H, W)`` in [0, 1]."""
         return self.decoder(latent, skip)
 
     def forward(self, image: Tensor) -> Tensor:
-        """The reconstruction of an image; shapes as in :meth:`encode`."""
+        """Reconstruct images; shapes as in :meth:`encode`."""
         return self.decode(*self.encode(image))
 
 
 def skip_channels(latent_channels: int, downsamplings: int) -> int:
+    """Return the number of channels of the skip."""
     return latent_channels // 2 ** (downsamplings - 1)

@@ -1,4 +1,4 @@
-"""What the networks share that restore an image with an automaton: ``net(image) → restored image``."""
+"""Base class of the networks that restore an image with an automaton."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,21 +7,24 @@ from torch import Tensor, nn
 
 from lnca_arch.automata.cellular_automaton import CellularAutomaton, check_update_rate
 
-INFERENCE_STEPS = 64  # in the paper's validation and tests
-REPORTED_STEPS = 4
+INFERENCE_STEPS = 64  # of the paper's validation and tests
+STEPS_PER_REPORT = 4
 
 
 class AutomatonNetwork(nn.Module):
-    """An automaton between an image and its restoration. A subclass says how a state is seeded and rendered.
+    """Restores an image with an automaton. A subclass defines :meth:`seed` and :meth:`render`.
 
     Args:
         automaton: the rule.
-        update_rate: probability that a cell takes part in a step, in training and in inference.
-        steps: of the automaton in inference, at least 1.
+        update_rate: probability that a cell is updated in a step, in training and in inference.
+        steps: number of steps in inference, at least 1.
 
     Attributes:
-        image_channels: channels of the images.
-        stride: what the sides of :meth:`seed`'s images are multiples of.
+        image_channels: number of image channels.
+        stride: the height and width of images for :meth:`seed` are multiples of this.
+
+    Raises:
+        ValueError: if an argument is out of range.
     """
 
     image_channels: int
@@ -38,11 +41,15 @@ class AutomatonNetwork(nn.Module):
         self.steps = steps
 
     def seed(self, image: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Image ``(N, C, H, W)`` in [0, 1], sides divisible by ``stride`` → (state before the first step, skip)."""
+        """Return the state before the first step, and the skip if there is one.
+
+        Args:
+            image: ``(N, C, H, W)`` in [0, 1], H and W divisible by ``stride``.
+        """
         raise NotImplementedError
 
     def render(self, state: Tensor, skip: Tensor | None) -> Tensor:
-        """A state and the skip from :meth:`seed` → image ``(N, C, H, W)``."""
+        """Return the image ``(N, C, H, W)`` of a state and the skip from :meth:`seed`."""
         raise NotImplementedError
 
     def forward(self, image: Tensor, steps: int | None = None, update_rate: float | None = None) -> Tensor:
@@ -50,54 +57,54 @@ class AutomatonNetwork(nn.Module):
 
         Args:
             image: ``(N, C, H, W)`` in [0, 1].
-            steps: steps of the automaton; the network's own unless given.
-            update_rate: the network's own unless given.
+            steps: number of steps. Default: the network's.
+            update_rate: probability that a cell is updated in a step. Default: the network's.
 
         Returns:
             The restored images, same shape.
         """
-        return self.frames(image, [self.steps if steps is None else steps], update_rate)[0]
+        return self.intermediate_outputs(image, [self.steps if steps is None else steps], update_rate)[0]
 
-    def frames(
+    def intermediate_outputs(
         self,
         image: Tensor,
-        at: Sequence[int],
+        steps: Sequence[int],
         update_rate: float | None = None,
         on_steps: Callable[[int], object] | None = None,
     ) -> list[Tensor]:
-        """What becomes of images on the way.
+        """Restore images and return them after several numbers of steps.
 
         Args:
             image, update_rate: see :meth:`forward`.
-            at: numbers of steps, rising.
-            on_steps: called every few steps with how many these were, for who shows progress.
+            steps: numbers of steps, ascending.
+            on_steps: called with the number of steps done since the last call, every few steps.
 
         Returns:
-            The images as they are after each of these numbers of steps.
+            The images after each number of steps.
         """
         height, width = image.shape[-2:]
         rate = self.update_rate if update_rate is None else update_rate
         state, skip = self.seed(pad_to_multiple(image, self.stride))
-        frames = []
-        for done, steps in zip([0, *at], at, strict=False):
-            at_once = max(1, steps - done) if on_steps is None else REPORTED_STEPS
-            for start in range(done, steps, at_once):
-                following = min(at_once, steps - start)
-                state = self.automaton(state, following, rate)
+        images = []
+        for first, last in zip([0, *steps], steps, strict=False):
+            chunk = max(1, last - first) if on_steps is None else STEPS_PER_REPORT
+            for start in range(first, last, chunk):
+                count = min(chunk, last - start)
+                state = self.automaton(state, count, rate)
                 if on_steps is not None:
-                    on_steps(following)
-            frames.append(self.render(state, skip)[..., :height, :width])
-        return frames
+                    on_steps(count)
+            images.append(self.render(state, skip)[..., :height, :width])
+        return images
 
 
 def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
-    """Extend ``(N, C, H, W)`` at the bottom and right by reflection until H and W are multiples of ``multiple``.
+    """Pad ``(N, C, H, W)`` at the bottom and right by reflection until H and W are multiples of ``multiple``.
 
-    A reflection cannot be longer than the image; an image too small for it is extended by its last row or column.
+    Images too small to be reflected are padded with their last row or column.
     """
     height, width = image.shape[-2:]
     bottom, right = -height % multiple, -width % multiple
-    for amount, side, padding in ((bottom, height, (0, 0, 0, bottom)), (right, width, (0, right, 0, 0))):
+    for amount, size, padding in ((bottom, height, (0, 0, 0, bottom)), (right, width, (0, right, 0, 0))):
         if amount:
-            image = F.pad(image, padding, mode='reflect' if amount < side else 'replicate')
+            image = F.pad(image, padding, mode='reflect' if amount < size else 'replicate')
     return image

@@ -1,7 +1,7 @@
-"""The networks that the automata are compared with, from spandrel, which keeps the parameters' official names: official
-checkpoints load unchanged. Their options are the official ones, too.
+"""The networks that the automata are compared with.
 
-NAFNet (Chen et al., 2022; MIT) is spandrel's own: any H and W, padded with zeros to what its encoders divide by.
+They are spandrel's, with the official arguments and parameter names, so that official checkpoints load unchanged.
+NAFNet (Chen et al., 2022; MIT) takes images of any size and pads them with zeros.
 """
 
 import logging
@@ -14,7 +14,7 @@ from lnca_arch.networks.automaton_network import pad_to_multiple
 from lnca_utils.errors import InstallationError
 
 with warnings.catch_warnings():
-    # Others of their networks use torch.jit.script.
+    # Other networks of spandrel use torch.jit.script, which is deprecated.
     warnings.simplefilter('ignore', FutureWarning)
     from spandrel.architectures.NAFNet import NAFNet
 
@@ -27,15 +27,16 @@ __all__ = ['NAFNet', 'Restormer']
 
 
 class Restormer(_Restormer or nn.Module):
-    """Restormer (Zamir et al., 2022): ``(N, 3, H, W)`` → the same shape, any H and W. Licensed for non-commercial use
-    only, hence an extra of this package.
+    """Restormer (Zamir et al., 2022) for images ``(N, 3, H, W)`` of any size.
+
+    It is an extra, since its licence allows non-commercial use only.
 
     Args:
-        options: dim, num_blocks, num_refinement_blocks, heads, ffn_expansion_factor, bias, LayerNorm_type, ...; all by
-            keyword, the defaults being those of the paper.
+        options: dim, num_blocks, num_refinement_blocks, heads, ffn_expansion_factor, bias, LayerNorm_type, ... The
+            defaults are those of the paper.
 
     Raises:
-        InstallationError: the extra is not installed.
+        InstallationError: if the extra is not installed.
     """
 
     STRIDE = 8
@@ -44,11 +45,11 @@ class Restormer(_Restormer or nn.Module):
     def __init__(self, **options: Any) -> None:
         if _Restormer is None:
             raise InstallationError(
-                'Restormer comes as an extra, since its licence forbids commercial use; if yours is not: '
+                'Restormer is an extra, since its licence forbids commercial use; for other use: '
                 'pip install -e ".[restormer-noncommercial]"'
             )
         super().__init__(**options)
-        # Options are checked with a network on the meta device: nothing is used yet.
+        # Option files are checked with networks on the meta device, which are not used.
         if self.output.weight.device.type != 'meta':
             logging.getLogger('basicsr').warning(self.licence_notice)
 

@@ -1,4 +1,4 @@
-"""Which network a checkpoint is of: its kind and sizes, read from the names and shapes of its parameters."""
+"""Detection of the network of a checkpoint from the names and shapes of its parameters."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ from lnca_arch.networks.pixel_vitca import PixelViTCA
 
 Weights = Mapping[str, Tensor]
 
-# Names that every checkpoint of a kind has, and no other.
+# Parameters that all checkpoints of a network have, and no others.
 AUTOENCODER = ('autoencoder.encoder.down1.conv.weight', 'autoencoder.encoder.down2.conv.weight')
 NAFCA_RULE = ('automaton.perception_norm.weight', 'automaton.embed.weight', 'automaton.ffn_expand.weight')
 VITCA_RULE = ('automaton.embed.weight', 'automaton.qkv.weight', 'automaton.mlp_in.weight', 'automaton.head.weight')
@@ -19,32 +19,36 @@ NAMES = {
     LatentViTCA: (*AUTOENCODER, *VITCA_RULE),
     PixelViTCA: VITCA_RULE,
 }
-# Names that only checkpoints of networks have that were made with an option, and the option.
-TRACES = {'blend.share.weight': ('blend', True), 'automaton.neighbours.weight': ('perception', 'depthwise')}
+# Parameter → the option that a network with this parameter was created with.
+OPTION_OF_PARAMETER = {
+    'blend.share.weight': ('blend', True),
+    'automaton.neighbours.weight': ('perception', 'depthwise'),
+}
 
 
 class ArchSpec(NamedTuple):
-    """A network's class and the sizes to make it with."""
+    """A network's class and arguments."""
 
     kind: type[nn.Module]
-    sizes: dict[str, Any]
+    arguments: dict[str, Any]
 
 
 def detect(weights: Weights) -> ArchSpec | None:
-    """The network that a state dict is of, None if it is none of this package's, or has none's shapes.
+    """Return the network of a state dict, or None if it is not one of this package's.
 
-    What leaves no trace in the shapes keeps its default: a ViTCA's ``heads``, a NAFCA's ``dropout``,
+    Arguments that the shapes do not determine keep their defaults: ``heads`` of a ViTCA, ``dropout`` of a NAFCA,
     ``update_rate`` and ``steps``.
     """
     for kind, names in NAMES.items():
         if all(name in weights for name in names):
             try:
                 sizes = _SIZES[kind](weights)
-            except (KeyError, IndexError, ZeroDivisionError):  # parameters of another name, or without channels
+            except (KeyError, IndexError, ZeroDivisionError):  # other parameters, or none
                 return None
             if min(sizes.values()) <= 0:
                 return None
-            return ArchSpec(kind, sizes | {name: value for trace, (name, value) in TRACES.items() if trace in weights})
+            options = dict(option for name, option in OPTION_OF_PARAMETER.items() if name in weights)
+            return ArchSpec(kind, sizes | options)
     return None
 
 
@@ -89,10 +93,10 @@ def _latent_vitca(weights: Weights) -> dict[str, int]:
 
 
 def _pixel_vitca(weights: Weights) -> dict[str, int]:
-    # A state is [in | out | hidden], of which the head gives all but the first.
-    changing = _out(weights, 'automaton.head')
-    image = _in(weights, 'automaton.embed') - changing
-    return {'image_channels': image, 'hidden_channels': changing - image, **_vitca(weights)}
+    # The state is [in | out | hidden], and the head computes out and hidden.
+    mutable = _out(weights, 'automaton.head')
+    image = _in(weights, 'automaton.embed') - mutable
+    return {'image_channels': image, 'hidden_channels': mutable - image, **_vitca(weights)}
 
 
 _SIZES = {LatentNAFCA: _latent_nafca, LatentViTCA: _latent_vitca, PixelViTCA: _pixel_vitca}

@@ -1,4 +1,4 @@
-"""ViTCA in pixel space, the automaton that the latent ones are compared with."""
+"""ViTCA in pixel space, the baseline of the latent automata."""
 
 from torch import Tensor
 
@@ -7,13 +7,13 @@ from lnca_arch.networks.automaton_network import INFERENCE_STEPS, AutomatonNetwo
 
 
 class PixelViTCA(AutomatonNetwork):
-    """:class:`ViTCA` on the pixels themselves: no autoencoder, one training phase.
+    """:class:`ViTCA` on pixels, without an autoencoder.
 
     Args:
-        image_channels: channels of the image.
-        hidden_channels: the automaton's memory.
+        image_channels: number of image channels.
+        hidden_channels: number of hidden channels of the automaton.
         embed_channels, heads, mlp_channels: see :class:`ViTCA`.
-        update_rate: see :class:`AutomatonNetwork`; 0.5 in the reference, in training and in testing.
+        update_rate: see :class:`AutomatonNetwork`. The reference trains and tests with 0.5.
         steps: see :class:`AutomatonNetwork`.
     """
 

@@ -48,7 +48,7 @@ class Checkpointer:
             trainer_state: entries that the training state has beside those of the model and the ranks.
 
         Raises:
-            InputError: a file cannot be written.
+            CheckpointError: a file cannot be written.
         """
         if not self._model.is_finite:
             get_root_logger().warning(
@@ -73,7 +73,7 @@ class Checkpointer:
             entries: more entries of the file.
 
         Raises:
-            InputError: the file cannot be written.
+            CheckpointError: the file cannot be written.
         """
         if distributed.rank() > 0:
             return

@@ -12,7 +12,7 @@ from lnca_model import distributed
 from lnca_model.checkpointing.run_lock import lock
 from lnca_utils import checkpoint
 from lnca_utils.atomic import PARTIAL
-from lnca_utils.errors import InputError
+from lnca_utils.errors import CheckpointError, LNCAError
 
 TICK = 10**6  # nanoseconds, which file systems tell apart
 
@@ -41,7 +41,7 @@ def find_resume_point(opt: Mapping[str, Any]) -> ResumePoint | None:
     load_resume_state looks in the current directory, needs a GPU and runs what the file holds.
 
     Raises:
-        InputError: the named checkpoint cannot be read, or none of the experiment; or another run is writing there.
+        CheckpointError: if no checkpoint can be read, or another run is writing there.
     """
     paths = opt['path']
     distributed.broadcast_from_rank0(lambda: lock(paths['experiments_root']))
@@ -57,7 +57,7 @@ def find_resume_point(opt: Mapping[str, Any]) -> ResumePoint | None:
         touch_as_latest(path)  # also where this run ends before it saves
     state = checkpoint.load(path)
     if state['iter'] > opt['train']['total_iter']:
-        raise InputError(
+        raise CheckpointError(
             f'{path}: is of iteration {state["iter"]:,}, beyond train.total_iter of {opt["train"]["total_iter"]:,}; '
             'set that higher, or give the run another name'
         )
@@ -95,14 +95,14 @@ def _first_readable(states: Iterable[Path], models: Path) -> tuple[Path | None, 
         try:
             state = checkpoint.load(path)
             if not {'iter', 'epoch', 'optimizers', 'schedulers'} <= state.keys():
-                raise InputError(f'{path}: not a training state; a network is named under path.pretrain_network_g')
+                raise CheckpointError(f'{path}: not a training state; a network is named under path.pretrain_network_g')
             checkpoint.load(_network_of(state, models))
-        except InputError as error:
+        except LNCAError as error:
             damaged.append(str(error))
         else:
             return path, damaged
     if damaged:
-        raise InputError(f'no checkpoint can be resumed from: {"; ".join(damaged)}')
+        raise CheckpointError(f'no checkpoint can be resumed from: {"; ".join(damaged)}')
     return None, []
 
 

@@ -5,7 +5,7 @@ import socket
 from pathlib import Path
 from typing import IO
 
-from lnca_utils.errors import InputError
+from lnca_utils.errors import CheckpointError
 
 try:
     import fcntl
@@ -23,7 +23,7 @@ def lock(experiment: Path | str) -> None:
     The file is beside the folder, which BasicSR renames when a run of its name begins anew.
 
     Raises:
-        InputError: another run is writing there.
+        CheckpointError: another run is writing there.
     """
     experiment = Path(experiment)
     if fcntl is None:
@@ -37,7 +37,7 @@ def lock(experiment: Path | str) -> None:
         file.seek(0)
         who = file.read().strip() or 'another run'
         file.close()
-        raise InputError(
+        raise CheckpointError(
             f'{experiment}: {who} is writing there; wait for its end, or give this run another name'
         ) from None
     except OSError:  # a file system without locks

@@ -8,18 +8,19 @@ from pathlib import Path
 
 import torch
 
-from lnca_data.lmdb_store import check_pair
+from lnca_data.io.lmdb_store import check_pair
 from lnca_model.config import schema
 from lnca_model.config.yaml_options import (
     Options,
+    add_derived_dataset_options,
+    add_derived_options,
+    apply_overrides,
     check_blocks,
-    complete,
-    complete_datasets,
-    force,
     read_options,
 )
 from lnca_model.models.restoration_model import RestorationModel
-from lnca_utils.errors import InputError, check_all, check_known
+from lnca_utils.errors import ConfigError, LNCAError
+from lnca_utils.option_checks import check_all, check_known
 
 from basicsr.utils.registry import DATASET_REGISTRY, MODEL_REGISTRY
 
@@ -33,15 +34,15 @@ def load_options(args: argparse.Namespace, root: Path, is_train: bool) -> Option
         is_train: whether it is a training.
 
     Raises:
-        InputError: the command line or the option file says what would fail later, a line for each mistake.
+        ConfigError: the command line or the option file says what would fail later, a line for each mistake.
     """
     opt = read_options(args.opt)
-    force(opt, args.force_yml)
+    apply_overrides(opt, args.force_yml)
     try:
-        check_form(opt, args.opt, is_train)
-    except InputError:
-        check_all([partial(check_form, opt, args.opt, is_train), partial(_check_valid_datasets, opt, root)])
-    complete(opt, args, root, is_train)
+        validate_schema(opt, args.opt, is_train)
+    except LNCAError:
+        check_all([partial(validate_schema, opt, args.opt, is_train), partial(_check_valid_datasets, opt, root)])
+    add_derived_options(opt, args, root, is_train)
     check_options(opt)
     opt['root_path'] = str(root)
     return opt
@@ -53,8 +54,8 @@ def is_ours(model_type: object) -> bool:
     return isinstance(model, type) and issubclass(model, RestorationModel)
 
 
-def check_form(opt: Options, path: str | Path, is_train: bool) -> None:
-    """Raise InputError, a line for each mistake, for what is missing or unknown in an option file, or has a wrong type
+def validate_schema(opt: Options, path: str | Path, is_train: bool) -> None:
+    """Raise ConfigError, a line for each mistake, for what is missing or unknown in an option file, or has a wrong type
     or range."""
     check_blocks(opt, path, is_train)
     check_known(opt['model_type'], MODEL_REGISTRY.keys(), 'model_type:')
@@ -65,15 +66,15 @@ def check_form(opt: Options, path: str | Path, is_train: bool) -> None:
 def _check_valid_datasets(opt: Options, root: Path) -> None:
     """Check the datasets of options of which other blocks are invalid, so that all mistakes are named at once."""
     datasets = copy.deepcopy(schema.valid_datasets(opt))
-    complete_datasets({**opt, 'path': {}, 'datasets': datasets}, root)
+    add_derived_dataset_options({**opt, 'path': {}, 'datasets': datasets}, root)
     check_all(partial(_check_dataset, name, dataset) for name, dataset in datasets.items())
 
 
 def check_options(opt: Options) -> None:
-    """Raise InputError, a line for each mistake, for what would fail after folders were made and time was spent.
+    """Raise ConfigError, a line for each mistake, for what would fail after folders were made and time was spent.
 
     Args:
-        opt: options that passed :func:`check_form`.
+        opt: options that passed :func:`validate_schema`.
     """
     model = MODEL_REGISTRY.get(opt['model_type'])
     checks: list[Callable[[], object]] = [
@@ -90,26 +91,26 @@ def check_options(opt: Options) -> None:
 def _check_gpus(requested: int) -> None:
     available = torch.cuda.device_count()
     if requested > available:
-        raise InputError(
+        raise ConfigError(
             f'num_gpu: {requested} requested, {available} available; auto takes all there are, 0 trains on the CPU'
         )
 
 
 def _check_loading(opt: Options) -> None:
-    """Raise InputError for what BasicSR's loaders would fail at."""
+    """Raise ConfigError for what BasicSR's loaders would fail at."""
     train = opt['datasets']['train']
     for name in opt['datasets']:
         if name != 'train' and name.split('_')[0] != 'val':
-            raise InputError(
-                f'datasets.{name}: only datasets named val_… are scored in training; those with at_end: true once, '
+            raise ConfigError(
+                f'datasets.{name}: only datasets named val_… are scored in training; those with final_test: true once, '
                 'after it'
             )
     if train.get('persistent_workers') and not train.get('num_worker_per_gpu'):
-        raise InputError('datasets.train.persistent_workers: there are none; set num_worker_per_gpu, or leave it out')
+        raise ConfigError('datasets.train.persistent_workers: there are none; set num_worker_per_gpu, or leave it out')
     if train.get('prefetch_mode') == 'cuda' and not (train.get('pin_memory') and opt['num_gpu']):
-        raise InputError('datasets.train.prefetch_mode: cuda needs a GPU and pin_memory: true')
+        raise ConfigError('datasets.train.prefetch_mode: cuda needs a GPU and pin_memory: true')
     if opt.get('val') and 'val_freq' not in opt['val']:
-        raise InputError('val.val_freq is missing: validate every so many iterations')
+        raise ConfigError('val.val_freq is missing: validate every so many iterations')
 
 
 def _check_dataset(name: str, options: Options) -> None:
@@ -121,8 +122,8 @@ def _check_dataset(name: str, options: Options) -> None:
     if options['type'] == 'PairedImageDataset':
         for key in ('dataroot_gt', 'dataroot_lq', 'io_backend'):
             if not options.get(key):
-                raise InputError(f'datasets.{name}.{key} is missing; PairedImageDataset needs it')
+                raise ConfigError(f'datasets.{name}.{key} is missing; PairedImageDataset needs it')
         if 'scale' not in options:
-            raise InputError(f'datasets.{name}: PairedImageDataset needs a scale; set scale: 1, beside model_type')
+            raise ConfigError(f'datasets.{name}: PairedImageDataset needs a scale; set scale: 1, beside model_type')
     if {'dataroot_gt', 'dataroot_lq'} <= options.keys() and (options.get('io_backend') or {}).get('type') == 'lmdb':
         check_pair(options['dataroot_gt'], options['dataroot_lq'])

@@ -16,14 +16,15 @@ import jsonschema
 
 from lnca_arch import NETWORKS
 from lnca_arch.acceleration.fused_rollout import CHECKPOINT_POLICIES
-from lnca_data.corruption import CORRUPTIONS
+from lnca_data.corruptions import CORRUPTIONS
 from lnca_data.tile_dataset import CACHES
 from lnca_model.metrics import BATCH_METRICS
 from lnca_model.models.automaton_model import AutomatonModel
 from lnca_model.models.lnca_model import LNCAModel
 from lnca_model.models.restoration_model import PRECISIONS, RestorationModel
 from lnca_model.training.optimizers import SCHEDULERS
-from lnca_utils.errors import InputError, nearest
+from lnca_utils.errors import ConfigError
+from lnca_utils.option_checks import did_you_mean
 
 from basicsr.utils.registry import LOSS_REGISTRY
 
@@ -77,7 +78,7 @@ def schema() -> Schema:
                 'datasets': {
                     'type': 'object',
                     'properties': {'train': _train_set()},
-                    'patternProperties': {'^(val|test)(_.*)?$': _dataset({'at_end': BOOLEAN})},
+                    'patternProperties': {'^(val|test)(_.*)?$': _dataset({'final_test': BOOLEAN})},
                     'additionalProperties': False,
                 },
                 'network_g': _by_type({name: _of(kind) for name, kind in NETWORKS.items()}),
@@ -179,7 +180,7 @@ def _dataset(more: Mapping[str, Schema], required: tuple[str, ...] = ()) -> Sche
     }
     numbers = {'type': ['array', 'null'], 'items': NUMBER}
     own = {
-        'TileDataset': {'use_color': BOOLEAN, 'cache': {'enum': [*CACHES, None]}},
+        'TileDataset': {'use_channel_jitter': BOOLEAN, 'cache': {'enum': [*CACHES, None]}},
         'PairedImageDataset': {
             'meta_info_file': PATH,
             'filename_tmpl': STRING,
@@ -241,7 +242,7 @@ def _training(model: type[RestorationModel]) -> Schema:
         'warmup_iter': {'type': 'integer', 'maximum': 0, 'title': '-1: warm-up is not supported'},
         'ema_decay': {'type': 'number', 'minimum': 0, 'exclusiveMaximum': 1},
         'normalize_gradients': BOOLEAN,
-        'skip_non_finite': NATURAL,
+        'max_consecutive_nonfinite': NATURAL,
         'sync_batch_norm': BOOLEAN,
         'on_divergence': {'enum': ['rollback', 'warn']},
         'paper_exact': BOOLEAN,
@@ -256,11 +257,11 @@ def _training(model: type[RestorationModel]) -> Schema:
 
 def _phase(name: str, known_losses: tuple[str, ...]) -> Schema:
     own = {
-        'autoencoder': {'swap_noise': {'type': 'number', 'minimum': 0}},
+        'autoencoder': {'swap_noise_std': {'type': 'number', 'minimum': 0}},
         'automaton': {
             'pool_size': COUNT,
             'steps': {'type': 'array', 'items': COUNT, 'minItems': 2, 'maxItems': 2, 'title': '[least, most]'},
-            'memory': {'enum': [*CHECKPOINT_POLICIES, None]},
+            'activation_checkpointing': {'enum': [*CHECKPOINT_POLICIES, None]},
             'max_gradient_growth': {'type': ['number', 'null'], 'exclusiveMinimum': 0},
         },
         'joint': {},
@@ -298,7 +299,7 @@ def _logger() -> Schema:
             'print_freq': COUNT,
             'save_checkpoint_freq': COUNT,
             'use_tb_logger': BOOLEAN,
-            'keep_checkpoints': {'type': ['integer', 'null'], 'minimum': 1},
+            'keep_last_checkpoints': {'type': ['integer', 'null'], 'minimum': 1},
             'wandb': {'type': ['object', 'null'], 'properties': {'project': PATH, 'resume_id': PATH}},
         },
         ('print_freq', 'save_checkpoint_freq', 'use_tb_logger'),
@@ -309,10 +310,10 @@ def _logger() -> Schema:
 
 
 def check(opt: Mapping[str, Any]) -> None:
-    """Raise InputError, a line for each mistake, unless options are as the schema says."""
+    """Raise ConfigError, a line for each mistake, unless options are as the schema says."""
     mistakes = list(_beyond_json(opt, '')) or [line for error in _errors(opt) for line in _lines(error)]
     if mistakes:
-        raise InputError('\n'.join(dict.fromkeys(mistakes)))
+        raise ConfigError('\n'.join(dict.fromkeys(mistakes)))
 
 
 def valid_datasets(opt: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -356,13 +357,13 @@ def _lines(error: jsonschema.ValidationError) -> Iterator[str]:
             patterns = error.schema.get('patternProperties', {})
             for key in error.instance:
                 if key not in known and not any(re.search(pattern, key) for pattern in patterns):
-                    yield f'{f"{where}." if where else ""}{key} is unknown. {nearest(key, known)}'
+                    yield f'{f"{where}." if where else ""}{key} is unknown. {did_you_mean(key, known)}'
         case 'required':
             for key in rule:
                 if key not in error.instance:
                     yield f'{f"{where}." if where else ""}{key} is missing'
         case 'enum':
-            yield f'{where} {value} is unknown. {nearest(error.instance, [str(entry) for entry in rule if entry])}'
+            yield f'{where} {value} is unknown. {did_you_mean(error.instance, [str(entry) for entry in rule if entry])}'
         case _:
             yield f'{where} must be {error.schema.get("title") or _wanted(error.schema)}, got {value}'
 

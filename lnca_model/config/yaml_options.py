@@ -10,7 +10,8 @@ from typing import Any
 import torch
 import yaml
 
-from lnca_utils.errors import InputError, nearest, one_line
+from lnca_utils.errors import ConfigError, one_line
+from lnca_utils.option_checks import did_you_mean
 
 VALUES = ('name', 'model_type', 'num_gpu')
 BLOCKS = ('network_g', 'datasets', 'path')
@@ -66,18 +67,18 @@ def read_options(path: str | Path) -> Options:
     """Read an option file as plain data.
 
     Raises:
-        InputError: it is missing, not YAML, or carries anything but plain data.
+        ConfigError: it is missing, not YAML, or carries anything but plain data.
     """
     try:
         with open(path, 'rb') as file:
             content = file.read(LARGEST_FILE + 1)
     except OSError as error:
-        raise InputError(f'{path}: cannot read the option file ({error.strerror})') from None
+        raise ConfigError(f'{path}: cannot read the option file ({error.strerror})') from None
     if len(content) > LARGEST_FILE:
-        raise InputError(f'{path}: not an option file: it is larger than {LARGEST_FILE >> 20} MB')
+        raise ConfigError(f'{path}: not an option file: it is larger than {LARGEST_FILE >> 20} MB')
     opt = _parse(content, str(path))
     if not isinstance(opt, dict):
-        raise InputError(f'{path}: not an option file: expected NAME: VALUE lines, got {type(opt).__name__}')
+        raise ConfigError(f'{path}: not an option file: expected NAME: VALUE lines, got {type(opt).__name__}')
     return opt
 
 
@@ -85,7 +86,7 @@ def _parse(content: bytes | str, where: str) -> Any:
     """Plain data from YAML.
 
     Raises:
-        InputError: it is something else; or aliases make it endless, or much larger than its file.
+        ConfigError: it is something else; or aliases make it endless, or much larger than its file.
     """
     try:
         value = yaml.load(content, Loader=SafeLoader)
@@ -93,9 +94,9 @@ def _parse(content: bytes | str, where: str) -> Any:
     # ValueError: a date that is none, or bytes that are no text. RecursionError: brackets in brackets, or an alias of
     # what it is in.
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-        raise InputError(f'{where}: not a plain YAML file: {one_line(error)}') from None
+        raise ConfigError(f'{where}: not a plain YAML file: {one_line(error)}') from None
     if size > MOST_VALUES:
-        raise InputError(f'{where}: not an option file: written out it has more than {MOST_VALUES:,} values')
+        raise ConfigError(f'{where}: not an option file: written out it has more than {MOST_VALUES:,} values')
     return value
 
 
@@ -115,7 +116,7 @@ def _size(value: Any, known: dict[int, int]) -> int:
     return known[id(value)]
 
 
-def force(opt: Options, entries: Sequence[str]) -> None:
+def apply_overrides(opt: Options, entries: Sequence[str]) -> None:
     """Change options as ``--force_yml`` asks, in place.
 
     Args:
@@ -123,46 +124,46 @@ def force(opt: Options, entries: Sequence[str]) -> None:
         entries: ``BLOCK:KEY=VALUE``, the value in YAML. The blocks must be there, the key need not.
 
     Raises:
-        InputError: an entry is none, or its block is not there.
+        ConfigError: an entry is none, or its block is not there.
     """
     for entry in entries:
         keys, is_one, text = entry.partition('=')
         *blocks, key = (name.strip() for name in keys.split(':'))
         if not is_one or not key:
-            raise InputError(f'--force_yml {entry}: expected BLOCK:KEY=VALUE, such as train:ema_decay=0.999')
+            raise ConfigError(f'--force_yml {entry}: expected BLOCK:KEY=VALUE, such as train:ema_decay=0.999')
         value = _parse(text, f'--force_yml {entry}')
         block: Any = opt
         for name in blocks:
             if not isinstance(block, dict) or not isinstance(block.get(name), dict):
                 known = block if isinstance(block, dict) else {}
-                raise InputError(f'--force_yml {entry}: there is no block {name}. {nearest(name, known)}')
+                raise ConfigError(f'--force_yml {entry}: there is no block {name}. {did_you_mean(name, known)}')
             block = block[name]
         block[key] = value
 
 
 def check_blocks(opt: Options, path: str | Path, is_train: bool) -> None:
-    """Raise InputError unless everything is there that BasicSR reads without asking."""
+    """Raise ConfigError unless everything is there that BasicSR reads without asking."""
     blocks = BLOCKS + (TRAINING_BLOCKS if is_train else TEST_BLOCKS)
     missing = [name for name in VALUES + blocks if name not in opt]
     if missing:
-        raise InputError(f'{path}: {", ".join(missing)} missing; see options/lnca_photos.yml for a complete file')
+        raise ConfigError(f'{path}: {", ".join(missing)} missing; see options/lnca_photos.yml for a complete file')
     for name in blocks:
         if not isinstance(opt[name], dict):
-            raise InputError(f'{path}: {name} must be a block of options, got {opt[name]!r}')
+            raise ConfigError(f'{path}: {name} must be a block of options, got {opt[name]!r}')
     for name, dataset in opt['datasets'].items():
         if not isinstance(dataset, dict):
-            raise InputError(f'{path}: datasets.{name} must be a block of options, got {dataset!r}')
+            raise ConfigError(f'{path}: datasets.{name} must be a block of options, got {dataset!r}')
     if is_train and 'train' not in opt['datasets']:
-        raise InputError(f'{path}: datasets.train is missing')
+        raise ConfigError(f'{path}: datasets.train is missing')
 
 
-def complete(opt: Options, args: argparse.Namespace, root: Path, is_train: bool) -> None:
+def add_derived_options(opt: Options, args: argparse.Namespace, root: Path, is_train: bool) -> None:
     """Add what BasicSR's pipeline expects beside what an option file says, in place.
 
     Args:
         opt: checked by :func:`check_blocks`.
         args: from :func:`read_command_line`.
-        root: where paths are looked for, see :func:`find_paths`, and what a run writes is written.
+        root: where paths are looked for, see :func:`resolve_paths`, and what a run writes is written.
         is_train: for train.py.
     """
     opt.update(auto_resume=args.auto_resume, is_train=is_train)
@@ -170,7 +171,7 @@ def complete(opt: Options, args: argparse.Namespace, root: Path, is_train: bool)
         opt['name'] = f'{DEBUG}_{opt["name"]}'
     if opt['num_gpu'] == 'auto':
         opt['num_gpu'] = torch.cuda.device_count()
-    complete_datasets(opt, root)
+    add_derived_dataset_options(opt, root)
     folder = root / ('experiments' if is_train else 'results') / opt['name']
     paths = {'log': folder, 'visualization': folder / 'visualization'}
     if is_train:
@@ -188,16 +189,16 @@ def complete(opt: Options, args: argparse.Namespace, root: Path, is_train: bool)
             opt['val']['val_freq'] = 8
 
 
-def complete_datasets(opt: Options, root: Path) -> None:
-    """Add what the blocks of datasets take from elsewhere, in place, and :func:`find_paths`."""
+def add_derived_dataset_options(opt: Options, root: Path) -> None:
+    """Add what the blocks of datasets take from elsewhere, in place, and :func:`resolve_paths`."""
     for name, dataset in opt['datasets'].items():
         dataset['phase'] = name.split('_')[0]
         if 'scale' in opt:
             dataset['scale'] = opt['scale']
-    find_paths(opt, root)
+    resolve_paths(opt, root)
 
 
-def find_paths(opt: Options, root: Path) -> None:
+def resolve_paths(opt: Options, root: Path) -> None:
     """Look for relative paths in the current directory, then under ``root``, so that a command works from anywhere."""
     for block in [opt['path'], *opt['datasets'].values()]:
         for key, value in block.items():

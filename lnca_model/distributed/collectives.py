@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from lnca_utils.errors import InputError, first_line
+from lnca_utils.errors import DistributedError, LNCAError, first_line
 
 
 def rank() -> int:
@@ -33,7 +33,7 @@ def _report_lost_peer() -> Iterator[None]:
         yield
     except RuntimeError as error:
         who = f'process {os.environ.get("RANK")} of {os.environ.get("WORLD_SIZE")}'
-        raise InputError(
+        raise DistributedError(
             f'{who} has lost the others: one of them has ended, and says why itself; --auto_resume goes on from the '
             f'last checkpoint ({first_line(error).partition(". ")[0]})'
         ) from None
@@ -98,7 +98,7 @@ def broadcast_from_rank0(choice: Callable[[], Any]) -> Any:
     """Call a function on rank 0 and return its result on all ranks.
 
     Raises:
-        InputError: on all ranks, where the function has raised it on rank 0.
+        DistributedError: on all ranks, where the function has raised it on rank 0.
     """
     if world_size() == 1:
         return choice()
@@ -106,12 +106,12 @@ def broadcast_from_rank0(choice: Callable[[], Any]) -> Any:
     if rank() == 0:
         try:
             said[0] = choice()
-        except InputError as error:
+        except LNCAError as error:
             said[1] = str(error)
     with _report_lost_peer():
         dist.broadcast_object_list(said, 0)
     if said[1] is not None:
-        raise InputError(said[1])
+        raise DistributedError(said[1])
     return said[0]
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from lnca_model.distributed.collectives import broadcast_from_rank0, rank, world_size
-from lnca_utils.errors import InputError, first_line
+from lnca_utils.errors import DistributedError, first_line
 
 from basicsr.utils import set_random_seed
 
@@ -51,13 +51,13 @@ def init_process_group(launcher: str, gpus: int, backend: str | None = None, por
         port: port of rank 0 on Slurm. Default: ``MASTER_PORT``, or 29500.
 
     Raises:
-        InputError: the process was not started by the launcher, or the other ranks do not answer.
+        DistributedError: the process was not started by the launcher, or the other ranks do not answer.
     """
     if launcher == 'slurm':
         _map_slurm_variables(port)
     missing = [name for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK') if name not in os.environ]
     if missing:
-        raise InputError(
+        raise DistributedError(
             f'--launcher pytorch: {", ".join(missing)} not set; start it with torchrun --nproc_per_node=N '
             'basicsr/train.py'
         )
@@ -65,15 +65,17 @@ def init_process_group(launcher: str, gpus: int, backend: str | None = None, por
         # With --gpus-per-task Slurm shows each process its own GPU only.
         local = 0 if launcher == 'slurm' and gpus == 1 else int(os.environ['LOCAL_RANK'])
         if local >= gpus:
-            raise InputError(f'process {local} of this machine has no GPU: there are {gpus}; start as many processes')
+            raise DistributedError(
+                f'process {local} of this machine has no GPU: there are {gpus}; start as many processes'
+            )
         torch.cuda.set_device(local)
     if backend == 'nccl' and not gpus:
-        raise InputError('dist_params.backend: nccl needs GPUs; leave it out, or use gloo')
+        raise DistributedError('dist_params.backend: nccl needs GPUs; leave it out, or use gloo')
     try:
         dist.init_process_group(backend or ('cpu:gloo,cuda:nccl' if gpus else 'gloo'))
     except RuntimeError as error:
         where = f'{os.environ.get("MASTER_ADDR")}, port {os.environ.get("MASTER_PORT")}'
-        raise InputError(
+        raise DistributedError(
             f'process {os.environ["RANK"]} of {os.environ["WORLD_SIZE"]} did not meet the others at {where}; another '
             f'port is --master_port for torchrun, or dist_params.port on Slurm ({first_line(error)})'
         ) from None
@@ -86,12 +88,12 @@ def _map_slurm_variables(port: int | None) -> None:
         rank, count, nodes = (os.environ[f'SLURM_{name}'] for name in ('PROCID', 'NTASKS', 'JOB_NODELIST'))
         local = os.environ['SLURM_LOCALID']
     except KeyError as missing:
-        raise InputError(f'--launcher slurm: {missing.args[0]} not set; start it with srun') from None
+        raise DistributedError(f'--launcher slurm: {missing.args[0]} not set; start it with srun') from None
     if shutil.which('scontrol') is None:
-        raise InputError('--launcher slurm: scontrol, which names the first machine, is not there')
+        raise DistributedError('--launcher slurm: scontrol, which names the first machine, is not there')
     found = subprocess.run(['scontrol', 'show', 'hostnames', nodes], capture_output=True, text=True, check=False)
     if found.returncode or not found.stdout.split():
-        raise InputError(f'--launcher slurm: scontrol show hostnames {nodes} failed: {found.stderr.strip()}')
+        raise DistributedError(f'--launcher slurm: scontrol show hostnames {nodes} failed: {found.stderr.strip()}')
     os.environ.update(RANK=rank, WORLD_SIZE=count, LOCAL_RANK=local, MASTER_ADDR=found.stdout.split()[0])
     if port is not None:
         os.environ['MASTER_PORT'] = str(port)

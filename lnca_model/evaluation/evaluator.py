@@ -11,8 +11,8 @@ import cv2
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from lnca_data.images import write_image
-from lnca_data.sheet import write_sheet
+from lnca_data.io.contact_sheet import write_contact_sheet
+from lnca_data.io.images import write_image
 from lnca_model import distributed
 from lnca_model.checkpointing.checkpointer import NETWORK, Checkpointer
 from lnca_model.checkpointing.rng_state import fork_rng
@@ -25,7 +25,7 @@ from lnca_model.evaluation.scores import (
 )
 from lnca_model.training import preemption
 from lnca_utils import checkpoint
-from lnca_utils.errors import DISK_FULL, InputError
+from lnca_utils.errors import DISK_FULL, LNCAError
 
 from basicsr.utils import get_root_logger
 
@@ -50,7 +50,7 @@ class Evaluator:
 
     Args:
         model: the model; its phase decides what is scored.
-        loaders: loaders of batch size 1. Datasets with ``at_end: true`` are scored by :meth:`evaluate_best` alone.
+        loaders: loaders of batch size 1. Datasets with ``final_test: true`` are scored by :meth:`evaluate_best` alone.
         opt: the options; the block ``val`` and the paths ``log`` and ``visualization`` are used.
         checkpointer: saves the best network; None in a test.
         tb_logger: a TensorBoard writer, on rank 0.
@@ -72,8 +72,8 @@ class Evaluator:
         tb_logger: Any = None,
     ) -> None:
         self._model = model
-        self._during = [loader for loader in loaders if not loader.dataset.opt.get('at_end')]
-        self._at_end = [loader for loader in loaders if loader.dataset.opt.get('at_end')]
+        self._during = [loader for loader in loaders if not loader.dataset.opt.get('final_test')]
+        self._final_tests = [loader for loader in loaders if loader.dataset.opt.get('final_test')]
         self._val = opt.get('val') or {}
         self._name = opt['name']
         self._paths = {name: Path(opt['path'][name]) for name in ('log', 'visualization')}
@@ -95,10 +95,10 @@ class Evaluator:
 
     @property
     def final_gains(self) -> tuple[str | None, dict[str, float]]:
-        """The dataset that says how good the best network is, and its gains: the last with ``at_end``, else the one
+        """The dataset that says how good the best network is, and its gains: the last with ``final_test``, else the one
         that chose the network."""
-        if self._at_end:
-            name = self._at_end[-1].dataset.opt['name']
+        if self._final_tests:
+            name = self._final_tests[-1].dataset.opt['name']
             return name, self.gains.get(name, {})
         return self.selection_dataset, self.best_gains
 
@@ -114,7 +114,7 @@ class Evaluator:
 
         Raises:
             PreemptedError: a signal asks the run to end.
-            InputError: the disk is full.
+            LNCAError: the disk is full.
         """
         for loader in self._during:
             name = loader.dataset.opt['name']
@@ -124,17 +124,17 @@ class Evaluator:
                 self._evaluated[name] = iteration
 
     def evaluate_best(self, iteration: int) -> None:
-        """Score the datasets with ``at_end: true`` with the best network; raises as :meth:`evaluate`."""
-        if not self._at_end:
+        """Score the datasets with ``final_test: true`` with the best network; raises as :meth:`evaluate`."""
+        if not self._final_tests:
             return
         with self._best_network():
-            for loader in self._at_end:
+            for loader in self._final_tests:
                 with fork_rng():
                     self._guarded(loader, iteration)
 
     def evaluate_all(self, label: str) -> None:
         """Score every dataset with the network as it is, for a test run. A label takes the iteration's place."""
-        for loader in (*self._during, *self._at_end):
+        for loader in (*self._during, *self._final_tests):
             get_root_logger().info(f'Testing {loader.dataset.opt["name"]}...')
             self._evaluate_dataset(loader, label)
 
@@ -144,7 +144,7 @@ class Evaluator:
         except OSError as error:
             if error.errno not in DISK_FULL:
                 raise
-            raise InputError(
+            raise LNCAError(
                 f'cannot write {error.filename} ({error.strerror}); checkpoints are untouched: make room, then go on '
                 'with --auto_resume'
             ) from error
@@ -190,8 +190,8 @@ class Evaluator:
         if distributed.rank() == 0:
             names = [loader.dataset.opt['name'] for loader in self._during]
             unscored = [name for name in names if is_due and self._evaluated.get(name) != iteration]
-            at_end = {loader.dataset.opt['name'] for loader in self._at_end}
-            drop_scores_after(self._paths['log'] / 'scores.csv', iteration, unscored, at_end)
+            final_test = {loader.dataset.opt['name'] for loader in self._final_tests}
+            drop_scores_after(self._paths['log'] / 'scores.csv', iteration, unscored, final_test)
 
     def _still_kept(self, best: dict[str, float]) -> dict[str, float]:
         """The best score of a checkpoint, if net_g_best.pth is of the same network; empty if it belongs to another run
@@ -199,7 +199,7 @@ class Evaluator:
         path = self._models / f'{NETWORK}_{BEST}.pth'
         try:
             kept = checkpoint.load(path).get(BEST, best)  # earlier checkpoints lack it
-        except InputError:
+        except LNCAError:
             kept = {}
         if kept == best:
             return best
@@ -239,12 +239,14 @@ class Evaluator:
     def _write_pictures(self, name: str, iteration: int | str, scores: ScoreAccumulator) -> None:
         folder = self._paths['visualization'] / name
         pictures = {'sheet': folder / f'sheet_{iteration}.png'}
-        scores.write_sheet(pictures['sheet'])
+        scores.write_contact_sheet(pictures['sheet'])
         steps = self._model.intermediate_images() if self._model.is_train else {}
         if steps:
             folder.mkdir(parents=True, exist_ok=True)
-            pictures['trace'] = folder / f'trace_{iteration}.png'
-            write_sheet(pictures['trace'], {title: to_bgr(images)[..., ::-1] for title, images in steps.items()})
+            pictures['steps'] = folder / f'steps_{iteration}.png'
+            write_contact_sheet(
+                pictures['steps'], {title: to_bgr(images)[..., ::-1] for title, images in steps.items()}
+            )
         for kind, path in pictures.items():
             if self._tb_logger and path.is_file():
                 image = cv2.imread(str(path))[..., ::-1]

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lnca_data.sheet import write_sheet
+from lnca_data.io.contact_sheet import write_contact_sheet
 from lnca_model import distributed
 from lnca_model.metrics import BATCH_METRICS
-from lnca_utils.atomic import whole_file
+from lnca_utils.atomic import atomic_file
 
 from basicsr.metrics import calculate_metric
 
@@ -108,13 +108,13 @@ class ScoreAccumulator:
         """Mean scores of the ``'restored'`` or the ``'corrupted'`` images; empty without ground truth."""
         return {name: total / self._seen for name, total in self._sums[side].items()} if self._seen else {}
 
-    def write_sheet(self, path: Path) -> None:
+    def write_contact_sheet(self, path: Path) -> None:
         """Write a PNG of about twenty tiles: corrupted, restored and ground truth."""
         if self._seen:
             path.parent.mkdir(parents=True, exist_ok=True)
             # A sheet is a grid: of images of several sizes it shows those of the first one's.
             shape = self._sheet['truth'][0].shape
-            write_sheet(
+            write_contact_sheet(
                 path,
                 {side: [image for image in images if image.shape == shape] for side, images in self._sheet.items()},
             )
@@ -123,7 +123,7 @@ class ScoreAccumulator:
 def append_scores(path: Path, rows: Iterable[Sequence[Any]]) -> None:
     """Add rows of :data:`CSV_COLUMNS` to a CSV file, all or none."""
     before = path.read_bytes() if path.exists() else None
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_bytes(before or b'')
         with open(temporary, 'a', newline='') as file:
             writer = csv.writer(file)
@@ -132,24 +132,24 @@ def append_scores(path: Path, rows: Iterable[Sequence[Any]]) -> None:
             writer.writerows(rows)
 
 
-def drop_scores_after(path: Path, iteration: int, unscored: Container[str], at_end: Container[str]) -> None:
+def drop_scores_after(path: Path, iteration: int, unscored: Container[str], final_test: Container[str]) -> None:
     """Remove the rows that a run resumed after an iteration will write again from a CSV of :func:`append_scores`.
 
     Args:
         path: the file; it need not exist.
         iteration: rows of later iterations are removed.
         unscored: datasets whose rows of this iteration are removed, too.
-        at_end: datasets whose rows are all removed.
+        final_test: datasets whose rows are all removed.
     """
     if not path.exists():
         return
     with open(path, newline='') as file:
         rows = list(csv.DictReader(file))
-    with whole_file(path) as temporary, open(temporary, 'w', newline='') as file:
+    with atomic_file(path) as temporary, open(temporary, 'w', newline='') as file:
         writer = csv.DictWriter(file, CSV_COLUMNS)
         writer.writeheader()
         for row in rows:
             scored_at, dataset = int(row['iteration']), row['dataset']
-            again = scored_at > iteration or (scored_at == iteration and dataset in unscored) or dataset in at_end
+            again = scored_at > iteration or (scored_at == iteration and dataset in unscored) or dataset in final_test
             if not again:
                 writer.writerow(row)

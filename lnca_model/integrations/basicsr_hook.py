@@ -21,7 +21,7 @@ from lnca_model.config.yaml_options import read_command_line
 from lnca_model.distributed import join_ranks
 from lnca_model.training import preemption
 from lnca_model.training.profiler import keep_freed_memory
-from lnca_utils.errors import report_in_one_line
+from lnca_utils.errors import install_excepthook
 
 from basicsr.utils import options as basicsr_options
 
@@ -71,7 +71,7 @@ def _run(args: argparse.Namespace, root: Path, is_train: bool) -> None:
     from lnca_model.evaluation.tester import test
     from lnca_model.training.trainer import train
 
-    report_in_one_line()
+    install_excepthook()
     opt = load_options(args, root, is_train)
     join_ranks(opt, args.launcher)
     if opt['num_gpu'] == 0:

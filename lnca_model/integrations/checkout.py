@@ -12,8 +12,8 @@ import argparse
 import hashlib
 from pathlib import Path
 
-from lnca_utils.atomic import whole_file
-from lnca_utils.errors import InputError, report_in_one_line
+from lnca_utils.atomic import atomic_file
+from lnca_utils.errors import LNCAError, install_excepthook
 
 HOOKS = {
     'basicsr/archs/lnca_arch.py': 'import lnca_arch.registration  # noqa: F401\n',
@@ -30,15 +30,15 @@ def install(checkout: Path) -> list[Path]:
     """Write the plug-in's files into a checkout; those of an earlier version are replaced.
 
     Raises:
-        InputError: it is no checkout, or a file is there that this function did not write or that was changed since.
+        LNCAError: it is no checkout, or a file is there that this function did not write or that was changed since.
     """
     contents = _contents(checkout)
     for path in contents:
         if path.exists() and not _is_ours(path):
-            raise InputError(f'{path} exists and was not written by this command, or was changed since; move it away')
+            raise LNCAError(f'{path} exists and was not written by this command, or was changed since; move it away')
     for path, content in contents.items():
         path.parent.mkdir(exist_ok=True)
-        with whole_file(path) as temporary:
+        with atomic_file(path) as temporary:
             temporary.write_text(MARK + _digest(content) + '\n' + content, encoding='utf-8')
     return list(contents)
 
@@ -47,7 +47,7 @@ def remove(checkout: Path) -> list[Path]:
     """Take away what :func:`install` wrote; files that were changed since stay.
 
     Raises:
-        InputError: it is no checkout.
+        LNCAError: it is no checkout.
     """
     removed = [path for path in _contents(checkout) if path.exists() and _is_ours(path)]
     for path in removed:
@@ -58,7 +58,7 @@ def remove(checkout: Path) -> list[Path]:
 def _contents(checkout: Path) -> dict[Path, str]:
     for folder in ('archs', 'data', 'losses', 'models'):
         if not (checkout / 'basicsr' / folder / '__init__.py').is_file():
-            raise InputError(f'{checkout} is no BasicSR checkout: it has no basicsr/{folder}/__init__.py')
+            raise LNCAError(f'{checkout} is no BasicSR checkout: it has no basicsr/{folder}/__init__.py')
     contents = {checkout / path: content for path, content in HOOKS.items()}
     for file in sorted(OPTIONS.glob('*.yml')):
         contents[checkout / 'options' / file.name] = file.read_text(encoding='utf-8')
@@ -75,7 +75,7 @@ def _digest(content: str) -> str:
 
 
 def main() -> None:
-    report_in_one_line()
+    install_excepthook()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('action', choices=('install', 'remove'))
     parser.add_argument('checkout', type=Path, help='folder that holds basicsr/')

@@ -11,7 +11,7 @@ from lnca_model import distributed
 from lnca_model.models.restoration_model import RestorationModel, training_sizes
 from lnca_model.training.phases import Phase
 from lnca_model.training.sample_pool import SamplePool
-from lnca_utils.errors import InputError
+from lnca_utils.errors import ConfigError
 
 from basicsr.utils.registry import MODEL_REGISTRY
 
@@ -36,14 +36,14 @@ class AutomatonModel(RestorationModel):
         max_gradient_growth: limit of the gradient of an image's state on its way back through the steps, as a multiple
             of its norm at the last one, see :class:`~lnca_arch.acceleration.fused_rollout.GradientGrowthLimit`; none if
             left out.
-        reconstruction_opt, structure_opt: ``loss(restored image, gt)``.
+        reconstruction_opt, ssim_opt: ``loss(restored image, gt)``.
         output_overflow_opt, hidden_overflow_opt: ``loss(channels of the final state)``.
     """
 
     phase_names = ('automaton',)
     on_divergence = 'rollback'
     known_losses: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        'automaton': ('reconstruction', 'structure', 'output_overflow', 'hidden_overflow')
+        'automaton': ('reconstruction', 'ssim', 'output_overflow', 'hidden_overflow')
     }
 
     @classmethod
@@ -53,13 +53,13 @@ class AutomatonModel(RestorationModel):
             return
         least, most = phase.options.get('steps', TRAINING_STEPS)
         if least > most:
-            raise InputError(f'{phase.where}.steps must be [least, most], such as [8, 32], got {[least, most]}')
+            raise ConfigError(f'{phase.where}.steps must be [least, most], such as [8, 32], got {[least, most]}')
 
     @classmethod
     def check_network(cls, network: nn.Module, opt: Mapping[str, Any]) -> None:
         super().check_network(network, opt)
         if not isinstance(network, AutomatonNetwork):
-            raise InputError(f'network_g: {cls.__name__} trains automata, and {opt["network_g"]["type"]} has none')
+            raise ConfigError(f'network_g: {cls.__name__} trains automata, and {opt["network_g"]["type"]} has none')
 
     def init_training_settings(self) -> None:
         super().init_training_settings()
@@ -69,7 +69,7 @@ class AutomatonModel(RestorationModel):
         # All ranks take the same number of steps, or they would wait for the one that takes most.
         seed = distributed.broadcast_from_rank0(lambda: self.opt.get('manual_seed') or 0)
         self.step_draws = torch.Generator().manual_seed(seed)
-        self.network.automaton.memory = options.get('memory')
+        self.network.automaton.activation_checkpointing = options.get('memory')
         if not self.opt['train'].get('paper_exact'):
             self.network.automaton.max_gradient_growth = options.get('max_gradient_growth')
 
@@ -111,11 +111,11 @@ class AutomatonModel(RestorationModel):
     def compute_losses(self, state: Tensor, skip: Tensor | None, gt: Tensor) -> dict[str, Tensor]:
         """The losses of a final state."""
         automaton, losses = self.network.automaton, self.losses[self.phase.name]
-        of_image = losses.keys() & {'reconstruction', 'structure'}
+        of_image = losses.keys() & {'reconstruction', 'ssim'}
         restored = self.network.render(state, skip) if of_image else None
         arguments = {
             'reconstruction': lambda: (restored, gt),
-            'structure': lambda: (restored, gt),
+            'ssim': lambda: (restored, gt),
             'output_overflow': lambda: (automaton.output(state),),
             'hidden_overflow': lambda: (automaton.hidden(state),),
         }
@@ -128,7 +128,7 @@ class AutomatonModel(RestorationModel):
     def intermediate_images(self) -> dict[str, Tensor]:
         with self.eval_mode() as network:
             steps = [*(count for count in TRACED_STEPS if count < network.steps), network.steps]
-            frames = network.frames(self.lq[:TRACED_IMAGES], steps)
+            frames = network.intermediate_outputs(self.lq[:TRACED_IMAGES], steps)
         return {f'{count} steps': images for count, images in zip(steps, frames, strict=True)}
 
     def training_state(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from lnca_arch.networks.latent_networks import LatentNetwork
 from lnca_model.models.automaton_model import AutomatonModel
 from lnca_model.models.restoration_model import training_sizes
 from lnca_model.training.phases import Phase
-from lnca_utils.errors import InputError
+from lnca_utils.errors import ConfigError
 
 from basicsr.utils.registry import MODEL_REGISTRY
 
@@ -29,14 +29,14 @@ class LNCAModel(AutomatonModel):
         task_opt: ``loss(reconstruction of corrupted, corrupted, clean)`` (equation 5).
         equivalence_opt: ``loss(clean latent with corrupted skip, corrupted latent with clean skip, clean, corrupted)``
             (equation 6), in a second step of the optimiser.
-        swap_noise: standard deviation of ε in equation 6.
+        swap_noise_std: standard deviation of ε in equation 6.
 
     In the block ``train.automaton``, beside those of :class:`AutomatonModel`:
         latent_opt: ``loss(output channels, latent of gt)`` (equation 8).
 
     In the block ``train.joint``, with the automaton's pool and steps:
         iters, optim_g, scheduler: of the phase.
-        reconstruction_opt, structure_opt, output_overflow_opt, hidden_overflow_opt: as there.
+        reconstruction_opt, ssim_opt, output_overflow_opt, hidden_overflow_opt: as there.
     Batch norms go on with the statistics of the first phase, as in inference. A network's ``blend`` trains in this
     phase alone; in the automaton's, images are rendered with it as it is at first.
     """
@@ -45,8 +45,8 @@ class LNCAModel(AutomatonModel):
     optional_phases = ('joint',)
     known_losses: ClassVar[Mapping[str, tuple[str, ...]]] = {
         'autoencoder': ('reconstruction', 'distance', 'task', 'equivalence'),
-        'automaton': ('reconstruction', 'structure', 'latent', 'output_overflow', 'hidden_overflow'),
-        'joint': ('reconstruction', 'structure', 'output_overflow', 'hidden_overflow'),
+        'automaton': ('reconstruction', 'ssim', 'latent', 'output_overflow', 'hidden_overflow'),
+        'joint': ('reconstruction', 'ssim', 'output_overflow', 'hidden_overflow'),
     }
 
     @classmethod
@@ -55,7 +55,7 @@ class LNCAModel(AutomatonModel):
         if phase.name != 'autoencoder':
             return
         if phase.iters == 0 and not (opt['path'].get('pretrain_network_g') or opt['path'].get('resume_state')):
-            raise InputError(
+            raise ConfigError(
                 f'{phase.where}.iters is 0, so the automaton would work in the latent space of an untrained '
                 'autoencoder; name a trained network under path.pretrain_network_g'
             )
@@ -64,7 +64,7 @@ class LNCAModel(AutomatonModel):
             and phase.options.get('distance_opt')
             and opt['datasets']['train'].get('batch_size_per_gpu') == 1
         ):
-            raise InputError(
+            raise ConfigError(
                 'datasets.train.batch_size_per_gpu: the negatives of distance_opt are the other images of the batch; '
                 'use at least 2, or leave distance_opt out'
             )
@@ -73,18 +73,20 @@ class LNCAModel(AutomatonModel):
     def check_network(cls, network: nn.Module, opt: Mapping[str, Any]) -> None:
         super().check_network(network, opt)
         if not isinstance(network, LatentNetwork):
-            raise InputError(f'network_g: LNCAModel trains latent networks such as LatentNAFCA, not {opt["network_g"]}')
+            raise ConfigError(
+                f'network_g: LNCAModel trains latent networks such as LatentNAFCA, not {opt["network_g"]}'
+            )
         if network.blend is not None and opt['is_train']:
             joint = opt['train'].get('joint') or {}
             if not joint.get('iters') and not any(name.startswith('blend.') for name in cls.weights_for(network, opt)):
-                raise InputError(
+                raise ConfigError(
                     'network_g.blend: only the phase train.joint trains it; add that as in '
                     'options/lnca_plus_photos.yml, name a network with a trained blend under path.pretrain_network_g, '
                     'or leave blend out'
                 )
         for height, width in training_sizes(opt):
             if height % network.stride or width % network.stride:
-                raise InputError(
+                raise ConfigError(
                     f'datasets.train: tiles of {height}×{width} do not divide by {network.stride}, as the autoencoder '
                     'needs; pack the dataset with another --tile-size, or change network_g.downsamplings'
                 )
@@ -132,7 +134,7 @@ class LNCAModel(AutomatonModel):
             return {}
         latent, skip = autoencoder.encode(torch.cat([anchor, positive]))
         latent_anchor, latent_positive = latent.chunk(2)
-        deviation = self.opt['train']['autoencoder'].get('swap_noise', SWAP_NOISE)
+        deviation = self.opt['train']['autoencoder'].get('swap_noise_std', SWAP_NOISE)
         latent_anchor = latent_anchor + deviation * torch.randn_like(latent_anchor)
         swapped = autoencoder.decode(torch.cat([latent_anchor, latent_positive]), skip.roll(len(anchor), dims=0))
         return {'equivalence': losses['equivalence'](*swapped.chunk(2), anchor, positive)}

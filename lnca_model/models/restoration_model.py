@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lnca_data.corruption import build_corruption
-from lnca_data.lmdb_store import image_sizes
+from lnca_data.corruptions import build_corruption
+from lnca_data.io.lmdb_store import image_sizes
 from lnca_model import distributed
 from lnca_model.checkpointing.checkpointer import Checkpointer
 from lnca_model.checkpointing.rng_state import fork_rng
@@ -24,7 +24,8 @@ from lnca_model.metrics import check_sizes
 from lnca_model.training.optimizers import build_optimizer, build_scheduler, normalize_gradients
 from lnca_model.training.phases import Phase, phase_at, phases_of
 from lnca_utils import checkpoint
-from lnca_utils.errors import InputError, check_all, check_known, construct, nearest, one_line
+from lnca_utils.errors import ConfigError, LNCAError, one_line
+from lnca_utils.option_checks import check_all, check_known, construct, did_you_mean
 
 from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger
@@ -34,8 +35,8 @@ MAX_CONSECUTIVE_NONFINITE = 10
 PRECISIONS = {'float32': torch.float32, 'bfloat16': torch.bfloat16}
 
 
-class NonFiniteError(InputError):
-    """More steps in a row were skipped than train.skip_non_finite allows.
+class NonFiniteError(LNCAError):
+    """More steps in a row were skipped than train.max_consecutive_nonfinite allows.
 
     Args:
         reason: what is not finite, and where.
@@ -57,8 +58,8 @@ class RestorationModel(SRModel):
 
     Options:
         datasets.train.corruption: see :func:`build_corruption`, for a dataset without lq.
-        train.skip_non_finite: number of consecutive optimiser steps that may be skipped because a loss or the gradient
-            is NaN or infinite. Default: 10.
+        train.max_consecutive_nonfinite: number of consecutive optimiser steps that may be skipped because a loss or the
+            gradient is NaN or infinite. Default: 10.
         train.sync_batch_norm: of several ranks, whether batch norms normalise by the images of all of them. Otherwise
             by their own, and the running statistics are averaged. Default: true.
         train.normalize_gradients: divide each gradient tensor by its norm.
@@ -86,7 +87,7 @@ class RestorationModel(SRModel):
 
     @classmethod
     def check_options(cls, opt: Mapping[str, Any]) -> None:
-        """Raise InputError for what would fail when the model is made or trained."""
+        """Raise ConfigError for what would fail when the model is made or trained."""
         check_all(cls.checks(opt))
 
     @classmethod
@@ -106,17 +107,17 @@ class RestorationModel(SRModel):
 
     @classmethod
     def check_corruption(cls, train_set: Mapping[str, Any]) -> None:
-        """Raise InputError unless there will be images to restore."""
+        """Raise ConfigError unless there will be images to restore."""
         if train_set.get('corruption'):
             build_corruption(train_set['corruption'])
         elif not train_set.get('dataroot_lq'):
-            raise InputError(
+            raise ConfigError(
                 'datasets.train: with no dataroot_lq a corruption is needed, such as corruption: {type: noise}'
             )
 
     @classmethod
     def check_network(cls, network: nn.Module, opt: Mapping[str, Any]) -> None:
-        """Raise InputError for what does not suit the network: a checkpoint, or images of a wrong size."""
+        """Raise ConfigError for what does not suit the network: a checkpoint, or images of a wrong size."""
         cls.weights_for(network, opt)
 
     @staticmethod
@@ -124,7 +125,7 @@ class RestorationModel(SRModel):
         """The weights that a network begins with, beside its own; none unless a checkpoint is named.
 
         Raises:
-            InputError: the checkpoint is not one, or of another network.
+            ConfigError: the checkpoint is not one, or of another network.
         """
         path = opt['path'].get('pretrain_network_g')
         if not path:
@@ -134,7 +135,7 @@ class RestorationModel(SRModel):
 
     @classmethod
     def check_phase(cls, phase: Phase, opt: Mapping[str, Any]) -> None:
-        """Raise InputError for what would fail in a phase."""
+        """Raise ConfigError for what would fail in a phase."""
         stand_in = [nn.Parameter(torch.ones(1))]
         optimizer = build_optimizer(phase.options.get('optim_g'), f'{phase.where}.optim_g', stand_in)
         build_scheduler(phase.options.get('scheduler'), f'{phase.where}.scheduler', optimizer, phase.iters)
@@ -142,7 +143,7 @@ class RestorationModel(SRModel):
             least = getattr(loss, 'least_side', 1)
             for height, width in sorted(training_sizes(opt)):
                 if min(height, width) < least:
-                    raise InputError(
+                    raise ConfigError(
                         f'{phase.where}.{name}_opt: {type(loss).__name__} needs images of at least {least}×{least} '
                         f'pixels, and there are some of {height}×{width} in datasets.train'
                     )
@@ -157,13 +158,13 @@ class RestorationModel(SRModel):
             name = key.removesuffix('_opt')
             known = cls.known_losses.get(phase.name)
             if known is not None and name not in known:
-                raise InputError(f'{phase.where}.{key} is unknown. {nearest(key, [f"{k}_opt" for k in known])}')
+                raise ConfigError(f'{phase.where}.{key} is unknown. {did_you_mean(key, [f"{k}_opt" for k in known])}')
             losses[name] = construct(options, LOSS_REGISTRY, f'{phase.where}.{key}')
             if getattr(losses[name], 'reduction', 'mean') == 'none':
-                raise InputError(f'{phase.where}.{key}: training needs a number; use reduction: mean or sum')
+                raise ConfigError(f'{phase.where}.{key}: training needs a number; use reduction: mean or sum')
         if not losses:
             known = cls.known_losses.get(phase.name, ('pixel',))
-            raise InputError(f'{phase.where} has no loss; give at least one of {", ".join(f"{k}_opt" for k in known)}')
+            raise ConfigError(f'{phase.where} has no loss; give at least one of {", ".join(f"{k}_opt" for k in known)}')
         return losses
 
     # --- construction
@@ -270,7 +271,7 @@ class RestorationModel(SRModel):
         """Take the optimiser steps of an iteration on the batch that was fed last.
 
         Raises:
-            NonFiniteError: more steps in a row were skipped than train.skip_non_finite allows.
+            NonFiniteError: more steps in a row were skipped than train.max_consecutive_nonfinite allows.
         """
         self.log_dict = OrderedDict()
         self.iteration_losses = {}
@@ -301,7 +302,7 @@ class RestorationModel(SRModel):
             Whether the step was taken.
 
         Raises:
-            NonFiniteError: more steps in a row were skipped than train.skip_non_finite allows.
+            NonFiniteError: more steps in a row were skipped than train.max_consecutive_nonfinite allows.
         """
         modules, ranks = self.losses[self.phase.name], distributed.world_size()
         # A sum over images is meant over those of all ranks, and the mean over the ranks is taken below.
@@ -341,7 +342,7 @@ class RestorationModel(SRModel):
         where = f'the {name} is {value} in iteration {self.iteration} of phase {self.phase.name}'
         self.skipped += 1
         self.skipped_in_a_row += 1
-        if self.skipped_in_a_row > self.opt['train'].get('skip_non_finite', MAX_CONSECUTIVE_NONFINITE):
+        if self.skipped_in_a_row > self.opt['train'].get('max_consecutive_nonfinite', MAX_CONSECUTIVE_NONFINITE):
             raise NonFiniteError(where, f'lower {self.phase.where}.optim_g.lr and go on with --auto_resume')
         # Batch norms have seen what made it so.
         for buffer, before in zip(self.trainable_module(self.phase).buffers(), self._buffers, strict=True):
@@ -496,14 +497,14 @@ class RestorationModel(SRModel):
         """Restore a training state, which BasicSR has read from a ``.state`` file.
 
         Raises:
-            InputError: the state is of a training that the options do not describe.
+            ConfigError: the state is of a training that the options do not describe.
         """
         try:
             self.load_training_state(resume_state)
-        except InputError:  # of another cause, such as a lost peer
+        except LNCAError:  # of another cause, such as a lost peer
             raise
         except Exception as error:  # what is missing, superfluous or of another size can raise anything
-            raise InputError(
+            raise ConfigError(
                 f'{self.opt["path"].get("resume_state")}: is of a training with other options ({one_line(error)}); go '
                 'on with those, or begin a run of another name, with the network under path.pretrain_network_g'
             ) from error
@@ -568,7 +569,7 @@ def training_sizes(opt: Mapping[str, Any]) -> set[tuple[int, int]]:
 def _stored_sizes(dataset: Mapping[str, Any]) -> set[tuple[int, int]]:
     root = str(dataset.get('dataroot_gt'))
     # What is wrong with an LMDB is said of its dataset.
-    with contextlib.suppress(InputError):
+    with contextlib.suppress(LNCAError):
         return image_sizes(root) if root.endswith('.lmdb') else set()
     return set()
 

@@ -7,7 +7,7 @@ from copy import deepcopy
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from lnca_utils.errors import InputError
+from lnca_utils.errors import LNCAError
 
 from basicsr.utils import get_root_logger
 
@@ -132,7 +132,7 @@ class DivergenceGuard:
         """Look at the losses of the iteration, and handle a divergence.
 
         Raises:
-            InputError: the losses diverge again after the last rollback.
+            LNCAError: the losses diverge again after the last rollback.
         """
         reason = self._detector.observe(self._model.iteration_losses)
         iteration = self._model.iteration
@@ -169,14 +169,14 @@ class DivergenceGuard:
             reason: what has diverged.
 
         Raises:
-            InputError: the phase has gone back :data:`MAX_ROLLBACKS` times already.
+            LNCAError: the phase has gone back :data:`MAX_ROLLBACKS` times already.
         """
         if not self._model.rolls_back:
             self._warn(reason)
         elif self.can_roll_back:
             self._roll_back(reason, self._snapshots[0])  # the older of the two: before the onset
         else:
-            raise InputError(
+            raise LNCAError(
                 f'{self._where}: {reason}, after {self.rollbacks} rollbacks; lower {self._phase.where}.optim_g.lr and '
                 'start again'
             )

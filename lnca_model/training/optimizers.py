@@ -8,7 +8,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from lnca_utils.errors import InputError, construct
+from lnca_utils.errors import ConfigError
+from lnca_utils.option_checks import construct
 
 from basicsr.models.lr_scheduler import CosineAnnealingRestartLR, MultiStepRestartLR
 
@@ -40,7 +41,7 @@ def build_optimizer(options: Mapping[str, Any], where: str, parameters: Iterable
     """An optimiser of torch.optim from ``{type: Adam, lr: 0.01, ...}``.
 
     Raises:
-        InputError: a type that is unknown or does not work here, or arguments that do not suit it.
+        ConfigError: a type that is unknown or does not work here, or arguments that do not suit it.
     """
     return construct(options, OPTIMIZERS.items(), where, list(parameters))
 
@@ -55,13 +56,13 @@ def build_scheduler(options: Mapping[str, Any] | None, where: str, optimizer: Op
         iters: length of the phase, in iterations.
 
     Raises:
-        InputError: unknown type, periods that end before the phase, or arguments that do not suit it.
+        ConfigError: unknown type, periods that end before the phase, or arguments that do not suit it.
     """
     options = {'type': 'CosineAnnealingRestartLR'} if options is None else dict(options)
     if options.get('type') == 'CosineAnnealingRestartLR':
         periods = options.setdefault('periods', [max(iters, 1)])
         if isinstance(periods, list) and all(isinstance(period, int) for period in periods) and sum(periods) < iters:
-            raise InputError(f'{where}: periods {periods} end before the phase, which has {iters:,} iterations')
+            raise ConfigError(f'{where}: periods {periods} end before the phase, which has {iters:,} iterations')
     return construct(options, SCHEDULERS.items(), where, optimizer)
 
 

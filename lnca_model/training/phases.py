@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lnca_utils.errors import InputError
+from lnca_utils.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def phases_of(train_options: Mapping[str, Any], names: Sequence[str]) -> list[Ph
             block that is not there is no phase.
 
     Raises:
-        InputError: the numbers of iterations do not add up to ``total_iter``.
+        ConfigError: the numbers of iterations do not add up to ``total_iter``.
     """
     total = int(train_options['total_iter'])
     if not names:
@@ -55,7 +55,7 @@ def phases_of(train_options: Mapping[str, Any], names: Sequence[str]) -> list[Ph
     last = phases[-1].last if phases else 0
     if last != total:
         sum_of = ' + '.join(f'{phase.where}.iters' for phase in phases) or f'the sum of {", ".join(names)}'
-        raise InputError(f'train.total_iter is {total}, but {sum_of} is {last}; make them equal')
+        raise ConfigError(f'train.total_iter is {total}, but {sum_of} is {last}; make them equal')
     return phases
 
 

@@ -27,8 +27,8 @@ from lnca_model.training.divergence_guard import DivergenceGuard
 from lnca_model.training.profiler import TrainingProfiler
 from lnca_model.training.progress import PhaseLogger
 from lnca_model.training.resumable_sampler import DataPosition, ResumableSampler
-from lnca_utils.atomic import whole_file, write_json
-from lnca_utils.errors import InputError
+from lnca_utils.atomic import atomic_file, write_json
+from lnca_utils.errors import LNCAError
 
 import basicsr.train as basicsr_train
 from basicsr.data import build_dataloader, build_dataset
@@ -48,7 +48,7 @@ def train(opt: Options, option_file: str | Path) -> None:
         option_file: their file, of which the experiment keeps a copy.
 
     Raises:
-        InputError: a file cannot be read or written, or a phase diverges for good.
+        LNCAError: a file cannot be read or written, or a phase diverges for good.
         SystemExit: a signal asked the run to end (exit code 75), or the network scores below its input (3).
     """
     torch.backends.cudnn.benchmark = True
@@ -61,7 +61,7 @@ def train(opt: Options, option_file: str | Path) -> None:
     if resume:
         opt['path'].update(pretrain_network_g=str(resume.network), param_key_g='params', resume_state=str(resume.path))
     model: RestorationModel = build_model(opt)
-    checkpointer = Checkpointer(model, opt['path'], opt['logger'].get('keep_checkpoints'))
+    checkpointer = Checkpointer(model, opt['path'], opt['logger'].get('keep_last_checkpoints'))
     evaluator = Evaluator(model, val_loaders, opt, checkpointer, tb_logger)
     guard = DivergenceGuard(model)
     total = int(opt['train']['total_iter'])
@@ -112,7 +112,7 @@ def train(opt: Options, option_file: str | Path) -> None:
                 model.optimize_parameters(iteration)
             except NonFiniteError as error:
                 if not (model.rolls_back and guard.can_roll_back):
-                    raise InputError(f'{error}; {_last_good(checkpointer)}') from None
+                    raise LNCAError(f'{error}; {_last_good(checkpointer)}') from None
                 guard.handle(error.reason)
             else:
                 guard.after_iteration()
@@ -177,7 +177,7 @@ def _copy_option_file(file: Path, folder: Path) -> None:
     if distributed.rank() > 0 or (copy.exists() and copy.samefile(file)):
         return
     when, command = time.strftime('%Y-%m-%d %H:%M:%S'), shlex.join(sys.argv)
-    with whole_file(copy) as temporary:
+    with atomic_file(copy) as temporary:
         temporary.write_bytes(f'# {when}: {command}\n'.encode(errors='replace') + file.read_bytes())
 
 
@@ -193,7 +193,7 @@ def _restore(
     """Restore every part of the run, the random numbers last.
 
     Raises:
-        InputError: the checkpoint is of a training that the options do not describe.
+        LNCAError: the checkpoint is of a training that the options do not describe.
     """
     state = resume.state
     model.resume_training(state)
@@ -220,10 +220,11 @@ def build_loaders(
         state: training state to resume from.
 
     Returns:
-        The training loader, the validation loaders, those with ``at_end`` last, and the position in the training data.
+        The training loader, the validation loaders (those with ``final_test`` last), and the position in the training
+        data.
 
     Raises:
-        InputError: there are fewer training images than a batch has.
+        LNCAError: there are fewer training images than a batch has.
     """
     train_opt, ranks = opt['datasets']['train'], opt['world_size']
     start = {key: (state or {}).get(key, 0) for key in ('iter', 'epoch', 'seen')}
@@ -234,7 +235,7 @@ def build_loaders(
     sampler.start = (start['epoch'], seen)
     train_loader = _build_loader(train_set, train_opt, opt, sampler)
     if not len(train_loader):
-        raise InputError(
+        raise LNCAError(
             f'datasets.train: {len(train_set)} images are fewer than a batch; lower batch_size_per_gpu or set '
             'dataset_enlarge_ratio'
         )
@@ -261,7 +262,7 @@ def build_loaders(
             val_set = build_dataset(dataset_opt)
             val_loaders.append(_build_loader(val_set, dataset_opt, opt, None))
             get_root_logger().info(f'{len(val_set):,} images in {dataset_opt["name"]}.')
-    val_loaders.sort(key=lambda loader: loader.dataset.opt.get('at_end', False))
+    val_loaders.sort(key=lambda loader: loader.dataset.opt.get('final_test', False))
     return train_loader, val_loaders, position
 
 

@@ -7,8 +7,8 @@ import shutil
 import ablation
 import pytest
 import yaml
-from compare_plan import iterations_between
-from networks import lengths_of
+from budget_planner import iterations_between
+from network_configs import lengths_of
 from outcomes import failed_in_one_line
 
 from lnca_model.config.yaml_options import read_options

@@ -15,12 +15,12 @@ from pathlib import Path
 import cv2
 import pytest
 import yaml
-from compare_plan import ESTIMATES, LEAST_ITERATIONS, Planner
-from networks import read_network, read_task, shared_training
+from budget_planner import ESTIMATES, LEAST_ITERATIONS, Planner
+from network_configs import read_network, read_task, shared_training
 from outcomes import failed_in_one_line
 
 from lnca_utils import checkpoint
-from lnca_utils.errors import InputError
+from lnca_utils.errors import LNCAError
 
 NETWORKS = ['LatentNAFCA', 'LatentViTCA', 'ViTCA', 'NAFNet', 'Restormer']
 
@@ -32,7 +32,7 @@ def test_all_five_and_again(project, benchmark, tiles, edit):
     assert result.returncode == 0, result.stderr
     differs = result.stdout.split('What differs:')[1]
     assert 'SHA-256' in result.stdout.split('The same for all:')[1]
-    for words in ('PSNRLoss', 'lr: 0.0003', 'update_rate: 0.5', 'swap_noise'):
+    for words in ('PSNRLoss', 'lr: 0.0003', 'update_rate: 0.5', 'swap_noise_std'):
         assert words in differs
 
     results = project / 'results' / 'lnca_photos'
@@ -204,7 +204,7 @@ def test_a_budget_shortens_the_training(project, edit):
     assert plan.iterations(2, None, 20) == pytest.approx(ten, abs=2)
     assert plan.iterations(1, None, 1e6) == full
     assert plan.iterations(1, 30, None) == 30 * 100  # of 400 tiles in batches of 4
-    with pytest.raises(InputError, match='need at least'):
+    with pytest.raises(LNCAError, match='need at least'):
         plan.iterations(1, None, 0.1)
 
 
@@ -243,7 +243,7 @@ def test_no_tiles(project, benchmark, edit):
 
 def test_no_test_set(project, benchmark, edit):
     edit('task.yml', lambda task: task['datasets'].pop('val_test'))
-    assert 'at_end: true' in failed_in_one_line(benchmark('compare', '-opt', 'task.yml'))
+    assert 'final_test: true' in failed_in_one_line(benchmark('compare', '-opt', 'task.yml'))
 
 
 def test_a_folder_of_something_else(project, benchmark):

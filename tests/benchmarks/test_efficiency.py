@@ -4,7 +4,7 @@ import csv
 import json
 
 import cv2
-import paper
+import published_results
 import pytest
 from outcomes import failed_in_one_line
 
@@ -86,17 +86,17 @@ def test_bad_arguments(benchmark, arguments, word):
 
 def test_the_papers_numbers():
     """Where the paper's text repeats its tables (section 4.4)."""
-    memory = {key[1:]: value for key, value in paper.EFFICIENCY.items() if key[0] == 'training memory, GB'}
+    memory = {key[1:]: value for key, value in published_results.EFFICIENCY.items() if key[0] == 'training memory, GB'}
     assert 1 - memory['LatentViTCA', 32, 8] / memory['ViTCA', 32, 8] == pytest.approx(0.94, abs=0.005)
-    inference = {key[1:]: value for key, value in paper.EFFICIENCY.items() if key[0] == 'inference, s'}
+    inference = {key[1:]: value for key, value in published_results.EFFICIENCY.items() if key[0] == 'inference, s'}
     largest = (128, 32)
     assert 1 - inference[('LatentViTCA', *largest)] / inference[('ViTCA', *largest)] == pytest.approx(0.72, abs=0.01)
     assert 1 - inference[('LatentNAFCA', *largest)] / inference[('ViTCA', *largest)] == pytest.approx(0.89, abs=0.005)
     assert 1 - inference[('LatentNAFCA', *largest)] / inference[('Restormer', *largest)] == pytest.approx(
         0.37, abs=0.005
     )
-    assert len(paper.EFFICIENCY) == 3 * 5 * 9
-    assert len(paper.SSIM) == 50
+    assert len(published_results.EFFICIENCY) == 3 * 5 * 9
+    assert len(published_results.SSIM) == 50
     assert sum(value is None for value in memory.values()) == 5
-    assert paper.SSIM['gopro', 'Restormer'] == 0.934
-    assert paper.SSIM['sid', 'LatentNAFCA'] == 0.652
+    assert published_results.SSIM['gopro', 'Restormer'] == 0.934
+    assert published_results.SSIM['sid', 'LatentNAFCA'] == 0.652

@@ -5,12 +5,12 @@ from pathlib import Path
 import miniatures
 import pytest
 import yaml
-from networks import options_for, read_network, shared_training
+from network_configs import options_for, read_network, shared_training
 
-from lnca_data.packing import PackingOptions, pack
-from lnca_data.sources import SOURCES
-from lnca_data.split import TEST_SHARE, VALIDATION_SHARE
-from lnca_data.tiles import Tiling
+from lnca_data.prepare.packing import PackConfig, pack
+from lnca_data.prepare.sources import SOURCES
+from lnca_data.prepare.split import TEST_SHARE, VALIDATION_SHARE
+from lnca_data.prepare.tiling import TilingSpec
 from lnca_model.evaluation.evaluator import EXIT_BELOW_INPUT
 
 OPTIONS = Path(__file__).resolve().parents[2] / 'options'
@@ -48,8 +48,8 @@ def test_trains_in_two_phases(task, tmp_path, project, run):
         name,
         source.list(make(tmp_path / 'source'), **choices),
         project / 'datasets' / task,
-        PackingOptions(
-            Tiling(whole=True) if source.whole else Tiling(pixels=(32,)),
+        PackConfig(
+            TilingSpec(whole=True) if source.whole else TilingSpec(pixels=(32,)),
             {'type': corruption} if corruption else None,
         ),
     )

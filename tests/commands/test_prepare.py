@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 
 import lnca_data  # noqa: F401  first: it mends what keeps BasicSR from being imported
-from lnca_data.corruption import motion_kernels
-from lnca_data.lmdb_store import TileStore, encode_png
+from lnca_data.corruptions.motion_blur import motion_kernels
+from lnca_data.io.lmdb_store import TileStore, encode_png
 
 from basicsr.data import build_dataset
 
@@ -49,7 +49,7 @@ SYNTHETIC = {
 COLD = ('photos', 'sid')
 WARM = """
 import atexit, json, multiprocessing, os, resource, runpy, signal, sys
-import lnca_data.packing, lnca_data.verification
+import lnca_data.prepare.packing, lnca_data.prepare.verification
 for line in sys.stdin:
     request = json.loads(line)
     if not (child := os.fork()):

@@ -65,8 +65,8 @@ def test_one_photograph_by_the_model_that_comes_along(photograph):
 
 def test_trace_and_compare(photograph, model, tmp_path):
     out = tmp_path / 'out'
-    more = ['--model', model, '-o', out / 'restored.jpg', '--steps', 6, '--compare', out / 'sheet.png']
-    result = run('restore', photograph, *more, '--trace', out / 'way.gif', '--trace-steps', 0, 2, 8)
+    more = ['--model', model, '-o', out / 'restored.jpg', '--steps', 6, '--side-by-side', out / 'sheet.png']
+    result = run('restore', photograph, *more, '--animate', out / 'way.gif', '--animate-steps', 0, 2, 8)
     assert result.returncode == 0, result.stderr
     assert sorted(path.name for path in out.iterdir()) == ['restored.jpg', 'sheet.png', 'way.gif']
     with Image.open(out / 'way.gif') as animation:
@@ -77,14 +77,14 @@ def test_trace_and_compare(photograph, model, tmp_path):
 def test_a_trace_is_of_a_networks_own_steps(photograph, tmp_path):
     model = tmp_path / 'net.safetensors'
     save_network(LatentNAFCA(**SIZES, steps=4), {'type': 'LatentNAFCA', **SIZES, 'steps': 4}, model)
-    result = run('restore', photograph, '--model', model, '--trace', tmp_path / 'way.gif')
+    result = run('restore', photograph, '--model', model, '--animate', tmp_path / 'way.gif')
     assert result.returncode == 0, result.stderr
     with Image.open(tmp_path / 'way.gif') as animation:
         assert animation.n_frames == 5  # 0 to 4
     other = tmp_path / 'other.safetensors'
     sizes = {'width': 4, 'enc_blk_nums': [1], 'dec_blk_nums': [1]}
     save_network(NAFNet(**sizes), {'type': 'NAFNet', **sizes}, other)
-    result = run('restore', photograph, '--model', other, '--trace', tmp_path / 'a.gif', '-o', tmp_path / 'a.png')
+    result = run('restore', photograph, '--model', other, '--animate', tmp_path / 'a.gif', '-o', tmp_path / 'a.png')
     assert_fails(result, 'NAFNet has no automaton, so it takes no steps')
 
 
@@ -126,10 +126,13 @@ def test_nothing_is_written_over_what_is_to_be_restored(photograph, model, tmp_p
     before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
     for arguments, message in [
         ([photograph, other, '--model', model, '--overwrite'], 'photo_restored.png is itself to be restored'),
-        ([photograph, *into, '--compare', photograph], 'photo.png is itself to be restored'),
-        ([photograph, *into, '--trace', link], 'link.png is itself to be restored'),
-        ([photograph, *into, '--trace', tmp_path / 'out.png'], 'out.png would be written twice'),
-        ([photograph, *into, '--compare', tmp_path / 'a.png', '--trace', tmp_path / 'a.png'], 'would be written twice'),
+        ([photograph, *into, '--side-by-side', photograph], 'photo.png is itself to be restored'),
+        ([photograph, *into, '--animate', link], 'link.png is itself to be restored'),
+        ([photograph, *into, '--animate', tmp_path / 'out.png'], 'out.png would be written twice'),
+        (
+            [photograph, *into, '--side-by-side', tmp_path / 'a.png', '--animate', tmp_path / 'a.png'],
+            'would be written twice',
+        ),
         ([photograph, '--overwrite', '-o', tmp_path / 'file' / 'a.png'], 'file is no folder'),
         ([photograph, other, '--overwrite', '-o', tmp_path / 'file'], 'file is no folder'),
     ]:
@@ -146,13 +149,16 @@ def test_what_is_wrong_is_said_before_anything_is_done(photograph, model, tmp_pa
         ([photograph, '--model', 'denoize'], 'neither a file nor a model that comes along. Did you mean denoise?'),
         ([photograph, other, '-o', tmp_path / 'out'], 'would be written twice'),
         ([photograph, '-o', tmp_path / 'a.bmp'], 'cannot write .bmp'),
-        ([photograph, '--trace', tmp_path / 'a.avi'], '--trace'),
-        ([photograph, other, '--compare', tmp_path / 'a.png'], 'one photograph at a time'),
+        ([photograph, '--animate', tmp_path / 'a.avi'], '--animate'),
+        ([photograph, other, '--side-by-side', tmp_path / 'a.png'], 'one photograph at a time'),
         ([tmp_path / 'models'], 'holds no photographs'),
         ([photograph, '--model', model, '--tile', 0], 'tile: must be a multiple of 8'),
         ([photograph, '--model', model, '--steps', -1], 'steps: whole numbers from 0 on'),
-        ([photograph, '--model', model, '--trace', tmp_path / 'a.gif', '--trace-steps', -1], 'whole numbers from 0 on'),
-        ([photograph, '--model', model, '--trace-steps', 1], '--trace-steps: says at which steps --trace shows'),
+        (
+            [photograph, '--model', model, '--animate', tmp_path / 'a.gif', '--animate-steps', -1],
+            'whole numbers from 0 on',
+        ),
+        ([photograph, '--model', model, '--animate-steps', 1], '--animate-steps: says at which steps --animate shows'),
         ([photograph, '--model', model, '--device', 'coda'], 'device coda: cannot be used here'),
         ([tmp_path / 'missing.png', '--model', model], 'missing.png: cannot be read'),
     ]:

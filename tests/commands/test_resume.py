@@ -191,7 +191,7 @@ def test_a_validation_that_was_cut_off_is_done_when_the_run_goes_on(project, slo
 
 
 def test_of_a_damaged_checkpoint_the_one_before_is_used(project, run, options):
-    options['logger'].update(save_checkpoint_freq=1, keep_checkpoints=3)
+    options['logger'].update(save_checkpoint_freq=1, keep_last_checkpoints=3)
     assert run('train', options).returncode == 0
     experiment = project / 'experiments' / 'lnca_photos'
     states = experiment / 'training_states'
@@ -220,7 +220,7 @@ def test_of_a_damaged_checkpoint_the_one_before_is_used(project, run, options):
 
 
 def test_a_run_that_went_back_keeps_what_it_wrote_last(project, run, options):
-    options['logger'].update(save_checkpoint_freq=1, keep_checkpoints=2)
+    options['logger'].update(save_checkpoint_freq=1, keep_last_checkpoints=2)
     assert run('train', options).returncode == 0
     experiment = project / 'experiments' / 'lnca_photos'
     states = experiment / 'training_states'

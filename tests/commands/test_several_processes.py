@@ -91,7 +91,7 @@ def test_trains_resumes_and_scores_as_one_process_does(project, options, torchru
 
     # The same network in one process has the same scores.
     test = {key: options[key] for key in ('name', 'model_type', 'num_gpu', 'network_g')}
-    test['datasets'] = {'test': {k: v for k, v in options['datasets']['val_test'].items() if k != 'at_end'}}
+    test['datasets'] = {'test': {k: v for k, v in options['datasets']['val_test'].items() if k != 'final_test'}}
     test['path'] = {'pretrain_network_g': str(experiment / 'models' / 'net_g_best.pth')}
     test['val'] = options['val'] | {'save_img': False, 'suffix': None}
     assert run('test', test).returncode == 0

@@ -15,7 +15,7 @@ import torch
 import yaml
 from outcomes import failed_in_one_line
 
-from lnca_data.lmdb_store import TileStore, write_lmdb
+from lnca_data.io.lmdb_store import TileStore, write_lmdb
 from lnca_model.evaluation.evaluator import EXIT_BELOW_INPUT
 from lnca_utils import checkpoint
 
@@ -60,7 +60,7 @@ def test_trains_validates_saves_and_tests(run, project, options, trained, tmp_pa
 
     # test.py from somewhere else, the checkpoint's path relative to the project.
     test = {key: options[key] for key in ('name', 'model_type', 'num_gpu', 'network_g')}
-    test['datasets'] = {'test': {k: v for k, v in options['datasets']['val_test'].items() if k != 'at_end'}}
+    test['datasets'] = {'test': {k: v for k, v in options['datasets']['val_test'].items() if k != 'final_test'}}
     test['path'] = {'pretrain_network_g': 'experiments/lnca_photos/models/net_g_best.pth'}
     test['val'] = options['val'] | {'save_img': True, 'suffix': None}
     result = run('test', test, cwd=tmp_path_factory.mktemp('elsewhere'))
@@ -160,7 +160,7 @@ def test_a_full_disk_stops_the_run_and_keeps_what_is_there(run, project, options
 def test_nans_are_skipped_and_then_stop_the_run(run, project, options):
     options['train']['autoencoder']['optim_g']['lr'] = 1e30
     options['train']['normalize_gradients'] = False
-    options['train'].update(skip_non_finite=2, on_divergence='warn')
+    options['train'].update(max_consecutive_nonfinite=2, on_divergence='warn')
     result = run('train', options)
     assert result.stderr.count('Skipped: the loss ') == 2
     assert '2 in a row, 2 in all' in result.stderr

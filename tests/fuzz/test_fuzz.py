@@ -1,4 +1,4 @@
-"""What nobody would write, fed to the parsers that are ours: each takes it, or says in one InputError what is wrong.
+"""What nobody would write, fed to the parsers that are ours: each takes it, or says in one LNCAError what is wrong.
 
 ``FUZZ_EXAMPLES=10000 pytest tests/fuzz`` tries more.
 """
@@ -24,16 +24,16 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from lnca_arch.networks.detection import detect
-from lnca_data.cifar import archive_members, cifar_batch
-from lnca_data.lmdb_store import META_INFO, TileStore, write_lmdb
-from lnca_data.photographs import read_photograph
-from lnca_data.source import inside, rows_of
-from lnca_data.sources import SOURCES
+from lnca_data.io.lmdb_store import META_INFO, TileStore, write_lmdb
+from lnca_data.io.photographs import read_photograph
+from lnca_data.prepare.dataset_source import inside, rows_of
+from lnca_data.prepare.sources import SOURCES
+from lnca_data.prepare.sources.cifar_files import archive_members, cifar_batch
 from lnca_model.config import checks
-from lnca_model.config.yaml_options import complete, force, read_command_line, read_options
+from lnca_model.config.yaml_options import add_derived_options, apply_overrides, read_command_line, read_options
 from lnca_restore.pretrained import load_network
 from lnca_utils import checkpoint
-from lnca_utils.errors import InputError
+from lnca_utils.errors import LNCAError
 
 EXAMPLES = int(os.environ.get('FUZZ_EXAMPLES', '100'))
 fuzz = settings(
@@ -75,7 +75,7 @@ def refused_or_taken(call, *arguments, in_one_line=False):
     """What a call returns, or None where it refuses in lines that a user can read, or in one."""
     try:
         return call(*arguments)
-    except InputError as error:
+    except LNCAError as error:
         assert str(error).strip()
         assert not in_one_line or '\n' not in str(error)
         return None
@@ -115,8 +115,8 @@ def test_options_of_which_some_are_others(folder, options, data):
     def parse():
         opt = read_options(file)
         refused_or_taken(checks._check_valid_datasets, opt, folder)
-        checks.check_form(opt, file, is_train=True)
-        complete(opt, read_command_line(['-opt', str(file)]), folder, is_train=True)
+        checks.validate_schema(opt, file, is_train=True)
+        add_derived_options(opt, read_command_line(['-opt', str(file)]), folder, is_train=True)
         # What the plug-in does not know is BasicSR's to check.
         if opt['model_type'] in ('LNCAModel', 'AutomatonModel', 'RestorationModel') and {
             dataset.get('type') for dataset in opt['datasets'].values()
@@ -137,7 +137,7 @@ def test_option_files_of_any_bytes(folder, content):
 @fuzz
 @given(entry=st.text(max_size=30) | st.builds('{}={}'.format, st.text(max_size=8), st.text(max_size=20)))
 def test_forced_options(entry):
-    refused_or_taken(force, {'train': {'a': 1}, 'name': 'x'}, [entry])
+    refused_or_taken(apply_overrides, {'train': {'a': 1}, 'name': 'x'}, [entry])
 
 
 @fuzz
@@ -296,7 +296,7 @@ NAMES = [
 def test_state_dicts(shapes):
     detected = detect({name: torch.empty(shape, device='meta') for name, shape in shapes.items()})
     if detected:
-        assert all(size > 0 for size in detected.sizes.values())
+        assert all(size > 0 for size in detected.arguments.values())
 
 
 @pytest.fixture(scope='module')

@@ -1,5 +1,6 @@
 """The step that is compiled once and kept on disk, against the plain rollout."""
 
+import functools
 import logging
 import os
 import pathlib
@@ -9,8 +10,9 @@ import sys
 import pytest
 import torch
 
-from lnca_arch import NAFCA, DepthwiseNAFCA, ViTCA
-from lnca_arch.acceleration import aot_cache
+from lnca_arch import NAFCA, ViTCA
+from lnca_arch.acceleration import aot_cache, fused_nafca, fused_vitca
+from lnca_arch.acceleration.fused_form import fused_form
 
 SIZES = [(1, 2, 2), (2, 3, 2), (1, 8, 8), (9, 4, 4), (1, 13, 70), (2, 50, 45)]
 
@@ -62,7 +64,9 @@ def compare(rule, size, update_rate=1.0):
     assert (found[0] - found[1]).abs().max() <= 1e-5 * found[0].abs().max()
 
 
-@pytest.mark.parametrize(('kind', 'update_rate'), [(NAFCA, 1.0), (DepthwiseNAFCA, 1.0), (ViTCA, 0.5)])
+@pytest.mark.parametrize(
+    ('kind', 'update_rate'), [(NAFCA, 1.0), (functools.partial(NAFCA, perception='depthwise'), 1.0), (ViTCA, 0.5)]
+)
 def test_one_program_for_every_size(kind, update_rate, kept):
     """Of other parameters, too, and without a change to the random numbers."""
     rule = rule_of(kind)
@@ -75,7 +79,7 @@ def test_one_program_for_every_size(kind, update_rate, kept):
         parameter.data = parameter.data.transpose(0, -1).contiguous().transpose(0, -1)
     compare(rule, SIZES[-1], update_rate)
     (program,) = set(kept.iterdir()) - before  # nothing else is left behind
-    assert program.match(f'{kind.fused_update.__module__.rpartition(".")[2]}-*.pt2')
+    assert program.match(f'{fused_form(rule).update.__module__.rpartition(".")[2]}-*.pt2')
 
 
 def test_the_next_process_does_without_the_compiler(kept):
@@ -85,8 +89,8 @@ def test_the_next_process_does_without_the_compiler(kept):
         'from lnca_arch import NAFCA\n'
         'from lnca_arch.acceleration import aot_cache\n'
         'loaded = []\n'
-        'load = aot_cache._loaded\n'
-        'aot_cache._loaded = lambda path: loaded.append(path) or load(path)\n'
+        'load = aot_cache._load\n'
+        'aot_cache._load = lambda path: loaded.append(path) or load(path)\n'
         'torch.set_num_threads(2)\n'
         'rule = NAFCA(3, 3, 4, embed_channels=16).eval()\n'
         'with torch.no_grad():\n'
@@ -123,9 +127,7 @@ def test_other_cells_are_computed_otherwise(kept, no_compiling, tmp_path, monkey
         small(small.seed(torch.rand(1, 3, 4, 4)), 1)
 
         class Mine(NAFCA):
-            @staticmethod
-            def fused_update(cells, folded):
-                return NAFCA.fused_update(cells, folded)
+            pass
 
         mine = rule_of(Mine)
         mine(mine.seed(torch.rand(1, 3, 4, 4)), 1)
@@ -214,18 +216,18 @@ def test_without_a_compiler(kept, tmp_path):
 
 
 def test_a_program_belongs_to_code_processor_and_threads(monkeypatch):
-    layout = aot_cache.ProgramSignature(NAFCA.fused_update, 3, 7, False, (), (torch.Size([2]),), None)
+    signature = aot_cache.ProgramSignature(fused_nafca.gate_update, 3, 7, False, (), (torch.Size([2]),), None)
     code = pathlib.Path.read_bytes
-    names = {aot_cache._digest(layout, 2), aot_cache._digest(layout, 1)}
-    names.add(aot_cache._digest(layout._replace(masked=True), 2))
-    names.add(aot_cache._digest(layout._replace(leaves=(torch.Size([3]),)), 2))
-    names.add(aot_cache._digest(layout._replace(fused_update=ViTCA.fused_update), 2))
-    names.add(aot_cache._digest(layout._replace(fused_update=aot_cache.load_or_compile_step), 2))
+    names = {aot_cache._digest(signature, 2), aot_cache._digest(signature, 1)}
+    names.add(aot_cache._digest(signature._replace(masked=True), 2))
+    names.add(aot_cache._digest(signature._replace(leaves=(torch.Size([3]),)), 2))
+    names.add(aot_cache._digest(signature._replace(update=fused_vitca.fused_update), 2))
+    names.add(aot_cache._digest(signature._replace(update=aot_cache.load_or_compile_step), 2))
     monkeypatch.setattr(torch, '__version__', '9.9')
-    names.add(aot_cache._digest(layout, 2))
+    names.add(aot_cache._digest(signature, 2))
     monkeypatch.setattr(aot_cache, '_processor', lambda: 'another')
-    names.add(aot_cache._digest(layout, 2))
+    names.add(aot_cache._digest(signature, 2))
     monkeypatch.setattr('pathlib.Path.read_bytes', lambda path: code(path) + b'# changed')
-    names.add(aot_cache._digest(layout, 2))
+    names.add(aot_cache._digest(signature, 2))
     assert len(names) == 9
-    assert aot_cache._digest(layout, 2) in names
+    assert aot_cache._digest(signature, 2) in names

@@ -38,9 +38,9 @@ def graphs(monkeypatch):
     StandIn.made = 0
     init = cuda_graphs.Graph.__init__
 
-    def recorded(self, run, given, changing):
-        init(self, run, given, changing)
-        self._graph.again = lambda: self._result.copy_(run(self._given, self._changing))
+    def recorded(self, run, fixed, mutable):
+        init(self, run, fixed, mutable)
+        self._graph.again = lambda: self._result.copy_(run(self._fixed, self._mutable))
 
     monkeypatch.setattr(cuda_graphs.Graph, '__init__', recorded)
     monkeypatch.setattr(torch.cuda, 'CUDAGraph', StandIn)
@@ -60,8 +60,8 @@ def cells(rule, size=4):
 def run_of(rule):
     """A run that overwrites what it is given to change, as a rollout may, and reads the rule's parameters."""
 
-    def run(given, changing):
-        return changing.mul_(2).add_(given.sum() + rule.head.bias.sum())
+    def run(fixed, mutable):
+        return mutable.mul_(2).add_(fixed.sum() + rule.head.bias.sum())
 
     return run
 
@@ -70,9 +70,9 @@ def test_a_graph_from_the_second_time_on(graphs, rule):
     run = run_of(rule)
     with torch.no_grad():
         for made in (0, 1, 1, 1):
-            given, changing = cells(rule)
-            expected = run(given.clone(), changing.clone())
-            torch.testing.assert_close(cuda_graphs.run_with_cuda_graph(rule, run, given, changing, ()), expected)
+            fixed, mutable = cells(rule)
+            expected = run(fixed.clone(), mutable.clone())
+            torch.testing.assert_close(cuda_graphs.run_with_cuda_graph(rule, run, fixed, mutable, ()), expected)
             assert graphs() == made
             rule.head.bias.add_(1)  # as a step of the optimiser does
 
@@ -116,7 +116,7 @@ def test_no_graph_within_a_graph(graphs, rule, monkeypatch):
 
 
 def test_what_failed_has_not_been_seen(graphs, rule):
-    def full(given, changing):
+    def full(fixed, mutable):
         raise torch.OutOfMemoryError('no memory')
 
     with torch.no_grad():
@@ -134,11 +134,11 @@ def test_few_graphs_are_kept(graphs, rule):
             for _ in range(2):
                 cuda_graphs.run_with_cuda_graph(rule, run_of(rule), *cells(rule, size), ())
     assert graphs() == 11
-    assert len(cuda_graphs._graphs[rule]) == cuda_graphs.GRAPHS_A_RULE
+    assert len(cuda_graphs._graphs[rule]) == cuda_graphs.GRAPHS_PER_RULE
 
 
 def test_no_graph_of_a_large_grid(graphs, rule, monkeypatch):
-    monkeypatch.setattr(cuda_graphs, 'MOST_CELLS', 15)
+    monkeypatch.setattr(cuda_graphs, 'MAX_CELLS', 15)
     for _ in range(3):
         cuda_graphs.run_with_cuda_graph(rule, run_of(rule), *cells(rule), ())
     assert graphs() == 0
@@ -151,8 +151,8 @@ def test_a_failed_capture_is_said_once(rule, monkeypatch, caplog):
     monkeypatch.setattr(torch.cuda, 'CUDAGraph', failing)
     with torch.no_grad(), caplog.at_level(logging.WARNING, logger='basicsr'):
         for _ in range(4):
-            given, changing = cells(rule)
-            expected = run_of(rule)(given.clone(), changing.clone())
-            assert torch.equal(cuda_graphs.run_with_cuda_graph(rule, run_of(rule), given, changing, ()), expected)
+            fixed, mutable = cells(rule)
+            expected = run_of(rule)(fixed.clone(), mutable.clone())
+            assert torch.equal(cuda_graphs.run_with_cuda_graph(rule, run_of(rule), fixed, mutable, ()), expected)
     (record,) = caplog.records
     assert record.message.endswith('operation not permitted when stream is capturing')

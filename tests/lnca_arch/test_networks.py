@@ -5,7 +5,7 @@ import torch
 
 from lnca_arch import LatentNAFCA, LatentViTCA, PixelViTCA
 from lnca_arch.networks.automaton_network import pad_to_multiple
-from lnca_arch.networks.latent_networks import local_means
+from lnca_arch.networks.blend import local_means
 
 from basicsr.archs import build_network
 

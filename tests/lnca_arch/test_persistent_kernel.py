@@ -14,10 +14,12 @@ import torch
 from interpreted_kernels import CASES, rule_of
 
 from lnca_arch import NAFCA
-from lnca_arch.acceleration import fused_rollout, persistent_kernel
+from lnca_arch.acceleration import fused_nafca, fused_rollout, persistent_kernel
+from lnca_arch.acceleration.fused_form import fused_form
+from lnca_arch.acceleration.fused_nafca import gate_update
 from lnca_arch.acceleration.parameter_folding import normalize
 from lnca_arch.acceleration.persistent_kernel import KernelParams, PersistentKernel
-from lnca_arch.automata.nafca import LAYER_NORM_EPS, fused_update
+from lnca_arch.automata.nafca import LAYER_NORM_EPS
 
 TOLERANCE = {'float32': 1e-5, 'float16': 0.02}
 
@@ -47,14 +49,14 @@ def test_a_kernel_takes_the_steps_of_its_rule(differences, case):
 @pytest.mark.parametrize('name', ['nafca, as published', 'vitca, as published'])
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 def test_on_a_gpu(name, dtype, caplog):
-    persistent_kernel._trusted.clear()
+    persistent_kernel._verified.clear()
     rule = rule_of(name, 16, 32).cuda()
     state = rule.seed(torch.rand(4, 16, 8, 8, device='cuda'))
     with torch.no_grad(), torch.autocast('cuda', dtype, enabled=dtype != torch.float32):
         plain, fast = rule.reference_rollout(state, 4), rule(state, 4)
     assert (plain - fast).abs().max() <= persistent_kernel.TOLERANCE[dtype] * plain.abs().max()
     assert not [record for record in caplog.records if record.name == 'basicsr']
-    assert list(persistent_kernel._trusted.values()) == [True]
+    assert list(persistent_kernel._verified.values()) == [True]
 
 
 # --- when they are used, a stand-in taking a kernel's place
@@ -63,9 +65,10 @@ def test_on_a_gpu(name, dtype, caplog):
 @pytest.fixture
 def rule(monkeypatch):
     """One whose rollouts would fit, as on a GPU, with nothing trusted yet."""
-    monkeypatch.setattr(persistent_kernel, '_trusted', {})
-    monkeypatch.setattr(fused_rollout, 'fits', lambda rule, given, update_rate: True)
-    monkeypatch.setattr(NAFCA, 'resident', PersistentKernel('kernel', lambda rule, folded: KernelParams([folded], {})))
+    monkeypatch.setattr(persistent_kernel, '_verified', {})
+    monkeypatch.setattr(fused_rollout, 'is_supported', lambda *_: True)
+    stand_in = PersistentKernel('kernel', lambda rule, params: KernelParams([params], {}))
+    monkeypatch.setitem(fused_nafca.FORMS, 'gate', fused_nafca.FORMS['gate']._replace(kernel=stand_in))
     return rule_of('nafca', 3, 4)
 
 
@@ -81,9 +84,9 @@ def test_a_kernel_that_agrees_is_used(rule, monkeypatch, caplog):
 
     def good(kernel, packed, state, per_cell, steps, dtype):
         taken.append(steps)
-        (folded,) = packed.linears
+        (params,) = packed.linears
         for _ in range(steps):
-            state[..., 3:] += fused_update(state, folded)
+            state[..., 3:] += gate_update(state, params)
 
     torch.manual_seed(1)
     for _ in range(3):
@@ -102,12 +105,12 @@ def test_a_new_rule_hides_nothing(rule, monkeypatch, caplog):
     """Neither of its blocks changes anything yet, so a kernel without them gives the same."""
 
     def head_alone(kernel, packed, state, per_cell, steps, dtype):
-        (folded,) = packed.linears
+        (params,) = packed.linears
         for _ in range(steps):
-            state[..., 3:] += torch.nn.functional.linear(normalize(state, LAYER_NORM_EPS), *folded.head)
+            state[..., 3:] += torch.nn.functional.linear(normalize(state, LAYER_NORM_EPS), *params.head)
 
     use(NAFCA(3, 3, 4, embed_channels=16).eval(), monkeypatch, head_alone)
-    assert list(persistent_kernel._trusted.values()) == [False]
+    assert list(persistent_kernel._verified.values()) == [False]
 
 
 def failing(*_):
@@ -144,22 +147,22 @@ def test_no_memory_is_no_reason_to_do_without(rule, monkeypatch):
 
 
 def test_what_fits(monkeypatch):
-    def fits(rule, size=(2, 8, 8), dtype=torch.float32, update_rate=1.0):
-        given = SimpleNamespace(device=torch.device('cuda'), shape=(*size, 3), dtype=dtype)
-        return persistent_kernel.fits(rule, given, update_rate)
+    def is_supported(rule, size=(2, 8, 8), dtype=torch.float32, update_rate=1.0):
+        fixed = SimpleNamespace(device=torch.device('cuda'), shape=(*size, 3), dtype=dtype)
+        return persistent_kernel.is_supported(rule, fused_form(rule), fixed, update_rate)
 
     rule = rule_of('nafca', 3, 4)
-    assert fits(rule)
-    assert fits(rule, (5000, 8, 8))
-    assert not fits(rule, (2, 8, 9))
-    assert not fits(rule, (0, 8, 8))
-    assert not fits(rule, dtype=torch.bfloat16)
-    assert not fits(rule, update_rate=0.5)
-    assert not fits(rule.train())
-    assert fits(rule_of('vitca', 3, 4).train())
-    assert not persistent_kernel.fits(rule.eval(), torch.rand(2, 8, 8, 3), 1.0)
-    monkeypatch.setattr(type(rule), 'resident', None)
-    assert not fits(rule)
+    assert is_supported(rule)
+    assert is_supported(rule, (5000, 8, 8))
+    assert not is_supported(rule, (2, 8, 9))
+    assert not is_supported(rule, (0, 8, 8))
+    assert not is_supported(rule, dtype=torch.bfloat16)
+    assert not is_supported(rule, update_rate=0.5)
+    assert not is_supported(rule.train())
+    assert is_supported(rule_of('vitca', 3, 4).train())
+    assert not persistent_kernel.is_supported(rule.eval(), fused_form(rule), torch.rand(2, 8, 8, 3), 1.0)
+    monkeypatch.setitem(fused_nafca.FORMS, 'gate', fused_nafca.FORMS['gate']._replace(kernel=None))
+    assert not is_supported(rule)
 
 
 def test_gradients_are_taken_by_single_steps(rule, monkeypatch):

@@ -1,17 +1,19 @@
 """The fast rollout against the plain one that defines it."""
 
+import functools
 import logging
 
 import pytest
 import torch
 from torch._dynamo.exc import TorchDynamoException
 
-from lnca_arch import NAFCA, DepthwiseNAFCA, ViTCA
-from lnca_arch.acceleration import fused_rollout
+from lnca_arch import NAFCA, ViTCA
+from lnca_arch.acceleration import fused_rollout, halo_blocks
 from lnca_arch.acceleration.compiled_step import CompiledOrEager
+from lnca_arch.acceleration.fused_form import fused_form
 from lnca_model.training.profiler import PeakMemory
 
-RULES = {'nafca': NAFCA, 'vitca': ViTCA, 'depthwise': DepthwiseNAFCA}
+RULES = {'nafca': NAFCA, 'vitca': ViTCA, 'depthwise': functools.partial(NAFCA, perception='depthwise')}
 CPU = torch.device('cpu')
 
 
@@ -84,7 +86,7 @@ def test_dropout_acts_in_training():
 @pytest.mark.parametrize('memory', fused_rollout.CHECKPOINT_POLICIES)
 def test_recomputation_replays_masks_and_dropout(name, memory):
     rule = rule_of(name).train()
-    rule.memory = memory
+    rule.activation_checkpointing = memory
     compare(rule, update_rate=0.5)
 
 
@@ -92,7 +94,7 @@ def test_recomputation_in_a_compiled_rollout(monkeypatch):
     compile_here(monkeypatch)
     fused_rollout.compiled.cache_clear()
     rule = rule_of('nafca').train()
-    rule.memory = 'low'
+    rule.activation_checkpointing = 'full'
     compare(rule, update_rate=0.5)
     fused_rollout.compiled.cache_clear()
 
@@ -101,8 +103,8 @@ def test_recomputation_in_a_compiled_rollout(monkeypatch):
 @pytest.mark.parametrize('size', [(1, 3, 1, 1), (1, 3, 1, 7), (3, 3, 2, 2), (2, 3, 13, 6), (1, 3, 6, 40)])
 @pytest.mark.parametrize('at_once', [1, 12, 2048])
 def test_any_size_in_any_parts(name, size, at_once, monkeypatch):
-    monkeypatch.setattr(fused_rollout, 'CELLS_AT_ONCE', at_once)
-    monkeypatch.setattr(fused_rollout, 'COLUMNS_AT_ONCE', 4)
+    monkeypatch.setattr(halo_blocks, 'CELLS_PER_BLOCK', at_once)
+    monkeypatch.setattr(halo_blocks, 'MAX_COLUMNS', 4)
     compare(rule_of(name).eval(), size, update_rate=0.5, gradients=False)
 
 
@@ -110,16 +112,16 @@ def test_any_size_in_any_parts(name, size, at_once, monkeypatch):
 @pytest.mark.parametrize('at_once', [1, 12, 2048])
 @pytest.mark.parametrize('columns', [1, 5, 64])
 def test_parts_hold_every_cell_once_with_its_neighbours(shape, at_once, columns, monkeypatch):
-    monkeypatch.setattr(fused_rollout, 'CELLS_AT_ONCE', at_once)
-    monkeypatch.setattr(fused_rollout, 'COLUMNS_AT_ONCE', columns)
+    monkeypatch.setattr(halo_blocks, 'CELLS_PER_BLOCK', at_once)
+    monkeypatch.setattr(halo_blocks, 'MAX_COLUMNS', columns)
     times = torch.zeros(shape, dtype=torch.int)
     seen = set()
-    for part in fused_rollout.halo_blocks(torch.Size(shape), CPU):
+    for part in halo_blocks.halo_blocks(torch.Size(shape), CPU):
         times[part.images, part.rows.written, part.columns.written] += 1
         for span, length in ((part.rows, shape[1]), (part.columns, shape[2])):
             assert span.read.start <= max(0, span.written.start - 1)
             assert min(length, span.written.stop + 1) <= span.read.stop <= length
-            assert range(length)[span.read][span.kept] == range(length)[span.written]
+            assert range(length)[span.read][span.interior] == range(length)[span.written]
         seen.add((part.rows.read.stop - part.rows.read.start, part.columns.read.stop - part.columns.read.start))
     assert (times == 1).all()
     assert len(seen) == 1
@@ -180,11 +182,11 @@ def test_inference_memory_does_not_grow_with_steps(name):
 
 
 @pytest.mark.parametrize('name', RULES)
-def test_memory_says_what_is_kept(name):
+def test_checkpointing_decides_what_is_kept(name):
     """Bytes that autograd keeps until the gradients are computed."""
 
     def kept(memory, steps=8):
-        rule.memory = memory
+        rule.activation_checkpointing = memory
         storages = {}
         hooks = torch.autograd.graph.saved_tensors_hooks(
             lambda tensor: storages.setdefault(tensor.untyped_storage().data_ptr(), tensor), lambda tensor: tensor
@@ -196,10 +198,10 @@ def test_memory_says_what_is_kept(name):
 
     rule = rule_of(name, torch.float32).train()
     state = rule.seed(torch.rand(2, 3, 16, 16))
-    low, balanced, fast = (kept(memory) for memory in ('low', 'balanced', 'fast'))
-    assert low < 0.2 * fast
-    assert 0.4 * fast < balanced < 0.7 * fast
-    assert kept(None) == fast
+    full, alternate, none = (kept(policy) for policy in ('full', 'alternate', 'none'))
+    assert full < 0.2 * none
+    assert 0.4 * none < alternate < 0.7 * none
+    assert kept(None) == none
 
 
 def test_a_large_batch_is_recomputed(monkeypatch):
@@ -212,7 +214,9 @@ def test_a_large_batch_is_recomputed(monkeypatch):
     state = rule.seed(torch.rand(2, 3, 8, 8))
     rule(state, 5)
     assert not recomputed
-    monkeypatch.setattr(fused_rollout, 'MAX_ACTIVATION_BYTES', 5 * 2 * 8 * 8 * rule.saved_activations_per_cell * 4 - 1)
+    monkeypatch.setattr(
+        fused_rollout, 'MAX_ACTIVATION_BYTES', 5 * 2 * 8 * 8 * fused_form(rule).activations_per_cell * 4 - 1
+    )
     rule(state, 5)
     assert len(recomputed) == 5
 

@@ -1,14 +1,17 @@
 """The two rules and the rollout that they share."""
 
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from lnca_arch import NAFCA, DepthwiseNAFCA, LatentNAFCA, ViTCA
-from lnca_arch.automata.vitca import blockwise_attention, neighbourhood_attention, sinusoidal_positions
+from lnca_arch import NAFCA, CellularAutomaton, LatentNAFCA, ViTCA
+from lnca_arch.acceleration.fused_vitca import blockwise_attention
+from lnca_arch.automata.vitca import neighbourhood_attention, sinusoidal_positions
 
 PAPERS = {'nafca': NAFCA, 'vitca': ViTCA}
-RULES = PAPERS | {'depthwise': DepthwiseNAFCA}
+RULES = PAPERS | {'depthwise': functools.partial(NAFCA, perception='depthwise')}
 
 
 def rule_of(name, *sizes, **more):
@@ -66,7 +69,7 @@ def test_rollout_is_repeated_steps_and_local(name):
     seed = rule.seed(torch.rand(1, 3, 9, 9))
     by_hand = seed
     for _ in range(4):
-        by_hand = rule.step(by_hand)
+        by_hand = rule(by_hand, 1)
     torch.testing.assert_close(rule(seed, 4), by_hand)
     assert torch.equal(rule(seed, 0), seed)
 
@@ -82,11 +85,11 @@ def test_rollout_is_repeated_steps_and_local(name):
 def test_update_rate_is_one_draw_a_cell(name):
     rule = rule_of(name, 3, 3, 4)
     seed = rule.seed(torch.rand(8, 3, 16, 16))
-    changed = (rule.step(seed, update_rate=0.3) != seed)[:, 3:]
+    changed = (rule(seed, 1, update_rate=0.3) != seed)[:, 3:]
     took_part = changed.any(dim=1)
     assert torch.equal(took_part, changed.all(dim=1))
     assert 0.25 < took_part.float().mean() < 0.35
-    assert (rule.step(seed, update_rate=1.0) != seed)[:, 3:].all()
+    assert (rule(seed, 1, update_rate=1.0) != seed)[:, 3:].all()
 
 
 @pytest.mark.parametrize('name', RULES)
@@ -201,3 +204,41 @@ def test_positions():
 def test_mistakes_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+class Diffusion(CellularAutomaton):
+    """A rule without a fused form."""
+
+    def __init__(self):
+        super().__init__(3, 3, 2)
+        self.rates = torch.nn.Parameter(torch.rand(5))
+
+    def _update(self, cells, *per_cell):
+        image = cells.permute(0, 3, 1, 2)
+        means = F.avg_pool2d(F.pad(image, (1, 1, 1, 1), mode='replicate'), 3, stride=1)
+        return self.rates * (means - image).permute(0, 2, 3, 1)[..., 3:]
+
+
+@pytest.mark.parametrize('activation_checkpointing', [None, 'full'])
+def test_a_rule_needs_no_fused_form(activation_checkpointing):
+    rule = Diffusion().double()
+    rule.activation_checkpointing = activation_checkpointing
+    state = rule.seed(torch.rand(2, 3, 60, 50, dtype=torch.float64))
+    expected = rule.reference_rollout(state, 3)
+    gradients = torch.autograd.grad(expected.square().sum(), rule.rates)
+    torch.testing.assert_close(rule(state, 3), expected)
+    torch.testing.assert_close(torch.autograd.grad(rule(state, 3).square().sum(), rule.rates), gradients)
+    with torch.no_grad():
+        torch.testing.assert_close(rule(state, 3), expected)
+
+
+def test_a_subclass_does_not_inherit_the_fused_form():
+    class Doubled(NAFCA):
+        def _update(self, cells, *per_cell):
+            return 2 * super()._update(cells, *per_cell)
+
+    rule = Doubled(3, 3, 4, embed_channels=16).eval()
+    state = rule.seed(torch.rand(1, 3, 5, 6))
+    with torch.no_grad():
+        torch.testing.assert_close(rule(state, 2), rule.reference_rollout(state, 2))
+        assert not torch.allclose(rule(state, 2), NAFCA.reference_rollout(rule, state, 1))

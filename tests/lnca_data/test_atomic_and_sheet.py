@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from lnca_data.sheet import MARGIN, TITLE_HEIGHT, write_sheet
-from lnca_utils.atomic import whole_file, whole_folder
+from lnca_data.io.contact_sheet import MARGIN, TITLE_HEIGHT, write_contact_sheet
+from lnca_utils.atomic import atomic_dir, atomic_file
 from lnca_utils.errors import DISK_FULL
 
 
@@ -20,7 +20,7 @@ def names(folder):
 def test_file_is_there_when_it_is_complete(tmp_path):
     path = tmp_path / 'some.txt'
     path.write_text('old')
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_text('new')
         assert temporary.parent == tmp_path
         assert temporary.suffix == '.txt'
@@ -33,7 +33,7 @@ def test_file_is_there_when_it_is_complete(tmp_path):
 def test_failure_leaves_the_old_file(tmp_path, error):
     (tmp_path / 'some.txt').write_text('old')
     for name in ('some.txt', 'other.txt'):
-        with pytest.raises(error), whole_file(tmp_path / name) as temporary:
+        with pytest.raises(error), atomic_file(tmp_path / name) as temporary:
             temporary.write_text('half')
             raise error
     assert names(tmp_path) == ['some.txt']
@@ -41,7 +41,7 @@ def test_failure_leaves_the_old_file(tmp_path, error):
 
 
 def test_failure_before_anything_is_written(tmp_path):
-    with pytest.raises(ZeroDivisionError), whole_file(str(tmp_path / 'some.txt')):
+    with pytest.raises(ZeroDivisionError), atomic_file(str(tmp_path / 'some.txt')):
         raise ZeroDivisionError
     assert not names(tmp_path)
 
@@ -54,7 +54,7 @@ def old_folder(path):
 
 def test_folder_is_there_when_it_is_complete(tmp_path):
     path = old_folder(tmp_path / 'some')
-    with whole_folder(path) as temporary:
+    with atomic_dir(path) as temporary:
         assert not names(temporary)
         (temporary / 'new').write_text('new')
         assert names(path) == ['inner']
@@ -64,7 +64,7 @@ def test_folder_is_there_when_it_is_complete(tmp_path):
 
 def test_new_folder_with_its_parents(tmp_path):
     path = tmp_path / 'more' / 'some'
-    with whole_folder(str(path)) as temporary:
+    with atomic_dir(str(path)) as temporary:
         (temporary / 'new').write_text('new')
         assert not path.exists()
     assert names(path) == ['new']
@@ -75,7 +75,7 @@ def test_new_folder_with_its_parents(tmp_path):
 def test_failure_leaves_the_old_folder(tmp_path, error):
     path = old_folder(tmp_path / 'some')
     for name in ('some', 'other'):
-        with pytest.raises(error), whole_folder(tmp_path / name) as temporary:
+        with pytest.raises(error), atomic_dir(tmp_path / name) as temporary:
             (temporary / 'half').write_text('half')
             raise error
     assert names(tmp_path) == ['some']
@@ -86,7 +86,7 @@ def test_leftovers_of_a_killed_run_are_removed(tmp_path):
     path = old_folder(tmp_path / 'some')
     old_folder(tmp_path / '.some.partial')
     old_folder(tmp_path / '.some.previous')
-    with whole_folder(path) as temporary:
+    with atomic_dir(path) as temporary:
         assert not names(temporary)
         (temporary / 'new').write_text('new')
     assert names(tmp_path) == ['some']
@@ -95,7 +95,7 @@ def test_leftovers_of_a_killed_run_are_removed(tmp_path):
 
 def test_killed_between_the_renames(tmp_path):
     old_folder(tmp_path / '.some.previous')
-    with pytest.raises(ZeroDivisionError), whole_folder(tmp_path / 'some'):
+    with pytest.raises(ZeroDivisionError), atomic_dir(tmp_path / 'some'):
         raise ZeroDivisionError
     assert names(tmp_path) == ['some']
     assert names(tmp_path / 'some') == ['inner']
@@ -103,7 +103,7 @@ def test_killed_between_the_renames(tmp_path):
 
 def test_folder_in_place_of_a_file(tmp_path):
     (tmp_path / 'some').write_text('old')
-    with whole_folder(tmp_path / 'some') as temporary:
+    with atomic_dir(tmp_path / 'some') as temporary:
         (temporary / 'new').write_text('new')
     assert names(tmp_path) == ['some']
 
@@ -123,7 +123,7 @@ def test_sheet(tmp_path, count, groups, rows):
     """Each tile is where it belongs: corrupted left, clean right, four rows, then further columns."""
     clean = [np.full((64, 32, 3), (255, 20 * index, 0), np.uint8) for index in range(count)]
     path = tmp_path / 'sheet.png'
-    write_sheet(path, {'corrupted': [255 - image for image in clean], 'clean': clean}, rows=4)
+    write_contact_sheet(path, {'corrupted': [255 - image for image in clean], 'clean': clean}, rows=4)
     assert names(tmp_path) == ['sheet.png']
     sheet = cv2.imread(str(path))[..., ::-1]
     height, width = 128 + MARGIN, 64 + MARGIN
@@ -139,7 +139,7 @@ def test_sheet(tmp_path, count, groups, rows):
 
 
 def test_sheet_of_large_tiles_is_not_enlarged(tmp_path):
-    write_sheet(tmp_path / 'sheet.png', {'some': [np.zeros((200, 150, 3), np.uint8)]})
+    write_contact_sheet(tmp_path / 'sheet.png', {'some': [np.zeros((200, 150, 3), np.uint8)]})
     assert cv2.imread(str(tmp_path / 'sheet.png')).shape == (TITLE_HEIGHT + 200 + MARGIN, 150 + MARGIN, 3)
 
 
@@ -147,7 +147,7 @@ def test_sheet_replaces_whole_files_only(tmp_path, little_room):
     path = tmp_path / 'sheet.png'
     path.write_text('old')
     with little_room(10), pytest.raises(OSError) as error:
-        write_sheet(path, {'some': [np.zeros((8, 8, 3), np.uint8)]})
+        write_contact_sheet(path, {'some': [np.zeros((8, 8, 3), np.uint8)]})
     assert error.value.filename == str(path)
     assert error.value.errno in DISK_FULL
     assert names(tmp_path) == ['sheet.png']
@@ -161,7 +161,7 @@ def test_what_is_renamed_is_flushed_before_and_its_name_after(tmp_path, monkeypa
         flushed.append((stat.S_ISDIR(os.fstat(descriptor).st_mode), (tmp_path / 'a.txt').exists()))
 
     monkeypatch.setattr(os, 'fsync', fsync)
-    with whole_file(tmp_path / 'a.txt') as temporary:
+    with atomic_file(tmp_path / 'a.txt') as temporary:
         temporary.write_text('new')
     assert flushed == [(False, False), (True, True)]
 
@@ -172,6 +172,6 @@ def test_a_file_is_written_where_folders_cannot_be_flushed(tmp_path, monkeypatch
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
     monkeypatch.setattr(os, 'fsync', fsync)
-    with whole_file(tmp_path / 'a.txt') as temporary:
+    with atomic_file(tmp_path / 'a.txt') as temporary:
         temporary.write_text('new')
     assert (tmp_path / 'a.txt').read_text() == 'new'

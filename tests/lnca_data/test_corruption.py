@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from lnca_data.corruption import MotionBlur, Noise, build_corruption, motion_blur, motion_kernel, motion_kernels
-from lnca_utils.errors import InputError
+from lnca_data.corruptions import MotionBlur, Noise, build_corruption
+from lnca_data.corruptions.motion_blur import motion_blur, motion_kernel, motion_kernels
+from lnca_utils.errors import LNCAError
 
 GREY = torch.full((4, 3, 64, 64), 0.5)
 
@@ -130,13 +131,13 @@ def test_options_reach_the_corruption():
         ({'type': 'noise', 'sigma': -1}, 'sigma must be at least 0, got -1'),
         ({'type': 'noise', 'probability': 1.5}, 'probabilities are in'),
         ({'type': 'noise', 'curriculum': [0.7, 0.2]}, 'curriculum is .lowest, highest.'),
-        ({'type': 'blur', 'size': 0}, 'sides are from 1 to 255 pixels'),
+        ({'type': 'blur', 'size': 0}, 'kernel sizes are from 1 to 255 pixels'),
         ({'type': 'blur', 'curriculum': [1]}, 'corruption, type blur'),
         ({'sigma': 0.1}, 'a block with a type'),
         ('noise', 'a block with a type'),
     ],
 )
 def test_mistakes_are_named(options, message):
-    with pytest.raises(InputError, match=message) as caught:
+    with pytest.raises(LNCAError, match=message) as caught:
         build_corruption(options)
     assert '\n' not in str(caught.value)

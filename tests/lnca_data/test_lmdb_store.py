@@ -14,9 +14,9 @@ import pytest
 from torch.utils.data import DataLoader
 
 from lnca_data import lmdb_store
-from lnca_data.lmdb_store import META_INFO, LmdbWriter, TileStore, check_pair, encode_png, image_sizes, write_lmdb
+from lnca_data.io.lmdb_store import META_INFO, LmdbWriter, TileStore, check_pair, encode_png, image_sizes, write_lmdb
 from lnca_data.tile_dataset import TileDataset
-from lnca_utils.errors import InputError
+from lnca_utils.errors import LNCAError
 
 
 def images_of(count, size=(8, 10)):
@@ -37,7 +37,7 @@ def path(tmp_path, images):
     return path
 
 
-def refusal(call, *arguments, kind=InputError):
+def refusal(call, *arguments, kind=LNCAError):
     with pytest.raises(kind) as caught:
         call(*arguments)
     message = str(caught.value)
@@ -338,10 +338,10 @@ def test_meta_info_lies_about_sizes(path):
     key = TileStore(path).keys[0]
     lines = (path / META_INFO).read_text()
     (path / META_INFO).write_text(re.sub(r'\(\d+,\d+,', '(7,9,', lines))
-    with pytest.raises(InputError, match=f'{key} is .*, which meta_info.txt says of no image; pack the dataset again'):
+    with pytest.raises(LNCAError, match=f'{key} is .*, which meta_info.txt says of no image; pack the dataset again'):
         TileStore(path)[key]
     (path / META_INFO).write_text(re.sub(r'\(.*\)', '', lines))
-    with pytest.raises(InputError, match='meta_info.txt names no sizes'):
+    with pytest.raises(LNCAError, match='meta_info.txt names no sizes'):
         TileStore(path)[key]
 
 
@@ -352,7 +352,7 @@ def test_a_small_png_of_a_huge_image_is_not_decoded(path):
     chunk = b'IHDR' + header
     png = b'\x89PNG\r\n\x1a\n' + struct.pack('>I', len(header)) + chunk + struct.pack('>I', zlib.crc32(chunk))
     put(path, key, png)
-    with pytest.raises(InputError, match=f'{key} is 100000×100000'):
+    with pytest.raises(LNCAError, match=f'{key} is 100000×100000'):
         TileStore(path)[key]
 
 
@@ -360,5 +360,5 @@ def test_a_small_png_of_a_huge_image_is_not_decoded(path):
 def test_keys_of_no_letter_or_too_many(path, name):
     lines = (path / META_INFO).read_text().splitlines()
     (path / META_INFO).write_text('\n'.join([f'{name}.png (4,4,3) 0', *lines[1:]]))
-    with pytest.raises(InputError, match='names a key of no letter, or of more than 511'):
+    with pytest.raises(LNCAError, match='names a key of no letter, or of more than 511'):
         TileStore(path)

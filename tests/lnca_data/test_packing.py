@@ -15,18 +15,18 @@ import pytest
 import torch
 
 from lnca_data import packing
-from lnca_data.corruption import MotionBlur, Noise
-from lnca_data.cutting import PackingOptions
-from lnca_data.lmdb_store import TileStore
-from lnca_data.packing import pack
-from lnca_data.source import Pair
-from lnca_data.split import SPLITS, split_of_tile, split_scenes
+from lnca_data.corruptions import MotionBlur, Noise
+from lnca_data.io.lmdb_store import TileStore
+from lnca_data.prepare.dataset_source import Pair
+from lnca_data.prepare.extraction import PackConfig
+from lnca_data.prepare.packing import pack
+from lnca_data.prepare.split import SPLITS, split_of_tile, split_scenes
+from lnca_data.prepare.tiling import TilingSpec
+from lnca_data.prepare.verification import verify
 from lnca_data.tile_dataset import to_image, to_tensor
-from lnca_data.tiles import Tiling
-from lnca_data.verification import verify
-from lnca_utils.errors import InputError
+from lnca_utils.errors import LNCAError
 
-PAIRS = PackingOptions(Tiling(8, (8, 16)), split='official')
+PAIRS = PackConfig(TilingSpec(8, (8, 16)), split='official')
 SYNTHETIC = replace(PAIRS, corruption={'type': 'noise'})
 
 
@@ -46,12 +46,12 @@ class Picture:
 
 class Unreadable(Picture):
     def read(self):
-        raise InputError(f'{self.path}: not a readable image')
+        raise LNCAError(f'{self.path}: not a readable image')
 
 
 class Missing(Picture):
     def read(self):
-        raise InputError(f'{self.path}: cannot be read (No such file or directory)')
+        raise LNCAError(f'{self.path}: cannot be read (No such file or directory)')
 
     def stored_bytes(self):
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
@@ -119,7 +119,7 @@ def contents(folder):
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob('*') if file.is_file()}
 
 
-def cut(image, name):
+def extract(image, name):
     """What becomes of an image, tile by tile."""
     pixels = image.read()
     tiles = {}
@@ -148,7 +148,7 @@ def hash_of(path):
     return digest.hexdigest()
 
 
-def refusal(*arguments, kind=InputError, **more):
+def refusal(*arguments, kind=LNCAError, **more):
     with pytest.raises(kind) as caught:
         pack('some', *arguments, **more)
     assert not multiprocessing.active_children()
@@ -182,7 +182,7 @@ def test_pairs(pairs, tmp_path):
         for side in ('gt', 'lq'):
             expected = {}
             for pair in ours:
-                expected |= cut(getattr(pair, side), pair.name)
+                expected |= extract(getattr(pair, side), pair.name)
             assert_same(read_all(folder / f'{split}_{side}.lmdb'), expected)
     assert summary.tiles == {'train': 2 * (24 + 6), 'val': 30, 'test': 30}
     assert summary.dropped == {'flat': 0, 'near-duplicate': 0, 'too small': 0}
@@ -193,7 +193,7 @@ def test_synthetic(clean, tmp_path):
     summary = pack('some', clean, tmp_path / 'packed', SYNTHETIC)
     assert_whole(tmp_path / 'packed', summary, ['test_gt', 'test_lq', 'train_gt', 'val_gt', 'val_lq'])
     for pair in clean[2:]:
-        tiles = cut(pair.gt, pair.name)
+        tiles = extract(pair.gt, pair.name)
         assert_same(read_all(tmp_path / 'packed' / f'{pair.split}_gt.lmdb'), tiles)
         noisy = {}
         for key, tile in tiles.items():
@@ -228,7 +228,7 @@ def test_whole_images_are_not_cleaned(tmp_path):
     pairs = [
         Pair(name, name, picture('flat.png', flat), split=split) for split in SPLITS for name in (split, split * 2)
     ]
-    summary = pack('some', pairs, tmp_path / 'packed', replace(SYNTHETIC, tiling=Tiling(8, (), whole=True)))
+    summary = pack('some', pairs, tmp_path / 'packed', replace(SYNTHETIC, tiling=TilingSpec(8, (), whole=True)))
     assert summary.tiles == dict.fromkeys(SPLITS, 2)
     assert keys_of(tmp_path / 'packed', 'val') == {'val', 'valval'}
 
@@ -260,7 +260,7 @@ def test_split_by_scene_and_by_tile(tmp_path, method):
     pairs = [paired(name) for name in ('a', 'b', 'c')]
     summary = pack('some', pairs, tmp_path / 'packed', replace(PAIRS, split=method))
     sides = {key: split for split in SPLITS for key in keys_of(tmp_path / 'packed', split)}
-    keys = {key for pair in pairs for key in cut(pair.gt, pair.name)}
+    keys = {key for pair in pairs for key in extract(pair.gt, pair.name)}
     if method == 'tile':
         assert sides == {key: split_of_tile(0, key) for key in keys}
         assert summary.scenes == {'all': 3}
@@ -277,8 +277,8 @@ def test_flat_tiles_are_dropped_on_both_sides(tmp_path):
     flat_lq = Pair('other', 'other', pair.lq, picture('flat.png', np.full_like(pixels, 9)), 'train')
     summary = pack('some', [pair, flat_lq, *rest()], tmp_path / 'packed', PAIRS)
     assert summary.dropped == {'flat': 2, 'near-duplicate': 0, 'too small': 0}
-    expected = cut(pair.gt, 'some').keys() - {'some_8px_y00000_x00000', 'some_8px_y00000_x00008'}
-    assert keys_of(tmp_path / 'packed') == expected | cut(flat_lq.gt, 'other').keys()
+    expected = extract(pair.gt, 'some').keys() - {'some_8px_y00000_x00000', 'some_8px_y00000_x00008'}
+    assert keys_of(tmp_path / 'packed') == expected | extract(flat_lq.gt, 'other').keys()
     assert keys_of(tmp_path / 'packed') == set(TileStore(tmp_path / 'packed' / 'train_lq.lmdb').keys)
 
 
@@ -289,7 +289,7 @@ def repeating():
     return pixels
 
 
-EIGHT = replace(PAIRS, tiling=Tiling(8, (8,)))
+EIGHT = replace(PAIRS, tiling=TilingSpec(8, (8,)))
 
 
 def test_near_duplicates_of_a_scene(tmp_path):
@@ -297,7 +297,7 @@ def test_near_duplicates_of_a_scene(tmp_path):
     lq = picture('lq.png', noise(seed=1))
     pairs = [Pair(name, name[0], picture(f'{name}.png', repeating()), lq, 'train') for name in ('a1', 'a2', 'b1')]
     summary = pack('some', [*pairs, *rest()], tmp_path / 'packed', EIGHT)
-    expected = (cut(pairs[0].gt, 'a1') | cut(pairs[2].gt, 'b1')).keys()
+    expected = (extract(pairs[0].gt, 'a1') | extract(pairs[2].gt, 'b1')).keys()
     assert keys_of(tmp_path / 'packed') == {key for key in expected if '_8px_' in key and 'y00000_x00008' not in key}
     assert summary.dropped['near-duplicate'] == 1 + 24 + 1
 
@@ -330,7 +330,7 @@ def places(folder, name):
 def test_noisy_photographs_of_one_clean_one_share_its_tiles(tmp_path):
     clean = picture('clean.png', repeating())
     summary = pack('some', [*noisy_photographs(*[clean] * 6), *rest()], tmp_path / 'packed', EIGHT)
-    expected = {key.removeprefix('a') for key in cut(clean, 'a') if '_8px' in key} - {'_8px_y00000_x00008'}
+    expected = {key.removeprefix('a') for key in extract(clean, 'a') if '_8px' in key} - {'_8px_y00000_x00008'}
     assert all(places(tmp_path / 'packed', name) == expected for name in 'abcdef')
     assert summary.dropped['near-duplicate'] == 6
     lq = read_all(tmp_path / 'packed' / 'train_lq.lmdb')
@@ -353,7 +353,7 @@ def test_misaligned_pairs_are_reported(tmp_path, off, reported):
     down, right = off
     gt, lq = whole[20:180, 20:148], whole[20 - down : 180 - down, 20 - right : 148 - right]
     pair = Pair('some', 'some', picture('gt.png', gt), picture('lq.png', lq), 'train')
-    options = replace(PAIRS, tiling=Tiling(8, (16,)))
+    options = replace(PAIRS, tiling=TilingSpec(8, (16,)))
     summary = pack('some', [pair, *rest()], tmp_path / 'packed', options)
     assert summary.misaligned == ([{'gt': 'gt.png', 'lq': 'lq.png', 'shift': reported}] if reported else [])
     assert len([key for key in keys_of(tmp_path / 'packed') if key.startswith('some')]) == 80
@@ -363,7 +363,7 @@ def test_misalignment_is_as_large_in_either_direction(tmp_path):
     whole = cv2.normalize(cv2.GaussianBlur(noise(230, 190), (0, 0), 3), None, 0, 255, cv2.NORM_MINMAX)
     one, other = picture('one.png', whole[9:219, 9:177]), picture('other.png', whole[:210, :168])
     pairs = [Pair('a', 'a', one, other, 'train'), Pair('b', 'b', other, one, 'train'), *rest()]
-    summary = pack('some', pairs, tmp_path / 'packed', replace(PAIRS, tiling=Tiling(8, (14,))))
+    summary = pack('some', pairs, tmp_path / 'packed', replace(PAIRS, tiling=TilingSpec(8, (14,))))
     down, up = (entry['shift'] for entry in summary.misaligned)
     assert down == [-amount for amount in up]
     assert down == pytest.approx([9, 9], abs=1)
@@ -390,7 +390,7 @@ def test_bad_images(pairs, tmp_path, kind, side):
     bad, narrow = summary.skipped
     assert bad.startswith('bad.png')
     assert narrow.startswith('narrow.png: has 31×48 pixels')
-    assert keys_of(tmp_path / 'packed') == cut(pairs[0].gt, 'first').keys()
+    assert keys_of(tmp_path / 'packed') == extract(pairs[0].gt, 'first').keys()
     with open(tmp_path / 'packed' / 'sources.csv', newline='') as file:
         assert [row['tiles'] for row in csv.DictReader(file)] == ['30', '0', '30', '30', '0']
 
@@ -405,10 +405,10 @@ def test_too_small_images_are_counted(pairs, tmp_path):
 @pytest.mark.parametrize(
     ('more', 'message'),
     [
-        ({'tiling': Tiling(8, (49,))}, 'no train tile is left (dropped: 4 too small)'),
+        ({'tiling': TilingSpec(8, (49,))}, 'no train tile is left (dropped: 4 too small)'),
         ({'flat_threshold': 200.0}, 'no train tile is left (dropped: 120 flat)'),
-        ({'tiling': Tiling(8, (16, 4))}, 'tiles of 4 pixels cannot be shrunk to --tile-size 8'),
-        ({'tiling': Tiling(8, (), (0, 1))}, '--grid 0 1'),
+        ({'tiling': TilingSpec(8, (16, 4))}, 'tiles of 4 pixels cannot be shrunk to --tile-size 8'),
+        ({'tiling': TilingSpec(8, (), (0, 1))}, '--grid 0 1'),
         ({'corruption': {'type': 'blurr'}}, 'Did you mean blur'),
         ({'corruption': {'type': 'noise', 'size': 3}}, 'corruption.size is unknown'),
     ],
@@ -458,7 +458,7 @@ def test_failure_leaves_what_was_there(pairs, tmp_path, monkeypatch):
     assert 'bad.png' in refusal(bad, folder, PAIRS, overwrite=True)
     with monkeypatch.context() as patch:
         full = OSError(errno.ENOSPC, 'No space left on device')
-        patch.setattr('lnca_data.sheet.write_image', mock.Mock(side_effect=full))
+        patch.setattr('lnca_data.io.contact_sheet.write_image', mock.Mock(side_effect=full))
         assert 'No space left on device' in refusal(pairs, folder, replace(PAIRS, seed=1), overwrite=True)
     assert contents(folder) == before
     assert list(tmp_path.iterdir()) == [folder]

@@ -9,10 +9,10 @@ import tifffile
 from PIL import Image, ImageCms, ImageOps
 
 from lnca_data import images, photographs
-from lnca_data.images import ImageFile
-from lnca_data.photographs import ORIENTATION, Photograph, read_photograph, write_photograph
-from lnca_data.trace import write_trace
-from lnca_utils.errors import InputError
+from lnca_data.io.animation import write_animation
+from lnca_data.io.images import ImageFile
+from lnca_data.io.photographs import ORIENTATION, Photograph, read_photograph, write_photograph
+from lnca_utils.errors import LNCAError
 
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
 
@@ -90,10 +90,10 @@ def test_tiffs_of_other_kinds(tmp_path):
     tifffile.imwrite(path, image[..., :2], photometric='minisblack', planarconfig='contig', extrasamples=['unassalpha'])
     np.testing.assert_array_equal(read_photograph(path).pixels, image[..., [0, 0, 0, 1]])
     tifffile.imwrite(path, image.astype(np.float32), photometric='rgb')
-    with pytest.raises(InputError, match='a.tif: has pixels of type float32'):
+    with pytest.raises(LNCAError, match='a.tif: has pixels of type float32'):
         read_photograph(path)
     tifffile.imwrite(path, pixels(6, 8, 4), photometric='separated')
-    with pytest.raises(InputError, match='SEPARATED'):
+    with pytest.raises(LNCAError, match='SEPARATED'):
         read_photograph(path)
 
 
@@ -110,7 +110,7 @@ def test_tiffs_of_other_kinds(tmp_path):
 )
 def test_tiffs_that_would_look_otherwise_are_refused(tmp_path, tiff, message):
     tifffile.imwrite(tmp_path / 'a.tif', **tiff)
-    with pytest.raises(InputError, match=f'a.tif: .*{message}'):
+    with pytest.raises(LNCAError, match=f'a.tif: .*{message}'):
         read_photograph(tmp_path / 'a.tif')
 
 
@@ -182,23 +182,23 @@ def test_broken_files_are_named(tmp_path, name):
     kind = {'jpg': 'jpeg', 'tif': 'tiff'}.get(name[2:], name[2:])
     for content in (b'', b'not an image', encoded(kind)[:60], encoded(kind)[:2000]):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(InputError, match=name):
+        with pytest.raises(LNCAError, match=name):
             read_photograph(tmp_path / name)
-    with pytest.raises(InputError, match='missing'):
+    with pytest.raises(LNCAError, match='missing'):
         read_photograph(tmp_path / f'missing-{name}')
 
 
 def test_a_small_file_that_claims_a_huge_size_is_refused_before_it_is_decoded(tmp_path):
     Image.new('1', (30_000, 30_000)).save(tmp_path / 'a.png')
     for read in (read_photograph, lambda path: ImageFile(str(path)).read()):
-        with pytest.raises(InputError, match='30,000×30,000 pixels are more than'):
+        with pytest.raises(LNCAError, match='30,000×30,000 pixels are more than'):
             read(tmp_path / 'a.png')
 
 
 def test_what_a_format_cannot_hold(tmp_path):
-    with pytest.raises(InputError, match='no transparency'):
+    with pytest.raises(LNCAError, match='no transparency'):
         write_photograph(tmp_path / 'a.jpg', Photograph(pixels(4, 4, 4)))
-    with pytest.raises(InputError, match=r'cannot write \.bmp'):
+    with pytest.raises(LNCAError, match=r'cannot write \.bmp'):
         write_photograph(tmp_path / 'a.bmp', Photograph(pixels(4, 4, 3)))
     assert not list(tmp_path.iterdir())
 
@@ -219,7 +219,7 @@ def test_a_film_that_was_not_written_whole(tmp_path, monkeypatch):
 
     monkeypatch.setattr(cv2, 'VideoWriter', Full)
     with pytest.raises(OSError, match='is there room'):
-        write_trace(tmp_path / 'a.mp4', [np.zeros((8, 8, 3), np.uint8)], ['0'])
+        write_animation(tmp_path / 'a.mp4', [np.zeros((8, 8, 3), np.uint8)], ['0'])
     assert not list(tmp_path.iterdir())
 
 
@@ -227,7 +227,7 @@ def test_a_film_that_was_not_written_whole(tmp_path, monkeypatch):
 def test_traces(tmp_path, shape):
     frames = [np.full(shape, value, np.uint8) for value in (0, 120, 250)]
     for suffix in ('.gif', '.mp4', '.png'):
-        write_trace(tmp_path / f'a{suffix}', frames, ['0', '1', '2'])
+        write_animation(tmp_path / f'a{suffix}', frames, ['0', '1', '2'])
     with Image.open(tmp_path / 'a.gif') as animation:
         assert animation.n_frames == 3
         durations = []
@@ -256,7 +256,7 @@ def test_a_tiff_that_names_itself_as_the_next(tmp_path):
     assert data[last : last + 4] == bytes(4)
     data[last : last + 4] = first.to_bytes(4, 'little')
     path.write_bytes(data)
-    with pytest.raises(InputError, match='a.tif: '):
+    with pytest.raises(LNCAError, match='a.tif: '):
         read_photograph(path)
 
 
@@ -264,13 +264,13 @@ def test_many_pictures_in_a_tiff(tmp_path):
     with tifffile.TiffWriter(tmp_path / 'a.tif') as file:
         for reduced in [0] + [1] * 40:
             file.write(pixels(6, 8, 3), photometric='rgb', subfiletype=reduced)
-    with pytest.raises(InputError, match='holds more than 16 pictures'):
+    with pytest.raises(LNCAError, match='holds more than 16 pictures'):
         read_photograph(tmp_path / 'a.tif')
 
 
 def test_a_tiff_of_numbers_that_are_no_colours(tmp_path):
     tifffile.imwrite(tmp_path / 'a.tif', pixels(6, 8).astype(np.float32), photometric='miniswhite')
-    with pytest.raises(InputError, match='has pixels of type float32'):
+    with pytest.raises(LNCAError, match='has pixels of type float32'):
         read_photograph(tmp_path / 'a.tif')
 
 
@@ -278,5 +278,5 @@ def test_a_tiff_that_claims_many_samples(tmp_path, monkeypatch):
     """Each counts: it is they that take memory."""
     monkeypatch.setattr(images, 'MAX_PIXELS', 100)
     tifffile.imwrite(tmp_path / 'a.tif', pixels(6, 8, 40), photometric='minisblack', planarconfig='contig')
-    with pytest.raises(InputError, match='are more than the 100 that are read'):
+    with pytest.raises(LNCAError, match='are more than the 100 that are read'):
         read_photograph(tmp_path / 'a.tif')

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 
 from lnca_data import cifar
-from lnca_data.cifar import CifarImage
-from lnca_data.images import Bundled, ImageFile, RawFile, to_8_bits
-from lnca_data.sources import SOURCES
-from lnca_utils.errors import InputError
+from lnca_data.io.images import BundledPhoto, ImageFile, RawFile, to_8_bits
+from lnca_data.prepare.sources import SOURCES
+from lnca_data.prepare.sources.cifar_files import CifarImage
+from lnca_utils.errors import LNCAError
 
 CIFAR_FORMS = ['cifar10_python', 'cifar10_binary', 'cifar10_python_archive', 'cifar10_binary_archive']
 # Miniature → source and its options.
@@ -55,7 +55,7 @@ def images(pair):
 
 
 def refusal(function, *arguments, **keywords):
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(LNCAError) as caught:
         function(*arguments, **keywords)
     message = str(caught.value)
     assert '\n' not in message
@@ -266,7 +266,7 @@ def test_photos():
     assert {pairs[f'motorcycle_{side}_top'].scene for side in ('left', 'right')} == {'motorcycle'}
     for name in ('coffee', 'motorcycle_right'):
         top, bottom = (pairs[f'{name}_{part}'].gt for part in ('top', 'bottom'))
-        whole = Bundled(top.path).read()
+        whole = BundledPhoto(top.path).read()
         assert len(top.read()) % 64 == 0
         assert len(top.read()) == pytest.approx(0.8 * len(whole), abs=64)
         np.testing.assert_array_equal(np.concatenate([top.read(), bottom.read()]), whole)
@@ -495,7 +495,7 @@ def test_damaged_archive_of_cifar10(tmp_path, form):
         copy.write_bytes(data[:position] + bytes([data[position] ^ 0x55]) + data[position + 1 :])
         try:
             found = [pair.gt.read() for pair in SOURCES['cifar10'].list(copy.parent)]
-        except InputError as error:
+        except LNCAError as error:
             assert str(error).startswith(str(copy)) and '\n' not in str(error)
         else:
             np.testing.assert_array_equal(found, expected, err_msg=f'byte {position} is another')

@@ -8,10 +8,10 @@ from collections import Counter
 
 import pytest
 
-from lnca_data.images import ImageFile
-from lnca_data.source import Pair
-from lnca_data.split import SPLITS, draw, split_of_tile, split_pairs, split_scenes
-from lnca_utils.errors import InputError
+from lnca_data.io.images import ImageFile
+from lnca_data.prepare.dataset_source import Pair
+from lnca_data.prepare.split import SPLITS, draw, split_of_tile, split_pairs, split_scenes
+from lnca_utils.errors import LNCAError
 
 
 def pairs_of(scenes, each=1, split=None):
@@ -27,7 +27,7 @@ def names(count, prefix='scene'):
 
 
 def refusal(*arguments):
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(LNCAError) as caught:
         split_pairs(*arguments)
     message = str(caught.value)
     assert '\n' not in message
@@ -86,7 +86,8 @@ def test_same_on_every_machine():
 
 def test_same_in_another_process():
     program = (
-        'from lnca_data.images import ImageFile; from lnca_data.source import Pair; from lnca_data.split import *\n'
+        'from lnca_data.io.images import ImageFile; from lnca_data.prepare.dataset_source import Pair\n'
+        'from lnca_data.prepare.split import *\n'
         'pairs = [Pair(f"scene_{i}_0", f"scene_{i}", ImageFile("")) for i in range(40)]\n'
         'print(*split_pairs(pairs, "scene", 3), *(split_of_tile(3, f"tile_{i}") for i in range(40)))'
     )

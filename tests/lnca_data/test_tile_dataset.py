@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from lnca_data.lmdb_store import write_lmdb
+from lnca_data.io.lmdb_store import write_lmdb
 from lnca_data.tile_dataset import TileDataset, to_image, to_tensor
-from lnca_utils.errors import InputError
+from lnca_utils.errors import LNCAError
 
 from basicsr.data import build_dataset
 
@@ -34,7 +34,7 @@ def pair(tmp_path):
 def refusal(opt):
     messages = []
     for call in (TileDataset, TileDataset.check_options):
-        with pytest.raises(InputError) as caught:
+        with pytest.raises(LNCAError) as caught:
             call(opt)
         messages.append(str(caught.value))
     assert messages[0] == messages[1]
@@ -96,7 +96,7 @@ def test_flips_and_turns(pair, flip, turn, views):
 
 
 def test_other_colours(pair):
-    dataset = TileDataset(pair | {'phase': 'train', 'use_color': True})
+    dataset = TileDataset(pair | {'phase': 'train', 'use_channel_jitter': True})
     plain = TileDataset(pair | {'phase': 'train'})
     changed = 0
     for place in range(3, 303):  # as a sampler numbers them
@@ -117,7 +117,7 @@ def test_other_colours(pair):
             span = (channel.max() - channel.min()) / (source.max() - source.min())
             assert 0.249 < span < 1.001
     assert 110 < changed < 190
-    assert torch.equal(TileDataset(pair | {'phase': 'val', 'use_color': True})[0]['gt'], plain[0]['gt'])
+    assert torch.equal(TileDataset(pair | {'phase': 'val', 'use_channel_jitter': True})[0]['gt'], plain[0]['gt'])
 
 
 def test_batches(pair):

@@ -1,13 +1,13 @@
-"""Tiling, cleaning and the search for shifts."""
+"""TilingSpec, cleaning and the search for shifts."""
 
 import cv2
 import numpy as np
 import PIL.Image
 import pytest
 
-from lnca_data.images import to_8_bits
-from lnca_data.tiles import NearDuplicates, Tiling, is_flat, perceptual_hash, shift
-from lnca_utils.errors import InputError
+from lnca_data.io.images import to_8_bits
+from lnca_data.prepare.tiling import NearDuplicates, TilingSpec, estimate_offset, is_flat, perceptual_hash
+from lnca_utils.errors import LNCAError
 
 
 def noise(height, width, dtype=np.uint8, seed=0):
@@ -48,28 +48,28 @@ def assert_same(tiles, expected):
 @pytest.mark.parametrize(('side', 'size'), [(32, 32), (64, 32), (96, 32), (100, 32), (33, 32), (50, 7)])
 def test_tiles_are_shrunk_as_if_one_by_one(side, size, dtype):
     image = noise(233, 317, dtype)
-    tiles = tiles_by_place(Tiling(size, (side,)).cut(image))
+    tiles = tiles_by_place(TilingSpec(size, (side,)).extract(image))
     assert_same(tiles, resized_one_by_one(image, side, side, size, f'{side}px'))
     assert len(tiles) == (233 // side) * (317 // side)
 
 
 def test_integer_factors_average():
     image = noise(16, 32)
-    (patchwork,) = Tiling(4, (16,)).cut(image)
+    (patchwork,) = TilingSpec(4, (16,)).extract(image)
     np.testing.assert_allclose(patchwork.image, image.reshape(4, 4, 8, 4, 3).mean((1, 3)), atol=0.51)
 
 
 def test_16_bits_are_rounded_once():
     image = np.zeros((2, 2, 3), np.uint16)
     image[0] = 2 * 100 * 257 + 256  # averages to 100 × 257 + 128, which rounds to 100
-    assert (Tiling(1, (2,)).cut(image)[0].image == 100).all()
+    assert (TilingSpec(1, (2,)).extract(image)[0].image == 100).all()
     image[0] += 2  # 129 rounds up
-    assert (Tiling(1, (2,)).cut(image)[0].image == 101).all()
+    assert (TilingSpec(1, (2,)).extract(image)[0].image == 101).all()
 
 
 def test_several_sides_in_the_order_given():
     image = noise(70, 70)
-    patchworks = Tiling(8, (32, 8, 71)).cut(image)
+    patchworks = TilingSpec(8, (32, 8, 71)).extract(image)
     assert [(patchwork.height, patchwork.width, patchwork.image.shape[0]) for patchwork in patchworks] == [
         (32, 32, 16),
         (8, 8, 64),
@@ -81,7 +81,7 @@ def test_several_sides_in_the_order_given():
 )
 def test_grid(grid, height, width, side):
     image = noise(233, 317)
-    tiles = tiles_by_place(Tiling(16, (), grid).cut(image))
+    tiles = tiles_by_place(TilingSpec(16, (), grid).extract(image))
     used = image[: grid[0] * height, : grid[1] * width]
     assert_same(tiles, resized_one_by_one(used, height, width, 16, side))
     assert len(tiles) == grid[0] * grid[1]
@@ -89,7 +89,7 @@ def test_grid(grid, height, width, side):
 
 def test_grid_of_square_tiles_and_its_exact_number():
     # 20 columns of 1 pixel are left over: a 21st would fit.
-    tiles = tiles_by_place(Tiling(8, (), (4, 10)).cut(noise(32, 89)))
+    tiles = tiles_by_place(TilingSpec(8, (), (4, 10)).extract(noise(32, 89)))
     assert len(tiles) == 40
     assert list(tiles)[-1] == '_8px_y00024_x00072'
 
@@ -97,7 +97,7 @@ def test_grid_of_square_tiles_and_its_exact_number():
 @pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
 def test_whole(dtype):
     image = noise(50, 30, dtype)
-    (patchwork,) = Tiling(32, (), whole=True).cut(image)
+    (patchwork,) = TilingSpec(32, (), whole=True).extract(image)
     expected = PIL.Image.fromarray(to_8_bits(image)).resize((32, 32), PIL.Image.Resampling.LANCZOS)
     assert_same(tiles_by_place([patchwork]), {'': np.asarray(expected)})
 
@@ -105,35 +105,35 @@ def test_whole(dtype):
 @pytest.mark.parametrize(
     'tiling',
     [
-        Tiling(8, (64,)),
-        Tiling(8, (65,)),
-        Tiling(32, (), (2, 1)),
-        Tiling(8, (), (100, 1)),
+        TilingSpec(8, (64,)),
+        TilingSpec(8, (65,)),
+        TilingSpec(32, (), (2, 1)),
+        TilingSpec(8, (), (100, 1)),
     ],
 )
 def test_too_small_an_image_has_no_tiles(tiling):
-    assert not tiling.cut(noise(63, 200))
-    assert tiling.cut(noise(800, 200))
+    assert not tiling.extract(noise(63, 200))
+    assert tiling.extract(noise(800, 200))
 
 
 @pytest.mark.parametrize(
     ('tiling', 'message'),
     [
-        (Tiling(0, (8,)), '--tile-size 0'),
-        (Tiling(8, (), (0, 3)), '--grid 0 3'),
-        (Tiling(8, ()), '--tile-pixels'),
-        (Tiling(8, (16, 32, 16)), '--tile-pixels 16 32 16'),
-        (Tiling(32, (64, 16)), 'tiles of 16 pixels cannot be shrunk to --tile-size 32'),
+        (TilingSpec(0, (8,)), '--tile-size 0'),
+        (TilingSpec(8, (), (0, 3)), '--grid 0 3'),
+        (TilingSpec(8, ()), '--tile-pixels'),
+        (TilingSpec(8, (16, 32, 16)), '--tile-pixels 16 32 16'),
+        (TilingSpec(32, (64, 16)), 'tiles of 16 pixels cannot be shrunk to --tile-size 32'),
     ],
 )
 def test_mistakes_are_named(tiling, message):
-    with pytest.raises(InputError, match=message) as caught:
+    with pytest.raises(LNCAError, match=message) as caught:
         tiling.check()
     assert '\n' not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    'tiling', [Tiling(8, (8,)), Tiling(8, (16, 8)), Tiling(32, (), (1, 1)), Tiling(32, (), None, True)]
+    'tiling', [TilingSpec(8, (8,)), TilingSpec(8, (16, 8)), TilingSpec(32, (), (1, 1)), TilingSpec(32, (), None, True)]
 )
 def test_what_makes_sense_passes(tiling):
     tiling.check()
@@ -211,12 +211,12 @@ def test_shift_is_found(off):
     whole = scene(200, 240)
     down, right = off
     gt, lq = whole[20:180, 20:220], whole[20 - down : 180 - down, 20 - right : 220 - right]
-    assert shift(gt, lq) == off
-    assert shift(lq, gt) == (-down, -right)
+    assert estimate_offset(gt, lq) == off
+    assert estimate_offset(lq, gt) == (-down, -right)
     blurred = cv2.GaussianBlur(lq, (0, 0), 1.5)
-    assert shift(gt, blurred) == off
+    assert estimate_offset(gt, blurred) == off
     darker = (lq * 0.4 + np.random.default_rng(0).normal(0, 5, lq.shape)).clip(0, 255).astype(np.uint8)
-    assert shift(gt, darker) == off
+    assert estimate_offset(gt, darker) == off
 
 
 @pytest.mark.parametrize('seed', range(4))
@@ -224,30 +224,30 @@ def test_shift_is_found(off):
 def test_long_blur_is_no_shift(kernel, seed):
     image = scene(200, 240, seed)
     blurred = cv2.filter2D(image, -1, kernel / 15)
-    assert shift(image[20:180, 20:220], blurred[20:180, 20:220]) == (0, 0)
+    assert estimate_offset(image[20:180, 20:220], blurred[20:180, 20:220]) == (0, 0)
 
 
 @pytest.mark.parametrize('seed', range(4))
 def test_noise_is_no_shift(seed):
     image = scene(seed=seed)
     noisy = (image + np.random.default_rng(seed).normal(0, 100, image.shape)).clip(0, 255).astype(np.uint8)
-    assert shift(image, noisy) == (0, 0)
+    assert estimate_offset(image, noisy) == (0, 0)
 
 
 def test_flat_images_are_not_shifted():
     flat, image = np.full((160, 200, 3), 77, np.uint8), scene()
-    assert shift(flat, flat) == shift(flat, image) == shift(image, flat) == (0, 0)
+    assert estimate_offset(flat, flat) == estimate_offset(flat, image) == estimate_offset(image, flat) == (0, 0)
     nearly_black = (np.random.default_rng(0).random((48, 48, 3)) < 0.02).astype(np.uint8)
-    assert shift(scene(48, 48), nearly_black) == (0, 0)
+    assert estimate_offset(scene(48, 48), nearly_black) == (0, 0)
 
 
 @pytest.mark.parametrize('size', [(1, 1), (3, 40), (4, 4), (7, 5), (16, 16)])
 def test_tiny_images(size):
     image = noise(*size)
-    assert shift(image, image) == (0, 0)
+    assert estimate_offset(image, image) == (0, 0)
 
 
 def test_shift_of_small_images_is_chance():
     image = scene(80, 80)
-    assert shift(image[4:68, 4:68], image[3:67, 6:70]) == (1, -2)
-    assert shift(image[4:67, 4:68], image[3:66, 6:70]) == (0, 0)
+    assert estimate_offset(image[4:68, 4:68], image[3:67, 6:70]) == (1, -2)
+    assert estimate_offset(image[4:67, 4:68], image[3:66, 6:70]) == (0, 0)

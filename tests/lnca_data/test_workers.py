@@ -11,8 +11,8 @@ from pathlib import Path
 import cv2
 import pytest
 
-from lnca_data.workers import ordered_map
-from lnca_utils.errors import InputError
+from lnca_data.prepare.workers import ordered_map
+from lnca_utils.errors import LNCAError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -37,7 +37,7 @@ def meet(folder):
 
 def refuses_three(number):
     if number == 3:
-        raise InputError('three is bad')
+        raise LNCAError('three is bad')
     return number
 
 
@@ -84,7 +84,7 @@ def test_tasks_are_taken_as_they_are_needed():
 
 def test_exception_passes_through():
     results = []
-    with pytest.raises(InputError, match='^three is bad$'):
+    with pytest.raises(LNCAError, match='^three is bad$'):
         for result in ordered_map(refuses_three, range(1000), 2):
             results.append(result)
     assert results == [0, 1, 2]
@@ -100,7 +100,7 @@ def test_exception_of_the_tasks_passes_through():
 
 
 def test_process_that_dies():
-    with pytest.raises(InputError, match='a worker process died') as caught:
+    with pytest.raises(LNCAError, match='a worker process died') as caught:
         list(ordered_map(dies_at_three, range(1000), 2))
     assert '\n' not in str(caught.value)
 
@@ -121,7 +121,7 @@ def script(folder, text):
 THREADED = """
 import cv2, numpy as np, torch
 from torch.nn.functional import conv2d
-from lnca_data.workers import ordered_map
+from lnca_data.prepare.workers import ordered_map
 
 def work(number):
     cv2.GaussianBlur(np.zeros((1500, 1500, 3), np.uint8), (0, 0), 5)
@@ -144,7 +144,7 @@ def test_after_threads_were_used(tmp_path):
 
 KILLED = """
 import os, time
-from lnca_data.workers import ordered_map
+from lnca_data.prepare.workers import ordered_map
 
 def work(number):
     os.write(1, b'%d\\n' % os.getpid())

@@ -13,7 +13,7 @@ from third_phase import with_joint_phase
 from lnca_model import distributed
 from lnca_model.distributed import collectives
 from lnca_model.training.sample_pool import SamplePool
-from lnca_utils.errors import InputError
+from lnca_utils.errors import LNCAError
 
 PROGRAM = Path(__file__).resolve().parents[1] / 'processes' / 'one_of_several.py'
 
@@ -148,12 +148,12 @@ def test_pools_are_dealt_out_anew(shares):
 
 
 def test_without_its_launcher_a_process_says_how_to_start_it(monkeypatch):
-    with pytest.raises(InputError, match='RANK, WORLD_SIZE, LOCAL_RANK not set; start it with torchrun'):
+    with pytest.raises(LNCAError, match='RANK, WORLD_SIZE, LOCAL_RANK not set; start it with torchrun'):
         distributed.init_process_group('pytorch', gpus=0)
-    with pytest.raises(InputError, match='SLURM_PROCID not set; start it with srun'):
+    with pytest.raises(LNCAError, match='SLURM_PROCID not set; start it with srun'):
         distributed.init_process_group('slurm', gpus=0)
     monkeypatch.setenv('RANK', '0')
     monkeypatch.setenv('WORLD_SIZE', '3')
     monkeypatch.setenv('LOCAL_RANK', '2')
-    with pytest.raises(InputError, match='process 2 of this machine has no GPU: there are 2'):
+    with pytest.raises(LNCAError, match='process 2 of this machine has no GPU: there are 2'):
         distributed.init_process_group('pytorch', gpus=2)

@@ -19,7 +19,7 @@ from lnca_model.training.divergence_guard import (
     DivergenceGuard,
 )
 from lnca_utils import checkpoint
-from lnca_utils.errors import InputError
+from lnca_utils.errors import LNCAError
 
 from basicsr.models import build_model
 from basicsr.utils import get_root_logger
@@ -282,12 +282,12 @@ def test_one_that_always_diverges_ends(long_options, monkeypatch):
     train(guard, range(1, 30))
     guard.rollbacks = MAX_ROLLBACKS
     diverge(model, monkeypatch)
-    with pytest.raises(InputError, match=f'after {MAX_ROLLBACKS} rollbacks; lower train.automaton.optim_g.lr'):
+    with pytest.raises(LNCAError, match=f'after {MAX_ROLLBACKS} rollbacks; lower train.automaton.optim_g.lr'):
         train(guard, range(30, SEEN + 1))
 
 
 def test_weights_that_are_not_finite_are_replaced(model_options, caplog):
-    model_options['train']['skip_non_finite'] = 1
+    model_options['train']['max_consecutive_nonfinite'] = 1
     model = build_model(model_options)
     guard = DivergenceGuard(model)
     train(guard, range(1, 5))
@@ -354,7 +354,7 @@ def gradient_norms(rule, state, steps, monkeypatch):
 @pytest.mark.parametrize('growth', [0.5, 1.0, 10.0])
 def test_gradients_grow_no_further_than_the_limit(memory, growth, monkeypatch):
     rule = explosive_rule()
-    rule.max_gradient_growth, rule.memory = growth, memory
+    rule.max_gradient_growth, rule.activation_checkpointing = growth, memory
     state = rule.seed(torch.rand(2, 3, 6, 5, dtype=torch.float64))
     norms = gradient_norms(rule, state, 12, monkeypatch)
     assert norms.shape == (12, 2)

@@ -18,7 +18,7 @@ from lnca_model.checkpointing.resume import list_checkpoints, touch_as_latest
 from lnca_model.evaluation.evaluator import Evaluator
 from lnca_model.models.restoration_model import NonFiniteError
 from lnca_utils import checkpoint
-from lnca_utils.errors import InputError
+from lnca_utils.errors import LNCAError
 
 from basicsr.data import build_dataloader, build_dataset
 from basicsr.models import build_model
@@ -110,7 +110,7 @@ def test_the_third_phase_trains_everything_on_the_image(model_options):
     before = state_of(model.network)
     train(model, opt, range(8, 11))
     assert model.log_dict.keys() == {'state_max'} | {
-        f'l_joint_{name}' for name in ('reconstruction', 'structure', 'output_overflow', 'hidden_overflow')
+        f'l_joint_{name}' for name in ('reconstruction', 'ssim', 'output_overflow', 'hidden_overflow')
     }
     unchanged = {name for name, value in model.network.state_dict().items() if torch.equal(before[name], value)}
     assert unchanged == {name for name in before if 'running' in name or 'num_batches' in name}
@@ -118,10 +118,10 @@ def test_the_third_phase_trains_everything_on_the_image(model_options):
 
 def test_a_blend_needs_the_phase_that_trains_it(model_options):
     opt = with_blend(model_options)
-    with pytest.raises(InputError, match='network_g.blend: only the phase train.joint trains it'):
+    with pytest.raises(LNCAError, match='network_g.blend: only the phase train.joint trains it'):
         LNCAModel.check_options(opt)
     LNCAModel.check_options(with_joint_phase(opt))
-    with pytest.raises(InputError, match='network_g.blend'):
+    with pytest.raises(LNCAError, match='network_g.blend'):
         LNCAModel.check_options(with_joint_phase(opt, iters=0))
 
 
@@ -132,7 +132,7 @@ def test_a_blend_that_does_not_train_comes_trained(model_options, tmp_path):
     LNCAModel.check_options(with_blend(model_options))
     without = {name: value for name, value in trained.items() if not name.startswith('blend.')}
     checkpoint.save({'params': without}, tmp_path / 'net.pth')
-    with pytest.raises(InputError, match='name a network with a trained blend'):
+    with pytest.raises(LNCAError, match='name a network with a trained blend'):
         LNCAModel.check_options(with_blend(model_options))
 
 
@@ -332,7 +332,7 @@ def test_a_full_disk_in_validation(model_options, tmp_path, little_room, monkeyp
         monkeypatch.setattr(evaluator, '_write_pictures', lambda *_: None)
         monkeypatch.setattr(evaluator, '_keep_if_best', lambda *_: '')
     monkeypatch.setattr(sys, 'stderr', io.StringIO())  # pytest's own is a file
-    with little_room(10), pytest.raises(InputError, match='make room, then go on with --auto_resume') as error:
+    with little_room(10), pytest.raises(LNCAError, match='make room, then go on with --auto_resume') as error:
         evaluator.evaluate(4)
     assert full_for in str(error.value)
     assert '\n' not in str(error.value)
@@ -427,7 +427,7 @@ def test_the_best_network_is_kept_and_scored_at_the_end(model_options, tmp_path,
 
 @pytest.mark.parametrize('iteration', [2, 5])
 def test_a_nan_names_the_loss_the_iteration_and_the_phase(model_options, iteration):
-    model_options['train']['skip_non_finite'] = 0
+    model_options['train']['max_consecutive_nonfinite'] = 0
     model = build_model(model_options)
     train(model, model_options, range(1, iteration))
     before = state_of(model.network)
@@ -435,7 +435,7 @@ def test_a_nan_names_the_loss_the_iteration_and_the_phase(model_options, iterati
         part = model.network.autoencoder if iteration == 2 else model.network.automaton
         next(part.parameters()).fill_(float('nan'))
     phase = model.phases[iteration > 3].name
-    with pytest.raises(InputError, match=rf'the loss reconstruction is nan in iteration {iteration} of phase {phase}'):
+    with pytest.raises(LNCAError, match=rf'the loss reconstruction is nan in iteration {iteration} of phase {phase}'):
         train(model, model_options, [iteration])
     changed = [name for name, value in model.network.named_parameters() if not torch.equal(before[name], value)]
     assert len(changed) == 1  # the one that was made NaN here: nothing was updated with it
@@ -543,7 +543,7 @@ def test_training_lowers_the_loss(model_options):
 
 def test_a_batch_of_one_without_negatives(model_options):
     model_options['datasets']['train']['batch_size_per_gpu'] = 1
-    with pytest.raises(InputError, match='the negatives of distance_opt'):
+    with pytest.raises(LNCAError, match='the negatives of distance_opt'):
         LNCAModel.check_options(model_options)
     del model_options['train']['autoencoder']['distance_opt']
     LNCAModel.check_options(model_options)
@@ -568,7 +568,7 @@ def test_what_may_have_diverged_replaces_no_checkpoint(model_options, tmp_path):
     assert checkpointer.last_saved == 1
     assert states(tmp_path) == ['1.state']
     assert not (tmp_path / 'models' / 'net_g_2.pth').exists()
-    model.opt['train']['skip_non_finite'] = 2
+    model.opt['train']['max_consecutive_nonfinite'] = 2
     model.update_learning_rate(3)
     model.feed_data({'gt': torch.full((4, 3, 16, 16), float('nan'))})
     with pytest.raises(NonFiniteError, match='lower train.autoencoder.optim_g.lr'):
@@ -651,7 +651,7 @@ def test_a_state_of_other_options_is_refused_in_one_line(model_options, tmp_path
     model_options['path']['resume_state'] = str(path)
     change(model_options)
     model = build_model(model_options)
-    with pytest.raises(InputError, match=f'5.state: is of a training with other options.*{words}') as error:
+    with pytest.raises(LNCAError, match=f'5.state: is of a training with other options.*{words}') as error:
         model.resume_training(state)
     assert '\n' not in str(error.value)
 
@@ -666,5 +666,5 @@ def test_a_pool_of_whole_states_is_refused_in_one_line(model_options, tmp_path):
     for rank in state['ranks']:
         tensors = rank['pool']['tensors']
         tensors['state'] = torch.cat([tensors['state'][:, :4], tensors['state']], dim=1)
-    with pytest.raises(InputError, match=r'5.state: .*its pool keeps \{12\} channels .* change 8'):
+    with pytest.raises(LNCAError, match=r'5.state: .*its pool keeps \{12\} channels .* change 8'):
         build_model(model_options).resume_training(state)

@@ -16,7 +16,7 @@ from lnca_model.training.optimizers import build_optimizer, build_scheduler, nor
 from lnca_model.training.phases import phase_at, phases_of
 from lnca_model.training.sample_pool import SamplePool
 from lnca_utils import checkpoint
-from lnca_utils.errors import InputError
+from lnca_utils.errors import LNCAError
 
 from basicsr.metrics import calculate_psnr, calculate_ssim
 
@@ -101,7 +101,7 @@ def test_phases():
 
 
 def test_phases_that_do_not_add_up():
-    with pytest.raises(InputError, match='total_iter is 6, but .* is 5'):
+    with pytest.raises(LNCAError, match='total_iter is 6, but .* is 5'):
         phases_of({'total_iter': 6, 'a': {'iters': 2}, 'b': {'iters': 3}}, ['a', 'b'])
 
 
@@ -159,7 +159,7 @@ def test_a_failed_save_leaves_the_earlier_file(tmp_path, monkeypatch):
         raise OSError(28, 'No space left on device')
 
     monkeypatch.setattr(torch, 'save', fail)
-    with pytest.raises(InputError, match='No space left.*make room'):
+    with pytest.raises(LNCAError, match='No space left.*make room'):
         checkpoint.save({'params': {'w': torch.zeros(2)}}, path)
     assert checkpoint.load(path)['params']['w'].tolist() == [1, 1]
     assert [file.name for file in tmp_path.iterdir()] == ['net.pth']
@@ -170,7 +170,7 @@ def test_weights_of_another_network(tmp_path):
     source = LatentNAFCA(latent_channels=4, hidden_channels=4)
     checkpoint.save({'params': source.state_dict()}, path)
     target = LatentViTCA(latent_channels=4, hidden_channels=4)
-    with pytest.raises(InputError, match='not a checkpoint of this LatentViTCA.*are missing.*are unknown') as error:
+    with pytest.raises(LNCAError, match='not a checkpoint of this LatentViTCA.*are missing.*are unknown') as error:
         checkpoint.read_weights(target, path, True, 'params')
     assert '\n' not in str(error.value)
     # Not strictly, the autoencoder that both have is taken.
@@ -180,7 +180,7 @@ def test_weights_of_another_network(tmp_path):
     }
     assert all(torch.equal(weights[name], source.state_dict()[name]) for name in weights)
     assert len([name for name in weights if name.startswith('autoencoder.')]) == len(source.autoencoder.state_dict())
-    with pytest.raises(InputError, match='have another size'):
+    with pytest.raises(LNCAError, match='have another size'):
         checkpoint.read_weights(LatentNAFCA(latent_channels=8, hidden_channels=4), path, True, 'params')
 
 
@@ -192,7 +192,7 @@ def test_truncated_foreign_and_hostile_checkpoints(tmp_path):
     torch.save(torch.ones(3), tmp_path / 'tensor.pth')
     torch.save({'params': nn.Linear(2, 2)}, tmp_path / 'code.pth')
     for name in ('cut', 'text', 'tensor', 'code', 'missing'):
-        with pytest.raises(InputError, match=f'{name}.pth') as error:
+        with pytest.raises(LNCAError, match=f'{name}.pth') as error:
             checkpoint.load(tmp_path / f'{name}.pth')
         assert '\n' not in str(error.value)
 
@@ -212,7 +212,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path, in_zip):
     file = tmp_path / 'net.pth'
     torch.save({'params': Hostile(tmp_path / 'ran')}, file, _use_new_zipfile_serialization=in_zip)
     with pytest.raises(
-        InputError, match='net.pth: refused: .* could run code when it is read; nothing was run'
+        LNCAError, match='net.pth: refused: .* could run code when it is read; nothing was run'
     ) as error:
         checkpoint.load(file)
     assert '\n' not in str(error.value)
@@ -223,7 +223,7 @@ def test_a_compressed_checkpoint_is_refused_before_it_is_unpacked(tmp_path):
     file = tmp_path / 'net.pth'
     with zipfile.ZipFile(file, 'w', zipfile.ZIP_DEFLATED) as archive:
         archive.writestr('net/data.pkl', bytes(1 << 20))
-    with pytest.raises(InputError, match='it is compressed, as no checkpoint of PyTorch is'):
+    with pytest.raises(LNCAError, match='it is compressed, as no checkpoint of PyTorch is'):
         checkpoint.load(file)
 
 

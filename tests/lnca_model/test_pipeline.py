@@ -8,13 +8,13 @@ import jsonschema
 import pytest
 import yaml
 
-from lnca_data.lmdb_store import TileStore, write_lmdb
+from lnca_data.io.lmdb_store import TileStore, write_lmdb
 from lnca_model import distributed
 from lnca_model.config import schema
 from lnca_model.config.checks import load_options
-from lnca_model.config.yaml_options import SafeLoader, force, read_command_line, read_options
+from lnca_model.config.yaml_options import SafeLoader, apply_overrides, read_command_line, read_options
 from lnca_model.training import trainer
-from lnca_utils.errors import InputError
+from lnca_utils.errors import LNCAError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -60,7 +60,11 @@ def change(options, path, value):
         ('datasets.train.persistent_workers', True, 'datasets.train.persistent_workers: there are none'),
         ('datasets.train.prefetch_mode', 'cuda', 'cuda needs a GPU and pin_memory: true'),
         ('val.val_freq', None, 'val.val_freq is missing'),
-        ('logger.keep_checkpoints', 0, 'logger.keep_checkpoints must be a whole number or ~ of at least 1, got 0'),
+        (
+            'logger.keep_last_checkpoints',
+            0,
+            'logger.keep_last_checkpoints must be a whole number or ~ of at least 1, got 0',
+        ),
         ('train.autoencoder.optim_g.lr', float('nan'), 'train.autoencoder.optim_g.lr must be a finite number'),
         ('train.autoencoder.optim_g.epsilon', 1, 'train.autoencoder.optim_g.epsilon is unknown. Did you mean eps?'),
         ('train.autoencoder.optim_g.betas', [0.9], 'train.autoencoder.optim_g, type Adam'),
@@ -90,7 +94,11 @@ def change(options, path, value):
         ('train.automaton.scheduler.type', 'Cosine', 'train.automaton.scheduler: type .Cosine. is unknown'),
         ('train.automaton.steps', [8], r'train.automaton.steps must be \[least, most\]'),
         ('train.automaton.steps', [8, 4], r'train.automaton.steps must be \[least, most\]'),
-        ('train.automaton.memory', 'lo', 'train.automaton.memory .lo. is unknown. Did you mean low?'),
+        (
+            'train.automaton.activation_checkpointing',
+            'lo',
+            'train.automaton.activation_checkpointing .lo. is unknown. Did you mean low?',
+        ),
         ('train.automaton.pool_size', 0, 'train.automaton.pool_size must be a whole number of at least 1'),
         (
             'train.automaton.pool_size',
@@ -123,17 +131,17 @@ def change(options, path, value):
 )
 def test_mistakes_are_named(parse, options, tmp_path, path, value, message):
     change(options, path, value)
-    with pytest.raises(InputError, match=message) as error:
+    with pytest.raises(LNCAError, match=message) as error:
         parse(options)
     assert '\n' not in str(error.value)
     assert [file.name for file in tmp_path.iterdir()] == ['options.yml']
 
 
 def test_tiles_too_small_for_a_loss_are_named_at_once(parse, options):
-    options['train']['automaton']['structure_opt'] = {'type': 'SSIMLoss'}
+    options['train']['automaton']['ssim_opt'] = {'type': 'SSIMLoss'}
     parse(options)
     options['datasets']['train']['gt_size'] = 8
-    with pytest.raises(InputError, match=r'automaton.structure_opt: SSIMLoss needs images of at least 11×11 pixels'):
+    with pytest.raises(LNCAError, match=r'automaton.ssim_opt: SSIMLoss needs images of at least 11×11 pixels'):
         parse(options)
 
 
@@ -147,13 +155,13 @@ def test_tiles_too_small_for_a_loss_are_named_at_once(parse, options):
     ],
 )
 def test_files_that_are_no_option_files(parse, text, message):
-    with pytest.raises(InputError, match=message) as error:
+    with pytest.raises(LNCAError, match=message) as error:
         parse(text)
     assert '\n' not in str(error.value)
 
 
 def test_a_missing_option_file(tmp_path):
-    with pytest.raises(InputError, match=r'none.yml: cannot read the option file \(No such file'):
+    with pytest.raises(LNCAError, match=r'none.yml: cannot read the option file \(No such file'):
         load_options(read_command_line(['-opt', str(tmp_path / 'none.yml')]), tmp_path, is_train=True)
 
 
@@ -162,7 +170,7 @@ def test_tiles_that_do_not_divide(parse, options, tiles, tmp_path_factory):
     odd = tmp_path_factory.mktemp('odd') / 'gt.lmdb'
     write_lmdb(odd, [(key, store[key][:14, :14]) for key in store.keys])
     options['datasets']['train']['dataroot_gt'] = str(odd)
-    with pytest.raises(InputError, match='tiles of 14×14 do not divide by 4'):
+    with pytest.raises(LNCAError, match='tiles of 14×14 do not divide by 4'):
         parse(options)
 
 
@@ -182,7 +190,7 @@ def with_basicsrs_own_dataset(options, tiles):
 def test_pairs_that_do_not_match_for_basicsrs_own_dataset(parse, with_basicsrs_own_dataset, tiles):
     parse(with_basicsrs_own_dataset)
     with_basicsrs_own_dataset['datasets']['val']['dataroot_lq'] = str(tiles / 'test_lq.lmdb')
-    with pytest.raises(InputError, match='do not hold the same images'):
+    with pytest.raises(LNCAError, match='do not hold the same images'):
         parse(with_basicsrs_own_dataset)
 
 
@@ -190,7 +198,7 @@ def test_basicsrs_own_dataset_with_something_unknown(parse, with_basicsrs_own_da
     options = with_basicsrs_own_dataset['datasets']['val']
     options['gt_sise'] = 16
     options['io_backend'] = {'type': 'lmbd', 'read_ahead': True}
-    with pytest.raises(InputError) as error:
+    with pytest.raises(LNCAError) as error:
         parse(with_basicsrs_own_dataset)
     assert set(str(error.value).splitlines()) == {
         'datasets.val.gt_sise is unknown. Did you mean gt_size?',
@@ -210,13 +218,13 @@ def test_basicsrs_own_dataset_with_something_unknown(parse, with_basicsrs_own_da
 )
 def test_basicsrs_own_dataset_with_something_missing(parse, with_basicsrs_own_dataset, path, message):
     change(with_basicsrs_own_dataset, path, None)
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(LNCAError, match=message):
         parse(with_basicsrs_own_dataset)
 
 
 def test_datasets_that_training_does_not_score(parse, options):
     options['datasets']['test'] = options['datasets'].pop('val_test')
-    with pytest.raises(InputError, match='^datasets.test: only datasets named val_… are scored in training'):
+    with pytest.raises(LNCAError, match='^datasets.test: only datasets named val_… are scored in training'):
         parse(options)
 
 
@@ -226,7 +234,7 @@ def test_a_truncated_lmdb(parse, options, tiles, tmp_path_factory):
     data = (cut / 'data.mdb').read_bytes()
     (cut / 'data.mdb').write_bytes(data[: len(data) // 2])
     options['datasets']['train']['dataroot_gt'] = str(cut)
-    with pytest.raises(InputError, match='gt.lmdb'):
+    with pytest.raises(LNCAError, match='gt.lmdb'):
         parse(options)
 
 
@@ -250,7 +258,7 @@ def test_all_mistakes_are_named_at_once(parse, options):
     options['datasets']['train']['corruption']['curriculum'] = [0.5]
     del options['logger']['print_freq']
     options['datasets']['val']['dataroot_gt'] = '/nowhere/gt.lmdb'
-    with pytest.raises(InputError) as error:
+    with pytest.raises(LNCAError) as error:
         parse(options)
     assert sorted(str(error.value).splitlines()) == [
         '/nowhere/gt.lmdb: there is no such LMDB; pack the dataset with datasets/prepare.py',
@@ -263,7 +271,7 @@ def test_all_mistakes_are_named_at_once(parse, options):
 
 def test_keys_that_are_no_text_are_named(parse, options):
     options['datasets'][3] = dict(options['datasets']['val'])
-    with pytest.raises(InputError, match='datasets: a key must be text, got 3'):
+    with pytest.raises(LNCAError, match='datasets: a key must be text, got 3'):
         parse(options)
 
 
@@ -272,7 +280,7 @@ def test_all_that_a_schema_cannot_see_is_named_at_once(parse, options):
     options['train']['autoencoder']['optim_g']['type'] = 'Adams'
     options['train']['automaton']['steps'] = [8, 4]
     options['datasets']['val']['dataroot_gt'] = '/nowhere/gt.lmdb'
-    with pytest.raises(InputError) as error:
+    with pytest.raises(LNCAError) as error:
         parse(options)
     for words in ('embed_channels and ffn_expand', 'Did you mean Adam?', '[least, most]', '/nowhere/gt.lmdb'):
         assert words in str(error.value)
@@ -298,13 +306,13 @@ def test_the_schema_for_editors_is_the_one_in_use():
     ],
 )
 def test_forced_options_that_are_none(options, entry, message):
-    with pytest.raises(InputError, match=message):
-        force(options, [entry])
+    with pytest.raises(LNCAError, match=message):
+        apply_overrides(options, [entry])
 
 
 def test_forced_options_are_parsed_and_not_run(options, tmp_path):
     code = f'__import__("os").mkdir("{tmp_path}/ran")'
-    force(options, ['train:ema_decay=0.999', 'train:automaton:steps=[2, 3]', 'val:suffix=~', f'name={code}'])
+    apply_overrides(options, ['train:ema_decay=0.999', 'train:automaton:steps=[2, 3]', 'val:suffix=~', f'name={code}'])
     assert options['train']['ema_decay'] == 0.999
     assert options['train']['automaton']['steps'] == [2, 3]
     assert options['val']['suffix'] is None
@@ -331,7 +339,7 @@ def test_forced_options_are_parsed_and_not_run(options, tmp_path):
 )
 def test_option_files_that_would_take_for_ever(tmp_path, text, message):
     (tmp_path / 'options.yml').write_text(text)
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(LNCAError, match=message):
         read_options(tmp_path / 'options.yml')
 
 

@@ -9,7 +9,7 @@ import torch
 
 from lnca_arch import LatentNAFCA, LatentViTCA, PixelViTCA
 from lnca_restore.export import export_onnx, export_program
-from lnca_utils.errors import InputError
+from lnca_utils.errors import LNCAError
 
 SHAPES = [(1, 3, 32, 32), (3, 3, 40, 24), (2, 3, 8, 52)]
 STEPS, OWN = 5, 3  # asked for, and the networks' own
@@ -69,6 +69,6 @@ def test_program(tmp_path, kind, steps):
 
 @pytest.mark.parametrize('export', [export_onnx, export_program])
 def test_random_networks_are_refused(tmp_path, export):
-    with pytest.raises(InputError, match='update rate 1'):
+    with pytest.raises(LNCAError, match='update rate 1'):
         export(PixelViTCA(embed_channels=8), tmp_path / 'a.onnx', STEPS)
     assert not list(tmp_path.iterdir())

@@ -15,8 +15,8 @@ from lnca_arch.networks.baselines import NAFNet
 from lnca_arch.networks.detection import detect
 from lnca_restore import Restorer
 from lnca_restore.pretrained import BUNDLED, load_network, save_network
-from lnca_restore.tiling import windows
-from lnca_utils.errors import InputError
+from lnca_restore.tiled_inference import windows
+from lnca_utils.errors import LNCAError
 
 SMALL = {'latent_channels': 4, 'hidden_channels': 5, 'embed_channels': 8}
 
@@ -135,13 +135,13 @@ def test_a_network_takes_its_own_steps_unless_told_otherwise():
     pixels = image(9, 12, 3)
     restorer = Restorer(LatentNAFCA(latent_channels=4, hidden_channels=5, embed_channels=8, steps=3))
     np.testing.assert_array_equal(restorer(pixels), restorer(pixels, steps=3))
-    assert len(restorer.trace(pixels)) == 1
+    assert len(restorer.intermediate_outputs(pixels)) == 1
 
 
 def test_a_trace_ends_in_the_restored_picture(network):
     pixels = image(40, 40, 3, dtype=np.uint8)
     restorer = Restorer(network)
-    frames = restorer.trace(pixels, [0, 3, 7])
+    frames = restorer.intermediate_outputs(pixels, [0, 3, 7])
     np.testing.assert_array_equal(frames[2], restorer(pixels, steps=7))
     np.testing.assert_array_equal(frames[1], restorer(pixels, steps=3))
     assert not np.array_equal(frames[0], frames[1])
@@ -180,7 +180,7 @@ def test_a_vitca_sees_no_grid_but_the_one_it_was_trained_at(kind, downsamplings,
 def test_networks_without_an_automaton():
     restorer = Restorer(NAFNet(width=4, enc_blk_nums=[1], dec_blk_nums=[1]))
     assert restorer(image(33, 20, 3)).shape == (33, 20, 3)
-    with pytest.raises(InputError, match='NAFNet has no automaton'):
+    with pytest.raises(LNCAError, match='NAFNet has no automaton'):
         restorer(image(8, 8, 3), steps=3)
 
 
@@ -194,21 +194,21 @@ def test_networks_without_an_automaton():
     ],
 )
 def test_bad_images(network, pixels, message):
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(LNCAError, match=message):
         Restorer(network)(pixels)
 
 
 def test_bad_arguments(network):
     for tile in (30, 0, -8):
-        with pytest.raises(InputError, match='tile: must be a multiple of 8'):
+        with pytest.raises(LNCAError, match='tile: must be a multiple of 8'):
             Restorer(network, tile=tile)
     for overlap in (4, 40, -8):
-        with pytest.raises(InputError, match='overlap: must be a multiple of 8 and at most half of the tile'):
+        with pytest.raises(LNCAError, match='overlap: must be a multiple of 8 and at most half of the tile'):
             Restorer(network, tile=64, overlap=overlap)
     for device in ('coda', 'meta'):
-        with pytest.raises(InputError, match=f'device {device}: cannot be used here'):
+        with pytest.raises(LNCAError, match=f'device {device}: cannot be used here'):
             Restorer.from_pretrained('denoise', device=device)
-    with pytest.raises(InputError, match='steps'):
+    with pytest.raises(LNCAError, match='steps'):
         Restorer(network)(image(8, 8, 3), steps=-1)
 
 
@@ -264,7 +264,7 @@ def test_what_a_checkpoint_says_goes_before_the_options_beside_it(tmp_path):
     assert load_network(path).network.steps == 7
     assert load_network(path, tmp_path / 'a.yml').network.steps == 64
     torch.save({'params': network.state_dict(), 'network_g': ['LatentNAFCA']}, path)
-    with pytest.raises(InputError, match='net_g_best.pth: its network_g is no block of options, but list'):
+    with pytest.raises(LNCAError, match='net_g_best.pth: its network_g is no block of options, but list'):
         load_network(path)
 
 
@@ -272,7 +272,7 @@ def test_what_a_checkpoint_says_goes_before_the_options_beside_it(tmp_path):
 def test_sizes_are_read_from_the_parameters(kind, sizes):
     detected = detect(kind(**sizes).state_dict())
     assert detected.kind is kind
-    assert sizes.items() <= detected.sizes.items()
+    assert sizes.items() <= detected.arguments.items()
 
 
 def test_a_moving_average_goes_before_the_weights(tmp_path, network):
@@ -287,35 +287,35 @@ def test_options_beside_an_experiment(tmp_path):
     path = tmp_path / 'models' / 'net_g_best.pth'
     path.parent.mkdir()
     torch.save({'params': network.state_dict()}, path)
-    with pytest.raises(InputError, match='no known network has these parameters; name its option file with --opt'):
+    with pytest.raises(LNCAError, match='no known network has these parameters; name its option file with --opt'):
         load_network(path)
     options = {'type': 'NAFNet', 'width': 4, 'enc_blk_nums': [1], 'dec_blk_nums': [1]}
     (tmp_path / 'nafnet.yml').write_text(f'network_g: {json.dumps(options)}\n')
     assert isinstance(load_network(path).network, NAFNet)
     (tmp_path / 'other.yml').write_text('network_g: {type: LatentNAFCA}\n')
-    with pytest.raises(InputError, match='not a checkpoint of this LatentNAFCA'):
+    with pytest.raises(LNCAError, match='not a checkpoint of this LatentNAFCA'):
         load_network(path, tmp_path / 'other.yml')
 
 
 @pytest.mark.parametrize('name', ['a.pth', 'a.safetensors'])
 def test_broken_checkpoints(tmp_path, name):
-    with pytest.raises(InputError, match=f'{name}: neither a file nor a model that comes along'):
+    with pytest.raises(LNCAError, match=f'{name}: neither a file nor a model that comes along'):
         load_network(tmp_path / name)
     (tmp_path / name).write_bytes(b'what is this')
-    with pytest.raises(InputError, match=f'{name}: not a readable'):
+    with pytest.raises(LNCAError, match=f'{name}: not a readable'):
         load_network(tmp_path / name)
 
 
 def test_a_training_state_is_no_checkpoint(tmp_path):
     torch.save({'epoch': 1, 'iter': 3}, tmp_path / '3.state')
-    with pytest.raises(InputError, match='holds no parameters'):
+    with pytest.raises(LNCAError, match='holds no parameters'):
         load_network(tmp_path / '3.state')
 
 
 def test_an_option_file_that_runs_code_is_refused(tmp_path, network):
     torch.save(network.state_dict(), tmp_path / 'a.pth')
     (tmp_path / 'a.yml').write_text('network_g: !!python/object/apply:os.system ["touch hacked"]\n')
-    with pytest.raises(InputError, match='not a readable option file'):
+    with pytest.raises(LNCAError, match='not a readable option file'):
         load_network(tmp_path / 'a.pth', tmp_path / 'a.yml')
 
 
@@ -340,15 +340,15 @@ def test_names_of_a_network_with_shapes_of_none(network, shape):
 def test_what_is_no_photograph_in_python(tmp_path):
     restorer = Restorer(LatentNAFCA(latent_channels=4, hidden_channels=5, embed_channels=8))
     pixels = np.zeros((8, 8, 3), np.uint8)
-    with pytest.raises(InputError, match='got a Image; np.asarray makes one'):
+    with pytest.raises(LNCAError, match='got a Image; np.asarray makes one'):
         restorer(Image.fromarray(pixels))
-    with pytest.raises(InputError, match=r'values in \[0, 1\], got 0 to 255'):
+    with pytest.raises(LNCAError, match=r'values in \[0, 1\], got 0 to 255'):
         restorer(np.linspace(0, 255, 192, dtype=np.float32).reshape(8, 8, 3))
-    with pytest.raises(InputError, match='steps: whole numbers'):
+    with pytest.raises(LNCAError, match='steps: whole numbers'):
         restorer(pixels, steps=2.5)
     frames = [Image.fromarray(pixels + value) for value in (0, 90)]
     frames[0].save(tmp_path / 'moving.webp', save_all=True, append_images=frames[1:])
-    with pytest.raises(InputError, match='moving.webp: holds 2 pictures; save each by itself'):
+    with pytest.raises(LNCAError, match='moving.webp: holds 2 pictures; save each by itself'):
         restorer(tmp_path / 'moving.webp')
 
 
@@ -356,9 +356,9 @@ def test_progress_is_by_steps(capsys):
     """Of one tile, too, and what comes out is the same."""
     restorer = Restorer(LatentNAFCA(latent_channels=4, hidden_channels=5, embed_channels=8), tile=32, overlap=8)
     pixels = np.random.default_rng(0).integers(0, 256, (20, 44, 3), dtype=np.uint8)
-    expected = restorer.trace(pixels, [0, 3, 3, 13])
+    expected = restorer.intermediate_outputs(pixels, [0, 3, 3, 13])
     assert capsys.readouterr().err == ''
-    found = restorer.trace(pixels, [0, 3, 3, 13], progress=True)
+    found = restorer.intermediate_outputs(pixels, [0, 3, 3, 13], progress=True)
     assert all(np.array_equal(*pair) for pair in zip(expected, found, strict=True))
     said = capsys.readouterr().err
     assert '0/26 [' in said and 'step/s]' in said
@@ -377,7 +377,7 @@ def test_progress_is_by_steps(capsys):
 def test_a_file_that_lies_about_its_network(tmp_path, network, options, message):
     """Without taking the memory that it claims."""
     save_file(network.state_dict(), tmp_path / 'a.safetensors', metadata={'network_g': json.dumps(options)})
-    with pytest.raises(InputError, match=message) as error:
+    with pytest.raises(LNCAError, match=message) as error:
         load_network(tmp_path / 'a.safetensors')
     assert '\n' not in str(error.value)
 
@@ -386,6 +386,6 @@ def test_a_file_that_lies_about_its_network(tmp_path, network, options, message)
 def test_an_option_file_that_is_none(tmp_path, network, text):
     torch.save(network.state_dict(), tmp_path / 'a.pth')
     (tmp_path / 'a.yml').write_text(text)
-    with pytest.raises(InputError, match='a.yml: (not a readable option file|has no block network_g)') as error:
+    with pytest.raises(LNCAError, match='a.yml: (not a readable option file|has no block network_g)') as error:
         load_network(tmp_path / 'a.pth', tmp_path / 'a.yml')
     assert '\n' not in str(error.value)

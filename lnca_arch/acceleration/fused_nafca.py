@@ -1,0 +1,190 @@
+"""The fused form of NAFCA."""
+
+import functools
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lnca_arch.acceleration.fused_form import FusedForm, register_fused_form
+from lnca_arch.acceleration.parameter_folding import Linear, fold_norm, linear, normalize
+from lnca_arch.acceleration.persistent_kernel import KernelParams, PersistentKernel, pad_linear, padded_side
+from lnca_arch.acceleration.triton_kernels import nafca_kernel
+from lnca_arch.automata.nafca import LAYER_NORM_EPS, NAFCA, simple_gate
+
+TAPS = 16  # columns of the kernel's products for the nine taps of a 3×3 convolution
+FFN_PART = 64  # channels of the update block that the kernel computes at once
+
+
+class UpdateParams(NamedTuple):
+    """Linear maps of the update block and the head."""
+
+    expand: Linear
+    project: Linear
+    head: Linear
+
+
+class GateParams(NamedTuple):
+    """Linear maps of a NAFCA with ``perception='gate'``, see :func:`fuse_gate`."""
+
+    embed: Linear
+    perceive: Linear
+    attention_bias: Tensor
+    project_bias: Tensor
+    update: UpdateParams
+
+
+class DepthwiseParams(NamedTuple):
+    """Linear maps of a NAFCA with ``perception='depthwise'``.
+
+    Attributes:
+        expand: weight and bias of two channels per embedded channel, ``(embed_channels, 2)`` each.
+        neighbours: weight of the depthwise convolution, whose bias is part of the bias of ``project``.
+    """
+
+    embed: Linear
+    expand: Linear
+    neighbours: Tensor
+    project: Linear
+    update: UpdateParams
+
+
+def gate_update(cells: Tensor, params: GateParams, *dropout_masks: Tensor) -> Tensor:
+    """Compute :meth:`NAFCA._update` for ``perception='gate'``."""
+    perceive_mask, transition_mask = dropout_masks or (1.0, 1.0)
+    channels = cells.shape[-1]
+    normalized = normalize(cells, LAYER_NORM_EPS)
+    gated = simple_gate(linear(normalized, params.embed))
+    read = linear(torch.cat([gated, normalized], dim=-1), params.perceive)
+    projected, taps = read[..., :channels], read[..., channels : channels + 9]
+    perceived = projected * (params.attention_bias + sum_taps(taps)) + params.project_bias
+    return _update_and_head(cells + perceived * perceive_mask, params.update, transition_mask)
+
+
+def depthwise_update(cells: Tensor, params: DepthwiseParams, *dropout_masks: Tensor) -> Tensor:
+    """Compute :meth:`NAFCA._update` for ``perception='depthwise'``."""
+    perceive_mask, transition_mask = dropout_masks or (1.0, 1.0)
+    weight, bias = params.expand
+    embedded = linear(normalize(cells, LAYER_NORM_EPS), params.embed)
+    gated = simple_gate((embedded.unsqueeze(-1) * weight + bias).flatten(-2)).permute(0, 3, 1, 2)
+    seen = F.conv2d(gated, params.neighbours, padding=1, groups=gated.shape[1]).permute(0, 2, 3, 1)
+    return _update_and_head(cells + linear(seen, params.project) * perceive_mask, params.update, transition_mask)
+
+
+def _update_and_head(x: Tensor, params: UpdateParams, transition_mask: Tensor | float) -> Tensor:
+    transition = linear(simple_gate(linear(normalize(x, LAYER_NORM_EPS), params.expand)), params.project)
+    return linear(normalize(x + transition * transition_mask, LAYER_NORM_EPS), params.head)
+
+
+def sum_taps(taps: Tensor) -> Tensor:
+    """Sum the nine products of a 3×3 convolution to one channel over each cell's neighbours.
+
+    Args:
+        taps: ``(N, H, W, 9)``: what a cell contributes to others as their top left, …, bottom right neighbour.
+
+    Returns:
+        ``(N, H, W, 1)``. Beyond the border there are zeros.
+    """
+    height, width = taps.shape[1:3]
+    taps = F.pad(taps, (0, 0, 1, 1, 1, 1))
+    shifted = [taps[:, k // 3 : k // 3 + height, k % 3 : k % 3 + width, k, None] for k in range(9)]
+    return functools.reduce(torch.add, shifted)
+
+
+def fuse_gate(rule: NAFCA) -> GateParams:
+    """Merge the consecutive linear maps of a NAFCA with ``perception='gate'``.
+
+    Each layer norm ends with a linear map, and so do both blocks, with beta and gamma. With a, b the two halves of the
+    output of ``embed``, ``expand`` and the simple gate make two channels of each pair:
+    (w1·a + v1)·(w2·b + v2) = w1·w2·ab + w1·v2·a + v1·w2·b + v1·v2. What reads these is linear, too (``project`` and
+    the nine taps of ``attention``), and a and b are linear in x, the input of ``embed``. So the block needs ab and x
+    alone.
+    """
+    half = rule.embed.out_channels // 2
+    embed, embed_bias = fold_norm(rule.perception_norm, rule.embed.weight.flatten(1), rule.embed.bias)
+    w1, w2 = rule.expand.weight.view(2, half, 2)
+    v1, v2 = rule.expand.bias.view(2, half, 2)
+    project = rule.beta.unsqueeze(1) * rule.project.weight.flatten(1)
+    taps = rule.attention.weight[0].flatten(1).t()
+    # Matrix products are faster with a multiple of 16 columns.
+    padding = project.new_zeros(-(len(project) + len(taps)) % 16, project.shape[1])
+    read = torch.cat([project, taps, padding]).view(-1, half, 2)
+    of_ab, of_1 = (read * (w1 * w2)).sum(-1), (read * (v1 * v2)).sum((-2, -1))
+    of_halves = torch.cat([(read * (w1 * v2)).sum(-1), (read * (v1 * w2)).sum(-1)], dim=1)
+    return GateParams(
+        embed=(embed, embed_bias),
+        perceive=(torch.cat([of_ab, of_halves @ embed], dim=1), of_1 + of_halves @ embed_bias),
+        attention_bias=rule.attention.bias,
+        project_bias=rule.beta * rule.project.bias,
+        update=_fuse_update(rule),
+    )
+
+
+def fuse_depthwise(rule: NAFCA) -> DepthwiseParams:
+    """Merge the consecutive linear maps of a NAFCA with ``perception='depthwise'``."""
+    project = rule.project.weight.flatten(1)
+    return DepthwiseParams(
+        embed=fold_norm(rule.perception_norm, rule.embed.weight.flatten(1), rule.embed.bias),
+        expand=(rule.expand.weight.view(-1, 2), rule.expand.bias.view(-1, 2)),
+        neighbours=rule.neighbours.weight,
+        project=(
+            rule.beta.unsqueeze(1) * project,
+            rule.beta * (rule.project.bias + project @ rule.neighbours.bias),
+        ),
+        update=_fuse_update(rule),
+    )
+
+
+def _fuse_update(rule: NAFCA) -> UpdateParams:
+    return UpdateParams(
+        expand=fold_norm(rule.update_norm, rule.ffn_expand.weight.flatten(1), rule.ffn_expand.bias),
+        project=(rule.gamma.unsqueeze(1) * rule.ffn_project.weight.flatten(1), rule.gamma * rule.ffn_project.bias),
+        head=fold_norm(rule.head_norm, rule.head.weight.flatten(1), rule.head.bias),
+    )
+
+
+def pack(rule: NAFCA, params: GateParams) -> KernelParams:
+    """Pack parameters for ``nafca_kernel`` in the order in which it reads them, split where it computes in parts."""
+    channels, half, ffn = rule.state_channels, rule.embed.out_channels // 2, rule.ffn_project.in_channels
+    c, h, f = padded_side(channels), padded_side(half), padded_side(ffn)
+    part = min(f, FFN_PART)
+
+    weight, bias = params.perceive
+    taps, taps_bias = weight[channels : channels + 9], bias[channels : channels + 9]
+    # The attention's bias becomes part of what each cell contributes to itself, which is never beyond the border.
+    taps_bias = taps_bias + params.attention_bias * (torch.arange(9, device=bias.device) == 4)
+    project, project_bias = weight[:channels], bias[:channels]
+    first, second = (pad_linear(halves, f, c) for halves in _halves(params.update.expand))
+    transition, transition_bias = pad_linear(params.update.project, c, f)
+    linears = [
+        *(pad_linear(halves, h, c) for halves in _halves(params.embed)),
+        pad_linear((taps[:, :half], taps_bias), TAPS, h),
+        pad_linear((taps[:, half:], torch.zeros_like(taps_bias)), TAPS, c),
+        pad_linear((project[:, :half], project_bias), c, h),
+        pad_linear((project[:, half:], torch.zeros_like(project_bias)), c, c),
+        (weight.new_empty(c, 0), F.pad(params.project_bias, (0, c - channels))),
+    ]
+    for start in range(0, f, part):
+        rows = slice(start, start + part)
+        linears += [
+            (first[0][rows], first[1][rows]),
+            (second[0][rows], second[1][rows]),
+            (transition[:, rows], transition_bias if start == 0 else torch.zeros_like(transition_bias)),
+        ]
+    linears.append(pad_linear(params.update.head, c, c, first_out=rule.in_channels))
+    sizes = {'C': c, 'HALF': h, 'PARTS': f // part, 'PART': part, 'TAPS': TAPS, 'EPS': LAYER_NORM_EPS}
+    return KernelParams(linears, sizes)
+
+
+def _halves(linear_map: Linear) -> list[Linear]:
+    """Split the outputs of a linear map into the two operands of the simple gate."""
+    weight, bias = linear_map
+    return list(zip(weight.chunk(2), bias.chunk(2), strict=True))
+
+
+FORMS = {
+    'gate': FusedForm(gate_update, fuse_gate, 1200, PersistentKernel(nafca_kernel, pack)),
+    'depthwise': FusedForm(depthwise_update, fuse_depthwise, 1200),
+}
+register_fused_form(NAFCA, lambda rule: FORMS[rule.perception])

@@ -1,0 +1,1 @@
+"""Reading and writing of images: photographs, LMDBs, contact sheets and animations."""

@@ -1,0 +1,259 @@
+"""Photographs as people have them: read with what belongs to the pixels, and written back with it."""
+
+import io
+import itertools
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import tifffile
+from PIL import Image, UnidentifiedImageError
+
+from lnca_data.io.images import check_size, header, read_bytes, to_8_bits
+from lnca_utils.atomic import atomic_file
+from lnca_utils.errors import DataError, LNCAError, one_line
+
+JPEG, PNG, WEBP, TIFF = ('.jpg', '.jpeg'), ('.png',), ('.webp',), ('.tif', '.tiff')
+SUFFIXES = (*JPEG, *PNG, *WEBP, *TIFF)
+MAX_PAGES = 16  # of a TIFF: a picture and smaller ones of it
+QUALITY = 95
+
+ORIENTATION, ICC_PROFILE = 274, 34675  # tags of TIFF and of EXIF
+PROFILE_SPACE = slice(16, 20)  # of an ICC profile: which kind of colours it describes
+EXIF_PREFIX = b'Exif\0\0'
+MAX_JPEG_EXIF = (1 << 16) - 3 - len(EXIF_PREFIX)  # what a segment holds; of a longer one the orientation stays
+DEPTHS = (np.uint8, np.uint16)
+JPEG_COMPRESSIONS = (tifffile.COMPRESSION.OJPEG, tifffile.COMPRESSION.JPEG)
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """Pixels, and what says how to show them.
+
+    Attributes:
+        pixels: ``(H, W, C)`` uint8 or uint16, C one of 1 (grey), 3 (RGB) and 4 (RGBA), as they are stored: not turned
+            by the orientation.
+        exif: the EXIF block, which has the orientation among others.
+        profile: the ICC profile.
+    """
+
+    pixels: np.ndarray
+    exif: bytes | None = None
+    profile: bytes | None = None
+
+    @property
+    def orientation(self) -> int:
+        """1 to 8, as EXIF numbers them; 1 is upright."""
+        exif = Image.Exif()
+        try:
+            exif.load(self.exif or b'')
+            return _checked_orientation(exif.get(ORIENTATION))
+        except Exception:  # which ones it raises for a damaged block is not documented
+            return 1
+
+    def with_pixels(self, pixels: np.ndarray) -> 'Photograph':
+        return replace(self, pixels=pixels)
+
+    def upright(self) -> np.ndarray:
+        """The pixels, turned as a viewer turns them."""
+        pixels, orientation = self.pixels, self.orientation
+        if orientation >= 5:
+            pixels = pixels.transpose(1, 0, 2)
+        # Of what is left, which axes are mirrored.
+        vertically, horizontally = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
+        return np.ascontiguousarray(pixels[:: -1 if vertically else 1, :: -1 if horizontally else 1])
+
+
+def read_photograph(path: Path | str) -> Photograph:
+    """Read a PNG, JPEG, WebP or TIFF of 8 or 16 bits a channel: grey, RGB or RGBA, of at most 268 megapixels.
+
+    Raises:
+        DataError: it cannot be read; the message names the file.
+    """
+    path = str(path)
+    data = read_bytes(path)
+    suffix = Path(path).suffix.lower()
+    pixels, exif, profile = (_read_tiff if suffix in TIFF else _read_with_opencv)(path, data)
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    space = b'GRAY' if pixels.shape[-1] == 1 else b'RGB '
+    # That of a CMYK file, say, does not describe the RGB that was made of it.
+    return Photograph(pixels, exif, profile if profile and profile[PROFILE_SPACE] == space else None)
+
+
+def write_photograph(path: Path | str, photograph: Photograph) -> None:
+    """Write a photograph whole or not at all, in the format of the path's suffix: 16 bits in PNG and TIFF, else 8;
+    EXIF in full in PNG, JPEG (if it is not too long for that) and WebP, its orientation in TIFF.
+
+    Raises:
+        DataError: the format is unknown or cannot hold the photograph.
+        OSError: it cannot be written.
+    """
+    check_format(path, photograph.pixels.shape[-1])
+    suffix = Path(path).suffix.lower()
+    pixels = photograph.pixels if suffix in (*PNG, *TIFF) else to_8_bits(photograph.pixels)
+    if suffix in WEBP and pixels.shape[-1] == 1:  # a WebP has no grey, and the profile describes one
+        photograph = replace(photograph, profile=None)
+    photograph = photograph.with_pixels(pixels)
+    with atomic_file(path) as temporary:
+        if suffix in TIFF:
+            _write_tiff(temporary, photograph)
+        elif suffix in JPEG:
+            _write_jpeg(temporary, photograph)
+        elif not _write_with_opencv(temporary, photograph):
+            raise OSError(
+                f'{path}: cannot be written; is there room, may you write there, and is the colour profile whole?'
+            )
+
+
+def _checked_orientation(value: Any) -> int:
+    return value if isinstance(value, int) and value in range(1, 9) else 1
+
+
+def _exif_of(orientation: int) -> bytes:
+    """An EXIF block that says nothing else."""
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    return exif.tobytes().removeprefix(EXIF_PREFIX)
+
+
+def check_format(path: Path | str, channels: int = 3) -> None:
+    """Raise DataError unless a photograph of so many channels can be written to a path."""
+    suffix = Path(path).suffix.lower()
+    if suffix not in SUFFIXES:
+        raise DataError(f'{path}: cannot write {suffix or "a file without a suffix"}; use {", ".join(SUFFIXES)}')
+    if suffix in JPEG and channels == 4:
+        raise DataError(f'{path}: a JPEG has no transparency; write the picture as PNG, WebP or TIFF')
+
+
+def _check_header(path: str, data: bytes) -> None:
+    try:
+        with header(data) as image:
+            size, frames = image.size, getattr(image, 'n_frames', 1)
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+        raise DataError(f'{path}: not a readable image ({one_line(error).partition("<")[0].strip()})') from None
+    if frames > 1:
+        raise DataError(f'{path}: holds {frames} pictures; save each by itself')
+    check_size(path, *size)
+
+
+def _check_depth(path: str, pixels: np.ndarray) -> None:
+    if pixels.dtype not in DEPTHS:
+        raise DataError(f'{path}: has pixels of type {pixels.dtype}; 8 or 16 bits a channel are needed')
+
+
+def _read_with_opencv(path: str, data: bytes) -> tuple[np.ndarray, bytes | None, bytes | None]:
+    _check_header(path, data)
+    try:
+        pixels, kinds, blocks = cv2.imdecodeWithMetadata(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        pixels = None
+    if pixels is None:
+        raise DataError(f'{path}: not a readable image; it may be truncated')
+    _check_depth(path, pixels)
+    found = {kind: np.asarray(block).tobytes() for kind, block in zip(np.ravel(kinds), blocks, strict=True)}
+    return _swapped(pixels), found.get(cv2.IMAGE_METADATA_EXIF), found.get(cv2.IMAGE_METADATA_ICCP)
+
+
+def _write_with_opencv(path: Path, photograph: Photograph) -> bool:
+    blocks = {cv2.IMAGE_METADATA_EXIF: photograph.exif, cv2.IMAGE_METADATA_ICCP: photograph.profile}
+    kinds = [kind for kind, block in blocks.items() if block]
+    options = [cv2.IMWRITE_WEBP_QUALITY, QUALITY] if path.suffix.lower() in WEBP else []
+    blocks = [np.frombuffer(blocks[kind], np.uint8) for kind in kinds]
+    # Not into the file: OpenCV crashes at a name that is no UTF-8.
+    done, data = cv2.imencodeWithMetadata(path.suffix, _swapped(photograph.pixels), kinds, blocks, options)
+    if done:
+        path.write_bytes(data)
+    return done
+
+
+def _write_jpeg(path: Path, photograph: Photograph) -> None:
+    # Not by OpenCV, which fails at a profile that is longer than a segment.
+    pixels, exif = photograph.pixels, photograph.exif or b''
+    if len(exif) > MAX_JPEG_EXIF:
+        exif = _exif_of(photograph.orientation)
+    picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    # As OpenCV and cameras do it at this quality: colours at half of the width and height.
+    picture.save(
+        path, quality=QUALITY, subsampling='4:2:0', exif=exif and EXIF_PREFIX + exif, icc_profile=photograph.profile
+    )
+
+
+def _read_tiff(path: str, data: bytes) -> tuple[np.ndarray, bytes | None, bytes | None]:
+    # Not by OpenCV, which turns some of the pixels and fails at others, and drops what belongs to them.
+    try:
+        with tifffile.TiffFile(io.BytesIO(data)) as file:
+            # One that is damaged may name itself as the one that follows.
+            page, *others = itertools.islice(file.pages, MAX_PAGES + 1)
+            # Depth and samples take memory, too; four of these are usual.
+            check_size(path, page.imagewidth * page.imagedepth * -(-page.samplesperpixel // 4), page.imagelength)
+            more = len(others) == MAX_PAGES
+            if more or any(not other.is_reduced for other in others):
+                count = f'more than {MAX_PAGES}' if more else 1 + len(others)
+                raise DataError(f'{path}: holds {count} pictures; save each by itself')
+            return _of_page(path, page)
+    except LNCAError:
+        raise
+    except Exception as error:  # which ones it raises for a broken file is not documented
+        raise DataError(f'{path}: not a readable image; it may be truncated ({one_line(error)})') from None
+
+
+def _of_page(path: str, page: tifffile.TiffPage) -> tuple[np.ndarray, bytes | None, bytes | None]:
+    """A picture of a TIFF. Raises anything where the file is damaged."""
+    pixels, tags = page.asarray(), {tag.code: tag.value for tag in page.tags}
+    bits, photometric, compression = page.bitspersample, page.photometric, page.compression
+    pixels = np.moveaxis(pixels, 0, -1) if page.axes.startswith('S') else pixels
+    if pixels.dtype != bool:
+        _check_depth(path, pixels)
+    if photometric == tifffile.PHOTOMETRIC.MINISWHITE:
+        pixels = ~pixels
+    elif photometric not in (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB) and not (
+        photometric == tifffile.PHOTOMETRIC.YCBCR and compression in JPEG_COMPRESSIONS  # their decoder makes RGB of it
+    ):
+        raise DataError(f'{path}: a TIFF of {photometric.name} colours; save it as grey or RGB')
+    if pixels.dtype == bool:
+        pixels = pixels.astype(np.uint8) * 255
+    elif bits != pixels.dtype.itemsize * 8:
+        raise DataError(f'{path}: a TIFF of {bits} bits a channel; save it with 8 or 16')
+    channels = 1 if pixels.ndim == 2 else pixels.shape[-1]
+    if channels == 2:  # grey and alpha
+        pixels = pixels[..., [0, 0, 0, 1]]
+    elif pixels.ndim > 3 or channels not in (1, 3, 4):
+        raise DataError(f'{path}: a TIFF of shape {pixels.shape}; a single picture, grey or RGB, is needed')
+    if tifffile.EXTRASAMPLE.ASSOCALPHA in page.extrasamples and pixels.ndim == 3 and pixels.shape[-1] == 4:
+        pixels = _divided_by_alpha(pixels)
+    return pixels, _exif_of(_checked_orientation(tags.get(ORIENTATION))), tags.get(ICC_PROFILE)
+
+
+def _divided_by_alpha(pixels: np.ndarray) -> np.ndarray:
+    """RGBA whose colours were multiplied by alpha, as if they were not."""
+    limit = np.float32(np.iinfo(pixels.dtype).max)
+    alpha = pixels[..., 3:].astype(np.float32)
+    colours = np.rint(pixels[..., :3] * (limit / np.maximum(alpha, 1)))
+    return np.concatenate([np.minimum(colours, limit).astype(pixels.dtype), pixels[..., 3:]], axis=-1)
+
+
+def _write_tiff(path: Path, photograph: Photograph) -> None:
+    pixels, tags = photograph.pixels, [(ORIENTATION, 'H', 1, photograph.orientation, True)]
+    if photograph.profile:
+        tags.append((ICC_PROFILE, 'B', len(photograph.profile), photograph.profile, True))
+    grey = pixels.shape[-1] == 1
+    tifffile.imwrite(
+        path,
+        pixels[..., 0] if grey else pixels,
+        photometric='minisblack' if grey else 'rgb',
+        extrasamples=['unassalpha'] if pixels.shape[-1] == 4 else None,
+        compression='zlib',
+        predictor=True,
+        extratags=tags,
+        metadata=None,
+    )
+
+
+def _swapped(pixels: np.ndarray) -> np.ndarray:
+    """BGR ↔ RGB, BGRA ↔ RGBA; grey stays."""
+    channels = 1 if pixels.ndim == 2 else pixels.shape[-1]
+    if channels < 3:
+        return pixels
+    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB if channels == 3 else cv2.COLOR_BGRA2RGBA)

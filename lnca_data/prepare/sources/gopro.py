@@ -1,0 +1,36 @@
+"""GoPro: video frames, sharp and averaged to blurred ones (Nah et al., 2017)."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from lnca_data.io.images import ImageFile
+from lnca_data.prepare.dataset_source import DatasetSource, Pair, key_part
+
+
+def pairs(folder: Path, blur: str) -> Iterator[Pair]:
+    for sharp in folder.glob('*/GOPR*/sharp/*.png'):
+        sequence = sharp.parent.parent
+        if sequence.parent.name in ('train', 'test'):
+            yield Pair(
+                name=key_part(sequence.name, sharp.stem),
+                # The camera cut a recording into sequences: GOPR0384_11_00 and GOPR0384_11_01 show one place.
+                scene=sequence.name.partition('_')[0],
+                gt=ImageFile(str(sharp)),
+                lq=ImageFile(str(sequence / blur / sharp.name)),
+                split=sequence.parent.name,
+            )
+
+
+SOURCE = DatasetSource(
+    name='gopro',
+    title='GoPro',
+    layout='{train,test}/GOPRxxxx_xx_xx/{blur,blur_gamma,sharp}/NNNNNN.png',
+    pairs=pairs,
+    choices={
+        'blur': {
+            'choices': ['blur', 'blur_gamma'],
+            'default': 'blur',
+            'help': 'frames averaged as they are, or as the light that they show (%(default)s)',
+        }
+    },
+)

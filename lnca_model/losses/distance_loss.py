@@ -1,0 +1,35 @@
+"""The distance loss of the autoencoder (paper section 3.2.1)."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from lnca_model.distributed import mean_over_ranks, world_size
+from lnca_model.losses.weighted_loss import WeightedLoss
+
+from basicsr.utils.registry import LOSS_REGISTRY
+
+
+@LOSS_REGISTRY.register()
+class TripletDistanceLoss(WeightedLoss):
+    """max(0, MSE(anchor, positive) − MSE(anchor, negative) + margin): equation 4.
+
+    The hinge acts last, on the reduced distances: on means or sums over the whole batch, of all processes.
+
+    Args:
+        margin: the paper's α.
+    """
+
+    def __init__(self, loss_weight: float = 1.0, reduction: str = 'mean', margin: float = 1.0) -> None:
+        super().__init__(loss_weight, reduction)
+        self.margin = margin
+
+    def forward(self, anchor: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+        """All three are latents of one shape."""
+        near = F.mse_loss(anchor, positive, reduction=self.reduction)
+        far = F.mse_loss(anchor, negative, reduction=self.reduction)
+        difference, margin = near - far, self.margin
+        if self.reduction != 'none':
+            difference = mean_over_ranks(difference)
+        if self.reduction == 'sum':
+            margin /= world_size()  # each rank returns its share of the whole
+        return self.loss_weight * (difference + margin).clamp(min=0)

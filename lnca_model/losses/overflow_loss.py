@@ -1,0 +1,28 @@
+"""The overflow loss of the automaton (paper section 3.2.2)."""
+
+from torch import Tensor
+
+from lnca_model.losses.weighted_loss import WeightedLoss
+
+from basicsr.losses.loss_util import reduce_loss
+from basicsr.utils.registry import LOSS_REGISTRY
+
+
+@LOSS_REGISTRY.register()
+class OverflowLoss(WeightedLoss):
+    """How far values are outside [low, high]: equation 9.
+
+    Args:
+        low, high: 0 and 1 for an automaton's output, −1 and 1 for its hidden channels.
+    """
+
+    def __init__(self, loss_weight: float = 1.0, reduction: str = 'mean', low: float = 0.0, high: float = 1.0) -> None:
+        super().__init__(loss_weight, reduction)
+        if low > high:
+            raise ValueError(f'low must not be above high, got {low} and {high}')
+        self.low = low
+        self.high = high
+
+    def forward(self, values: Tensor) -> Tensor:
+        excess = (values - values.clamp(self.low, self.high)).abs()
+        return self.loss_weight * reduce_loss(excess, self.reduction)

@@ -1,0 +1,66 @@
+"""Metrics that score many images in one call."""
+
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from lnca_utils.errors import ConfigError
+
+from basicsr.metrics.metric_util import to_y_channel
+
+WINDOW = 11  # of SSIM
+#: Metric → the smallest height and width that it scores, after crop_border: ours and BasicSR's.
+MIN_SIDES = {'calculate_psnr': 1, 'calculate_psnr_batch': 1, 'calculate_ssim': WINDOW, 'calculate_ssim_batch': WINDOW}
+
+
+def batch_metric(score: Callable[[np.ndarray, np.ndarray], float]) -> Callable[..., np.ndarray | float]:
+    """Turn a score of two ``(H, W, C)`` float64 images in [0, 255] into a metric with the arguments of BasicSR's.
+
+    The metric also takes ``(N, H, W, C)`` images and then returns ``(N,)`` scores.
+    """
+
+    @functools.wraps(score)
+    def calculate(
+        img: np.ndarray, img2: np.ndarray, crop_border: int, test_y_channel: bool = False, **_: object
+    ) -> np.ndarray | float:
+        if img.shape != img2.shape:
+            raise ValueError(f'images of shapes {img.shape} and {img2.shape} cannot be compared')
+
+        def prepare(image: np.ndarray) -> np.ndarray:
+            height, width = image.shape[:2]
+            image = image[crop_border : height - crop_border, crop_border : width - crop_border]
+            return (to_y_channel(image) if test_y_channel else image).astype(np.float64)
+
+        if img.ndim == 3:
+            return score(prepare(img), prepare(img2))
+        return np.array([score(prepare(first), prepare(second)) for first, second in zip(img, img2, strict=True)])
+
+    return calculate
+
+
+def check_sizes(options: Mapping[str, Any], sizes: Iterable[tuple[int, int]], where: str) -> None:
+    """Check that a metric can score images of these heights and widths.
+
+    Args:
+        options: ``{type: calculate_ssim, crop_border: 4}``; metrics missing from :data:`MIN_SIDES` pass.
+        sizes: heights and widths, as far as they are known.
+        where: the block's place in the option file, for messages.
+
+    Raises:
+        ConfigError: if ``crop_border`` is missing, or an image is too small.
+    """
+    if options.get('type') not in MIN_SIDES:
+        return
+    if 'crop_border' not in options:
+        raise ConfigError(
+            f'{where}.crop_border is missing; set the number of pixels to leave out at each side, such as 0'
+        )
+    smallest = MIN_SIDES[options['type']] + 2 * options['crop_border']
+    for height, width in sorted(sizes):
+        if min(height, width) < smallest:
+            raise ConfigError(
+                f'{where}: {options["type"]} with crop_border: {options["crop_border"]} needs images of at least '
+                f'{smallest}×{smallest} pixels, got {height}×{width}'
+            )

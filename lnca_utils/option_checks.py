@@ -1,0 +1,81 @@
+"""Checks of options, and objects made from blocks of options."""
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from lnca_utils.errors import ConfigError, LNCAError, one_line
+
+
+def did_you_mean(name: Any, known: Iterable[str]) -> str:
+    """Return ``'Did you mean X?'`` for a misspelt name, else a list of the known names."""
+    known = {entry.lower(): entry for entry in sorted(known)}
+    close = difflib.get_close_matches(str(name).lower(), known, n=1)
+    return f'Did you mean {known[close[0]]}?' if close else f'Known: {", ".join(known.values())}.'
+
+
+def check_known(name: Any, known: Iterable[str], where: str) -> None:
+    """Raise ConfigError unless a name is known.
+
+    Args:
+        name: the name.
+        known: the known names.
+        where: what the message calls the name.
+    """
+    if not isinstance(name, str) or name not in known:
+        raise ConfigError(f'{where} {name!r} is unknown. {did_you_mean(name, known)}')
+
+
+def check_all(checks: Iterable[Callable[[], object]]) -> None:
+    """Run all checks, then raise one LNCAError with a line for each mistake.
+
+    Args:
+        checks: functions that raise LNCAError.
+    """
+    errors = []
+    for check in checks:
+        try:
+            check()
+        except LNCAError as error:
+            errors.append(error)
+    if errors:
+        lines = [line for error in errors for line in str(error).splitlines()]
+        kinds = {type(error) for error in errors}
+        raise (kinds.pop() if len(kinds) == 1 else ConfigError)('\n'.join(dict.fromkeys(lines)))
+
+
+def construct(options: Any, known: Iterable[tuple[str, Callable]], where: str, *arguments: Any) -> Any:
+    """Create the object that a block of options describes: ``{type: NAME, ...}``, the rest being keyword arguments.
+
+    Args:
+        options: the block.
+        known: pairs of a name and a class or function, such as one of BasicSR's registries.
+        where: the block's place in the option file, for messages.
+        arguments: positional arguments.
+
+    Raises:
+        ConfigError: if the block has no type, or the type or an argument is unknown or invalid.
+    """
+    if not isinstance(options, Mapping) or 'type' not in options:
+        raise ConfigError(f'{where}: expected a block with a type, such as {{type: NAME}}, got {options!r}')
+    known = dict(iter(known))
+    keywords = dict(options)
+    name = keywords.pop('type')
+    check_known(name, known, f'{where}: type')
+    _check_keywords(known[name], keywords, where)
+    try:
+        return known[name](*arguments, **keywords)
+    except Exception as error:  # classes of other packages raise anything for invalid values
+        raise ConfigError(f'{where}, type {name}: {one_line(error)}') from None
+
+
+def _check_keywords(kind: Callable, keywords: Mapping[str, Any], where: str) -> None:
+    """Raise ConfigError for a keyword argument that ``kind`` does not take."""
+    parameters = inspect.signature(kind).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return
+    names = [parameter.name for parameter in parameters]
+    for key in keywords:
+        if key not in names:
+            raise ConfigError(f'{where}.{key} is unknown. {did_you_mean(key, names)}')
