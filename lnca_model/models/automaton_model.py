@@ -31,8 +31,8 @@ class AutomatonModel(RestorationModel):
         iters, optim_g, scheduler: of the phase.
         pool_size: states in the pool; of several ranks, each has its share of them.
         steps: ``[least, most]``: bounds of the number of steps, both included, drawn for every optimisation step.
-        memory: ``low``, ``balanced`` or ``fast``: how much the rollout keeps for its gradients, and does not have to
-            compute again; chosen by the size of the batch if left out.
+        activation_checkpointing: ``full``, ``alternate`` or ``none``: which steps are recomputed in the backward pass,
+            to save memory. Default: chosen by the size of the batch.
         max_gradient_growth: limit of the gradient of an image's state on its way back through the steps, as a multiple
             of its norm at the last one, see :class:`~lnca_arch.acceleration.fused_rollout.GradientGrowthLimit`; none if
             left out.
@@ -69,7 +69,7 @@ class AutomatonModel(RestorationModel):
         # All ranks take the same number of steps, or they would wait for the one that takes most.
         seed = distributed.broadcast_from_rank0(lambda: self.opt.get('manual_seed') or 0)
         self.step_draws = torch.Generator().manual_seed(seed)
-        self.network.automaton.activation_checkpointing = options.get('memory')
+        self.network.automaton.activation_checkpointing = options.get('activation_checkpointing')
         if not self.opt['train'].get('paper_exact'):
             self.network.automaton.max_gradient_growth = options.get('max_gradient_growth')
 

@@ -54,8 +54,8 @@ def test_trains_validates_saves_and_tests(run, project, options, trained, tmp_pa
     assert {'metrics/photos_val/ssim', 'metrics/photos_val/ssim_corrupted', 'metrics/photos_val/ssim_gain'} <= tags
     # The sheets of both phases; the steps of the automaton when there is one.
     seen = {tag: [event.step for event in events.Images(tag)] for tag in events.Tags()['images']}
-    assert seen['trace/photos_val'] == [step for step in seen['sheet/photos_val'] if step > 3]
-    assert {'sheet/photos_test', 'trace/photos_test'} <= seen.keys()
+    assert seen['steps/photos_val'] == [step for step in seen['sheet/photos_val'] if step > 3]
+    assert {'sheet/photos_test', 'steps/photos_test'} <= seen.keys()
     assert [event.value for event in events.Scalars('phase')] == [1, 1, 1, 2, 2, 2, 2]
 
     # test.py from somewhere else, the checkpoint's path relative to the project.

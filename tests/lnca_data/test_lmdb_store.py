@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
-from lnca_data import lmdb_store
+from lnca_data.io import lmdb_store
 from lnca_data.io.lmdb_store import META_INFO, LmdbWriter, TileStore, check_pair, encode_png, image_sizes, write_lmdb
 from lnca_data.tile_dataset import TileDataset
 from lnca_utils.errors import LNCAError

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from lnca_data import packing
 from lnca_data.corruptions import MotionBlur, Noise
 from lnca_data.io.lmdb_store import TileStore
+from lnca_data.prepare import packing
 from lnca_data.prepare.dataset_source import Pair
 from lnca_data.prepare.extraction import PackConfig
 from lnca_data.prepare.packing import pack

@@ -8,7 +8,7 @@ import pytest
 import tifffile
 from PIL import Image, ImageCms, ImageOps
 
-from lnca_data import images, photographs
+from lnca_data.io import images, photographs
 from lnca_data.io.animation import write_animation
 from lnca_data.io.images import ImageFile
 from lnca_data.io.photographs import ORIENTATION, Photograph, read_photograph, write_photograph

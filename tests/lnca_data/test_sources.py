@@ -16,9 +16,9 @@ import miniatures
 import numpy as np
 import pytest
 
-from lnca_data import cifar
 from lnca_data.io.images import BundledPhoto, ImageFile, RawFile, to_8_bits
 from lnca_data.prepare.sources import SOURCES
+from lnca_data.prepare.sources import cifar_files as cifar
 from lnca_data.prepare.sources.cifar_files import CifarImage
 from lnca_utils.errors import LNCAError
 

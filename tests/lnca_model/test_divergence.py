@@ -350,11 +350,11 @@ def gradient_norms(rule, state, steps, monkeypatch):
     return torch.stack(norms)
 
 
-@pytest.mark.parametrize('memory', ['fast', 'low'])
+@pytest.mark.parametrize('policy', ['none', 'full'])
 @pytest.mark.parametrize('growth', [0.5, 1.0, 10.0])
-def test_gradients_grow_no_further_than_the_limit(memory, growth, monkeypatch):
+def test_gradients_grow_no_further_than_the_limit(policy, growth, monkeypatch):
     rule = explosive_rule()
-    rule.max_gradient_growth, rule.activation_checkpointing = growth, memory
+    rule.max_gradient_growth, rule.activation_checkpointing = growth, policy
     state = rule.seed(torch.rand(2, 3, 6, 5, dtype=torch.float64))
     norms = gradient_norms(rule, state, 12, monkeypatch)
     assert norms.shape == (12, 2)

@@ -306,7 +306,7 @@ def test_what_is_drawn_in_validation_depends_on_the_image_alone(model_options, m
     assert not torch.equal(model.network(image), model.network(image))
 
 
-def test_images_without_truth_have_a_trace_and_no_sheet(model_options, tmp_path):
+def test_images_without_truth_have_steps_and_no_sheet(model_options, tmp_path):
     model = build_model(model_options)
     model.update_learning_rate(4)
     loader = loader_of(model_options, 'val')
@@ -319,7 +319,7 @@ def test_images_without_truth_have_a_trace_and_no_sheet(model_options, tmp_path)
 
     evaluator_of(model, model_options, Untrue()).evaluate(4)
     folder = tmp_path / 'visualization' / 'photos_val'
-    assert [path.name for path in folder.iterdir()] == ['trace_4.png']
+    assert [path.name for path in folder.iterdir()] == ['steps_4.png']
 
 
 @pytest.mark.parametrize('full_for', ['photos_val/sheet_4.png', 'tile_000/tile_000_4.png', 'scores.csv'])

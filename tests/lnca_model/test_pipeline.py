@@ -76,7 +76,7 @@ def change(options, path, value):
         ('train.autoencoder.optim_g.type', 'LBFGS', 'train.autoencoder.optim_g, type LBFGS: does not work here'),
         ('train.autoencoder.optim_g.type', 'SparseAdam', 'type SparseAdam: does not work here'),
         ('train.autoencoder.optim_g.type', 'Optimizer', 'type .Optimizer. is unknown'),
-        ('val.metrics.psnr.crop_border', 8, r'val.metrics.psnr: .* at least 17×17 pixels, and there are some of 16×16'),
+        ('val.metrics.psnr.crop_border', 8, r'val.metrics.psnr: .* at least 17×17 pixels, got 16×16'),
         ('val.metrics.ssim.crop_border', 3, r'val.metrics.ssim: .* at least 17×17 pixels'),
         ('val.metrics.ssim.crop_border', None, 'val.metrics.ssim.crop_border is missing'),
         ('network_g', 'LatentNAFCA', 'network_g must be a block'),

@@ -114,9 +114,11 @@ def test_tiles_are_as_the_whole(network):
 def test_small_tiles_go_together(network, monkeypatch):
     pixels = image(64, 200, 3)
     batches = []
-    frames = network.frames
+    frames = network.intermediate_outputs
     monkeypatch.setattr(
-        network, 'frames', lambda given, *rest, **named: batches.append(len(given)) or frames(given, *rest, **named)
+        network,
+        'intermediate_outputs',
+        lambda given, *rest, **named: batches.append(len(given)) or frames(given, *rest, **named),
     )
     Restorer(network, tile=32, overlap=8)(pixels, steps=1)
     assert max(batches) > 1
@@ -138,7 +140,7 @@ def test_a_network_takes_its_own_steps_unless_told_otherwise():
     assert len(restorer.intermediate_outputs(pixels)) == 1
 
 
-def test_a_trace_ends_in_the_restored_picture(network):
+def test_intermediate_outputs_end_in_the_restored_picture(network):
     pixels = image(40, 40, 3, dtype=np.uint8)
     restorer = Restorer(network)
     frames = restorer.intermediate_outputs(pixels, [0, 3, 7])
