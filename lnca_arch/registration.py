@@ -1,4 +1,4 @@
-"""Importing this makes the networks known to BasicSR, in its ARCH_REGISTRY, and those that they are compared with."""
+"""Importing this module registers the networks and the baselines in BasicSR's ARCH_REGISTRY."""
 
 from lnca_arch import NETWORKS
 from lnca_arch.integrations import basicsr_compat

@@ -1,5 +1,7 @@
-"""What uses trained networks: photographs restored, networks exported. It works without BasicSR, whose import takes
-seconds, unless a network of BasicSR's is asked for."""
+"""Use of trained networks: restoration of photographs, and export.
+
+BasicSR, whose import takes seconds, is only imported for networks of its registry.
+"""
 
 from lnca_restore.restorer import Restorer
 

@@ -1,7 +1,7 @@
-"""Networks for other programs: as ONNX, and as a program of torch.export."""
+"""Export of networks to ONNX and to programs of torch.export."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +10,8 @@ from lnca_arch.networks.automaton_network import AutomatonNetwork
 from lnca_utils.atomic import atomic_file
 from lnca_utils.errors import InstallationError, LNCAError
 
-# Sides of the image that the networks are traced with, as multiples of their stride; they stay variable.
-TRACED_ROWS, TRACED_COLUMNS, TRACED_BATCH = 8, 6, 2
+# Height and width of the example image, as multiples of the network's stride. The exported sizes are dynamic.
+EXAMPLE_ROWS, EXAMPLE_COLUMNS, EXAMPLE_BATCH = 8, 6, 2
 
 
 class _Seed(nn.Module):
@@ -54,18 +54,18 @@ class _Whole(nn.Module):
 
 
 def export_program(network: nn.Module, path: Path | str, steps: int | None = None) -> None:
-    """Write ``image → restored image``, both ``(N, C, H, W)`` in [0, 1], as a program of torch.export (.pt2), which
-    ``torch.export.load`` reads.
+    """Export a network as a program of torch.export (.pt2), which ``torch.export.load`` reads.
 
-    Batch, height and width are variable; the sides are multiples of the network's stride, at least twice as long.
+    The program maps images ``(N, C, H, W)`` in [0, 1] to restored images. Batch size, height and width are dynamic; the
+    latter are multiples of the network's stride, at least twice as large.
 
     Args:
-        network: one that restores with an automaton of which all cells take part in each step.
-        path: where to.
-        steps: of the automaton; the network's own unless given.
+        network: a network with an automaton and update rate 1.
+        path: path of the file.
+        steps: number of steps of the automaton. Default: the network's.
 
     Raises:
-        LNCAError: it is another network.
+        LNCAError: if the network has no automaton, or another update rate.
     """
     _check(network)
     steps = network.steps if steps is None else steps
@@ -78,40 +78,44 @@ def export_program(network: nn.Module, path: Path | str, steps: int | None = Non
 
 
 def export_onnx(network: nn.Module, path: Path | str, steps: int | Literal['input'] | None = None) -> None:
-    """Write a network as ONNX: input ``image`` ``(N, C, H, W)`` in [0, 1], output ``restored``, the same.
+    """Export a network to ONNX: input ``image`` ``(N, C, H, W)`` in [0, 1], output ``restored`` of the same shape.
 
-    Batch, height and width are variable; the sides are multiples of the network's stride. The automaton is one loop,
-    whose length is fixed, the network's own ``steps`` unless others are given, or, if they are ``'input'``, the second
-    input ``steps``, an int64.
+    Batch size, height and width are dynamic; the latter are multiples of the network's stride. The automaton is a loop.
+
+    Args:
+        network: a network with an automaton and update rate 1.
+        path: path of the file.
+        steps: number of steps of the automaton, or ``'input'`` for a second input ``steps``, int64. Default: the
+            network's.
 
     Raises:
-        LNCAError: the network is not one that restores with an automaton of which all cells take part in each step.
-        InstallationError: the extra is not installed.
+        LNCAError: if the network has no automaton, or another update rate.
+        InstallationError: if the extra is not installed.
     """
     _check(network)
     try:
         import onnx
-        import onnxscript  # noqa: F401  what torch.onnx exports with
+        import onnxscript  # noqa: F401  used by torch.onnx
     except ModuleNotFoundError:
-        raise InstallationError('ONNX comes as an extra: pip install -e ".[onnx]"') from None
+        raise InstallationError('ONNX is an extra: pip install -e ".[onnx]"') from None
     with torch.no_grad():
         image = _image(network)
         seeded = _Seed(network)(image)
         grid = _sides(1)
         skip = [{0: _BATCH, **_sides(network.stride // 2)} for _ in seeded[1:]]
         parts = [
-            _traced(_Seed(network), (image,), [{0: _BATCH, **_sides(network.stride)}]),
-            _traced(_Step(network), seeded[:1], [{0: _BATCH, **grid}]),
-            _traced(_Render(network), seeded, [{0: _BATCH, **grid}, *skip]),
+            _to_onnx(_Seed(network), (image,), [{0: _BATCH, **_sides(network.stride)}]),
+            _to_onnx(_Step(network), seeded[:1], [{0: _BATCH, **grid}]),
+            _to_onnx(_Render(network), seeded, [{0: _BATCH, **grid}, *skip]),
         ]
-    model = _joined(parts, network.steps if steps is None else steps)
+    model = _join(parts, network.steps if steps is None else steps)
     onnx.checker.check_model(model, full_check=True)
     with atomic_file(path) as temporary:
         onnx.save(model, str(temporary))
 
 
-def _joined(parts: list, steps: int | Literal['input']):
-    """One model of three: seed → a loop over step → render."""
+def _join(parts: list[Any], steps: int | Literal['input']) -> Any:
+    """Join three models to one: seed, a loop over step, render."""
     import onnx
     from onnx import TensorProto, compose, helper
 
@@ -120,7 +124,7 @@ def _joined(parts: list, steps: int | Literal['input']):
     )
     image = seed.graph.input[0]
     state, *skip = (output.name for output in seed.graph.output)
-    # The body of a loop takes its turn and a condition, and gives the latter back first.
+    # The inputs of a loop's body are its iteration and a condition, and its first output is the condition.
     go_on = helper.make_tensor_value_info('step.condition', TensorProto.BOOL, [])
     still = helper.make_node('Identity', ['step.condition'], ['step.still'])
     body = helper.make_graph(
@@ -135,9 +139,9 @@ def _joined(parts: list, steps: int | Literal['input']):
         inputs.append(helper.make_tensor_value_info('steps', TensorProto.INT64, []))
     else:
         initializers.append(helper.make_tensor('steps', TensorProto.INT64, [], [steps]))
-    # Render's inputs are what seed and the loop give.
-    given = dict(zip((value.name for value in render.graph.input), ['last state', *skip], strict=True))
-    rendering = [_renamed(node, given) for node in render.graph.node]
+    # The inputs of render are outputs of the loop and of seed.
+    inputs_of_render = dict(zip((value.name for value in render.graph.input), ['last state', *skip], strict=True))
+    rendering = [_rename_inputs(node, inputs_of_render) for node in render.graph.node]
     restored = render.graph.output[0]
     nodes = [
         *seed.graph.node,
@@ -154,13 +158,13 @@ def _joined(parts: list, steps: int | Literal['input']):
     return helper.make_model(graph, opset_imports=seed.opset_import, ir_version=seed.ir_version)
 
 
-def _renamed(node, names: dict[str, str]):
+def _rename_inputs(node: Any, names: dict[str, str]) -> Any:
     for index, name in enumerate(node.input):
         node.input[index] = names.get(name, name)
     return node
 
 
-def _traced(module: nn.Module, arguments: tuple[Tensor, ...], shapes: list[dict]):
+def _to_onnx(module: nn.Module, arguments: tuple[Tensor, ...], shapes: list[dict[int, Any]]) -> Any:
     program = torch.onnx.export(module.eval(), arguments, dynamo=True, dynamic_shapes=tuple(shapes), verbose=False)
     return program.model_proto
 
@@ -168,24 +172,24 @@ def _traced(module: nn.Module, arguments: tuple[Tensor, ...], shapes: list[dict]
 def _check(network: nn.Module) -> None:
     if not isinstance(network, AutomatonNetwork) or network.update_rate != 1:
         raise LNCAError(
-            f'{type(network).__name__}: only networks that restore with an automaton of update rate 1 are exported; '
-            'of others the outputs are random or torch.onnx has a way of its own'
+            f'{type(network).__name__}: only networks with an automaton and update rate 1 can be exported; use '
+            'torch.export or torch.onnx for others'
         )
 
 
 def _image(network: AutomatonNetwork) -> Tensor:
     device = next(network.parameters()).device
-    sides = TRACED_ROWS * network.stride, TRACED_COLUMNS * network.stride
-    return torch.rand(TRACED_BATCH, network.image_channels, *sides, device=device)
+    sides = EXAMPLE_ROWS * network.stride, EXAMPLE_COLUMNS * network.stride
+    return torch.rand(EXAMPLE_BATCH, network.image_channels, *sides, device=device)
 
 
 _BATCH = torch.export.Dim('batch', min=1, max=1 << 16)
-# torch.export takes a side of 1 for a constant.
+# torch.export specialises on sides of 1.
 _ROWS, _COLUMNS = (torch.export.Dim(name, min=2, max=1 << 16) for name in ('rows', 'columns'))
 
 
 def _sides(multiple: int) -> dict[int, torch.export.Dim]:
-    """Height and width, of as many pixels as ``multiple`` times the cells."""
+    """Return dynamic height and width of ``multiple`` pixels per cell."""
     if multiple == 1:
         return {2: _ROWS, 3: _COLUMNS}
     return {2: multiple * _ROWS, 3: multiple * _COLUMNS}

@@ -1,4 +1,4 @@
-"""Networks from files: those that come with the package, and what trainings leave behind."""
+"""Loading and saving of trained networks."""
 
 import functools
 import inspect
@@ -28,35 +28,36 @@ BUNDLED = {path.stem: path for path in sorted((Path(__file__).parent / 'weights'
 
 
 class Pretrained(NamedTuple):
-    """A trained network, on the CPU and in evaluation mode, and the block ``network_g`` that makes one like it."""
+    """A trained network, on the CPU and in evaluation mode, and the block ``network_g`` that rebuilds it."""
 
     network: nn.Module
     options: dict[str, Any]
 
 
 def load_network(name_or_path: Path | str, option_file: Path | str | None = None) -> Pretrained:
-    """A trained network from a file.
+    """Load a trained network.
 
-    It is made from the first of these that there is: ``option_file``; what the file says itself, as those do that
-    :func:`save_network` and the plug-in's trainings write; the option file that BasicSR leaves in the folder of an
-    experiment; the names and sizes of the parameters.
+    The network is built from the first of these that exists: ``option_file``; the options in the checkpoint itself,
+    which :func:`save_network` and the plug-in's trainings write; the option file in the folder of the experiment; the
+    names and shapes of the parameters.
 
     Args:
-        name_or_path: a name in :data:`BUNDLED`; or a file, from :func:`save_network` or in BasicSR's layout, where a
-            moving average goes before the weights that it is of.
-        option_file: a YAML with a block ``network_g``.
+        name_or_path: a name in :data:`BUNDLED`, or the path of a file: one of :func:`save_network`, or a checkpoint in
+            BasicSR's layout, of which the moving average of the weights is preferred.
+        option_file: a YAML file with a block ``network_g``.
 
     Raises:
-        CheckpointError: there is no such file, it is not readable, or it does not say of which network it is.
+        CheckpointError: if the file is missing, not readable, or does not determine the network.
     """
     path = BUNDLED.get(str(name_or_path), Path(name_or_path))
     if not path.is_file():
-        raise CheckpointError(
-            f'{path}: neither a file nor a model that comes along. {did_you_mean(path.name, BUNDLED)}'
-        )
+        raise CheckpointError(f'{path}: no such file or bundled model. {did_you_mean(path.name, BUNDLED)}')
     weights, options = (_read_safetensors if path.suffix.lower() == SUFFIX else _read_checkpoint)(path)
     if options is not None and not isinstance(options, dict):
-        raise CheckpointError(f'{path}: its {OPTIONS} is no block of options, but {type(options).__name__}')
+        raise CheckpointError(
+            f'{path}: {OPTIONS} must be a block of options, got {type(options).__name__}; name its option file with '
+            '--opt'
+        )
     where = path
     if option_file or not options:
         where = option_file or _option_file_of(path)
@@ -64,29 +65,29 @@ def load_network(name_or_path: Path | str, option_file: Path | str | None = None
     if not options:
         detected = detect(weights)
         if detected is None:
-            raise CheckpointError(f'{path}: no known network has these parameters; name its option file with --opt')
+            raise CheckpointError(f'{path}: the parameters are of no known network; name its option file with --opt')
         options = {'type': detected.kind.__name__, **detected.arguments}
         defaults = inspect.signature(detected.kind).parameters
         if 'heads' in defaults:
             logging.getLogger('basicsr').warning(
-                '%s does not say how many heads its %s has, nor its update rate; taken: %d and %g. If these are wrong, '
-                'name its option file with --opt',
+                '%s: number of heads and update rate of %s are unknown, using the defaults %d and %g; name its option '
+                'file with --opt if they differ',
                 *(path, options['type'], defaults['heads'].default, defaults['update_rate'].default),
             )
-    # First where a network of any size takes no memory: a file can claim any.
-    make = functools.partial(construct, options, _known(options), f'{where}: {OPTIONS}')
+    build = functools.partial(construct, options, _known_networks(options), f'{where}: {OPTIONS}')
+    # First on the meta device, where a network takes no memory: a file can claim any size.
     with torch.device('meta'):
-        described = make()
-    weights = checkpoint.fitting(described, weights, path, strict=True)
-    network = make()
+        described = build()
+    weights = checkpoint.match_state_dict(described, weights, path, strict=True)
+    network = build()
     network.load_state_dict(weights)
     return Pretrained(network.eval(), options)
 
 
-def _known(options: Mapping[str, Any]) -> Iterable[tuple[str, type[nn.Module]]]:
+def _known_networks(options: Mapping[str, Any]) -> Iterable[tuple[str, type[nn.Module]]]:
     if options.get('type') in NETWORKS:
         return NETWORKS.items()
-    import lnca_arch.registration  # noqa: F401  takes seconds: it imports BasicSR
+    import lnca_arch.registration  # noqa: F401  imports BasicSR, which takes seconds
 
     from basicsr.utils.registry import ARCH_REGISTRY
 
@@ -94,16 +95,16 @@ def _known(options: Mapping[str, Any]) -> Iterable[tuple[str, type[nn.Module]]]:
 
 
 def save_network(network: nn.Module, options: Mapping[str, Any], path: Path | str) -> None:
-    """Write a network's parameters, and the options that rebuild it, as one .safetensors file.
+    """Save a network's parameters, and the options that rebuild it, as a .safetensors file.
 
     Args:
-        network: whose.
+        network: the network.
         options: the block ``network_g`` of its option file.
-        path: where to.
+        path: path of the file.
     """
     weights = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
     with atomic_file(path) as temporary:
-        # save_file would make a file that nobody else can read.
+        # save_file creates files that only their owner can read.
         temporary.write_bytes(save(weights, metadata={OPTIONS: json.dumps(dict(options))}))
 
 
@@ -125,7 +126,7 @@ def _read_safetensors(path: Path) -> tuple[checkpoint.Weights, Any]:
 
 
 def _option_file_of(path: Path) -> Path | None:
-    """The copy that BasicSR keeps of an experiment's options, beside the folder of its models."""
+    """Return the experiment's copy of its option file, beside the folder of its models, if there is one."""
     folder = path.resolve().parent
     if folder.name != 'models':
         return None
@@ -136,10 +137,10 @@ def _option_file_of(path: Path) -> Path | None:
 def _read_options(path: Path | str) -> dict[str, Any] | None:
     try:
         content = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
-    # ValueError: a date that is none, or bytes that are no text. RecursionError: brackets in brackets.
+    # ValueError: an invalid date, or bytes that are not text. RecursionError: deeply nested brackets.
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise CheckpointError(f'{path}: not a readable option file ({one_line(error)})') from None
     options = content.get(OPTIONS) if isinstance(content, dict) else None
     if not isinstance(options, dict):
-        raise CheckpointError(f'{path}: has no block {OPTIONS}, which says what the network is')
+        raise CheckpointError(f'{path}: has no block {OPTIONS}; name the option file that the network was trained with')
     return options

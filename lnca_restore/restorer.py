@@ -1,4 +1,4 @@
-"""Restoring photographs with a trained network."""
+"""Restoration of photographs with a trained network."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -16,52 +16,52 @@ from lnca_restore.pretrained import load_network
 from lnca_restore.tiled_inference import restore_tiled, windows
 from lnca_utils.errors import LNCAError, one_line
 
-PIXELS_AT_ONCE = 1 << 16  # small tiles go together, up to about so many pixels
+BATCH_PIXELS = 1 << 16  # small tiles are restored in batches of about so many pixels
 
 
 class TileConfig(NamedTuple):
-    """Side of a tile, and what neighbours have in common, in pixels."""
+    """Side of a tile and overlap of neighbours, in pixels."""
 
     side: int
     overlap: int
 
 
-# An automaton takes little memory; others keep many channels of all pixels. A ViTCA is tied to the grid that it was
-# trained at.
-AUTOMATON, TIED_AUTOMATON, OTHER = TileConfig(1024, 64), TileConfig(32, 8), TileConfig(256, 32)
-OTHER_STRIDE = 8  # where the tiles of networks without an automaton begin
+# An automaton takes little memory; other networks keep many channels of every pixel. A ViTCA only works on grids of the
+# size that it was trained on.
+AUTOMATON, FIXED_GRID, OTHER = TileConfig(1024, 64), TileConfig(32, 8), TileConfig(256, 32)
+OTHER_STRIDE = 8  # tiles of networks without an automaton start at multiples of this
 
 
 class Restorer:
-    """A trained network that takes photographs of any size and kind.
+    """A trained network that restores photographs of any size and kind.
 
     Args:
-        network: on any device; ``(N, C, H, W)`` in [0, 1] → the same.
-        tile: side of the tiles in pixels, a multiple of 8; larger ones take more memory and less time. By default what
-            suits the network: 1024, for a ViTCA 32, for networks without an automaton 256.
-        overlap: what neighbouring tiles see in common, a multiple of 8, or of 16 if the network divides an image's
-            sides by 8; at most half of ``tile``. By default about an eighth of it.
+        network: a network on any device that maps ``(N, C, H, W)`` in [0, 1] to the same shape.
+        tile: side of the tiles in pixels, a multiple of 8. Larger tiles take more memory and less time. Default: 1024;
+            32 for a ViTCA, 256 for networks without an automaton.
+        overlap: overlap of neighbouring tiles in pixels, at most half of ``tile``: a multiple of 8, or of 16 if the
+            network's stride is 8. Default: about an eighth of ``tile``.
 
     Raises:
-        LNCAError: ``tile`` or ``overlap`` are not so.
+        LNCAError: if ``tile`` or ``overlap`` is invalid.
     """
 
     def __init__(self, network: nn.Module, tile: int | None = None, overlap: int | None = None) -> None:
         self.network = network.eval()
-        if not isinstance(network, AutomatonNetwork):
-            self.is_tied, self.stride, default = False, OTHER_STRIDE, OTHER
+        if isinstance(network, AutomatonNetwork):
+            self.fixed_grid, self.stride = network.automaton.fixed_grid, network.stride
+            default = FIXED_GRID if self.fixed_grid else AUTOMATON
         else:
-            self.is_tied, self.stride = network.automaton.fixed_grid, network.stride
-            default = TIED_AUTOMATON if self.is_tied else AUTOMATON
+            self.fixed_grid, self.stride, default = False, OTHER_STRIDE, OTHER
         side = default.side if tile is None else tile
-        least = max(8, 2 * self.stride)  # of which an overlap is a multiple
+        unit = max(8, 2 * self.stride)  # an overlap is a multiple of this
         if side <= 0 or side % 8:
             raise LNCAError(f'tile: must be a multiple of 8 and at least 8, got {side}')
         if overlap is None:
-            overlap = min(default.overlap // least, side // 2 // least) * least
-        if overlap % least or not 0 <= overlap <= side // 2:
+            overlap = min(default.overlap // unit, side // 2 // unit) * unit
+        if overlap % unit or not 0 <= overlap <= side // 2:
             raise LNCAError(
-                f'overlap: must be a multiple of {least} and at most half of the tile of {side} pixels, got {overlap}'
+                f'overlap: must be a multiple of {unit} and at most half of the tile of {side} pixels, got {overlap}'
             )
         self.tiles = TileConfig(side, overlap)
         self.image_channels = getattr(network, 'image_channels', 3)
@@ -74,113 +74,118 @@ class Restorer:
         device: torch.device | str | None = None,
         **tiles: int | None,
     ) -> 'Restorer':
-        """A restorer with a network from :func:`load_network`.
+        """Create a restorer with a network from :func:`~lnca_restore.pretrained.load_network`.
 
         Args:
-            name_or_path: ``denoise`` or ``deblur``, which come along, or a checkpoint.
-            option_file: a YAML with a block ``network_g``, if the checkpoint does not tell.
-            device: where to restore; by default CUDA if there is one.
-            tiles: ``tile`` and ``overlap``.
+            name_or_path: ``'denoise'`` or ``'deblur'``, which are bundled, or the path of a checkpoint.
+            option_file: a YAML file with a block ``network_g``, for a checkpoint that does not describe its network.
+            device: device to restore on. Default: CUDA if available, else the CPU.
+            tiles: ``tile`` and ``overlap``, see :class:`Restorer`.
 
         Raises:
-            LNCAError: there is no such model or device.
+            LNCAError: if there is no such model or device.
         """
-        device = _usable(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+        device = _check_device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
         return cls(load_network(name_or_path, option_file).network.to(device), **tiles)
 
     def __call__(self, image: np.ndarray | Path | str, steps: int | None = None, progress: bool = False) -> np.ndarray:
         """Restore a photograph.
 
         Args:
-            image: ``(H, W)`` or ``(H, W, C)`` with C one of 1 (grey), 3 (RGB) and 4 (RGBA, of which alpha stays as it
-                is); uint8, uint16, or floating-point in [0, 1]. Or the path of a file, which is turned upright.
-            steps: steps of the automaton; the network's own unless given.
-            progress: show a bar.
+            image: ``(H, W)`` or ``(H, W, C)`` with C one of 1 (grey), 3 (RGB) and 4 (RGBA, whose alpha is kept); uint8,
+                uint16, or floating-point in [0, 1]. Or the path of a file, which is turned upright.
+            steps: number of steps of the automaton. Default: the network's.
+            progress: whether to show a progress bar.
 
         Returns:
             The restored photograph, of the same shape and type.
 
         Raises:
-            LNCAError: it is not such an image or file.
+            LNCAError: if the image or the file is invalid.
         """
         return self.intermediate_outputs(image, None if steps is None else [steps], progress)[0]
 
     def intermediate_outputs(
-        self, image: np.ndarray | Path | str, at: Sequence[int] | None = None, progress: bool = False
+        self, image: np.ndarray | Path | str, steps: Sequence[int] | None = None, progress: bool = False
     ) -> list[np.ndarray]:
-        """A photograph after some of the automaton's steps.
+        """Restore a photograph and return it after several numbers of steps.
 
         Args:
-            image: as above.
-            at: numbers of steps, rising.
-            progress: show a bar.
+            image, progress: see :meth:`__call__`.
+            steps: numbers of steps of the automaton, ascending. Default: the network's own number alone.
 
         Returns:
-            A photograph for each of these.
+            A photograph for each number of steps, of the same shape and type as ``image``.
+
+        Raises:
+            LNCAError: if the image, the file or the steps are invalid.
         """
         if not isinstance(image, np.ndarray):
             if not isinstance(image, str | Path):
-                raise LNCAError(f'an array or a path is needed, got a {type(image).__name__}; np.asarray makes one')
+                raise LNCAError(f'image: must be an array or a path, got {type(image).__name__}; use np.asarray')
             image = read_photograph(image).upright()
         _check_image(image)
-        at = self.checked_steps(at)
+        step_counts = self.check_steps(steps)
         pixels = image if image.ndim == 3 else image[..., None]
-        outputs = [pixels.copy() for _ in at]
+        outputs = [pixels.copy() for _ in step_counts]
         restored = [output[..., :3] for output in outputs]
         side, overlap = self.tiles
         colours, height, width = pixels[..., :3], *pixels.shape[:2]
-        is_too_small = self.is_tied and min(height, width) < side  # it knows no smaller grid
-        if is_too_small:
+        is_padded = self.fixed_grid and min(height, width) < side
+        if is_padded:
             colours = np.pad(colours, ((0, max(0, side - height)), (0, max(0, side - width)), (0, 0)), mode='reflect')
-            restored = [np.empty_like(colours) for _ in at]
+            restored = [np.empty_like(colours) for _ in step_counts]
         rows, columns = (
-            windows(length, side, overlap, self.stride, exact=self.is_tied) for length in colours.shape[:2]
+            windows(length, side, overlap, self.stride, exact=self.fixed_grid) for length in colours.shape[:2]
         )
-        # A photograph of one tile, too, has an estimate: of an automaton its steps count.
+        # Steps rather than tiles, so that a photograph of one tile has an estimate, too.
         total, unit = len(rows) * len(columns), 'tile'
-        if at[-1] is not None:
-            total, unit = total * at[-1], 'step'
+        if step_counts[-1] is not None:
+            total, unit = total * step_counts[-1], 'step'
         with tqdm(total=total, unit=unit, leave=False, disable=not progress) as bar:
-            restore = functools.partial(self._restore_tiles, at=at, on_done=bar.update if progress else None)
-            restore_tiled(colours, restore, restored, rows, columns, max(1, PIXELS_AT_ONCE // side**2))
-        if is_too_small:
+            restore = functools.partial(
+                self._restore_tiles, steps=step_counts, on_done=bar.update if progress else None
+            )
+            restore_tiled(colours, restore, restored, rows, columns, max(1, BATCH_PIXELS // side**2))
+        if is_padded:
             for output, result in zip(outputs, restored, strict=True):
                 output[..., :3] = result[:height, :width]
         return [output.reshape(image.shape) for output in outputs]
 
-    def checked_steps(self, at: Sequence[int] | None) -> list[int | None]:
-        """The steps after which :meth:`intermediate_outputs` gives a photograph.
+    def check_steps(self, steps: Sequence[int] | None) -> list[int | None]:
+        """Return the numbers of steps for :meth:`intermediate_outputs`; ``[None]`` for a network without an automaton.
 
         Raises:
-            LNCAError: they do not rise from 0 on, or the network takes none.
+            LNCAError: if they are not ascending whole numbers from 0, or the network has no automaton.
         """
         if not isinstance(self.network, AutomatonNetwork):
-            if at is not None:
-                raise LNCAError(f'{type(self.network).__name__} has no automaton, so it takes no steps')
+            if steps is not None:
+                raise LNCAError(f'steps: {type(self.network).__name__} has no automaton; leave them out')
             return [None]
-        at = [self.network.steps] if at is None else list(at)
-        if not at or not all(isinstance(steps, int | np.integer) for steps in at) or at[0] < 0 or at != sorted(at):
-            raise LNCAError(f'steps: whole numbers from 0 on that rise are needed, got {at}')
-        return at
+        counts = [self.network.steps] if steps is None else list(steps)
+        are_whole = all(isinstance(count, int | np.integer) for count in counts)
+        if not counts or not are_whole or counts[0] < 0 or counts != sorted(counts):
+            raise LNCAError(f'steps: must be ascending whole numbers from 0, got {counts}')
+        return counts
 
     @torch.no_grad()
     def _restore_tiles(
-        self, tiles: np.ndarray, at: list[int | None], on_done: Callable[[int], object] | None
+        self, tiles: np.ndarray, steps: list[int | None], on_done: Callable[[int], object] | None
     ) -> list[np.ndarray]:
         parameter = next(self.network.parameters())
         scale = 1 if np.issubdtype(tiles.dtype, np.floating) else np.iinfo(tiles.dtype).max
-        given = torch.from_numpy(tiles.astype(np.float32) / np.float32(scale)).permute(0, 3, 1, 2).to(parameter.device)
-        channels = given.shape[1]
-        if channels < self.image_channels:  # grey for a network of colours
-            given = given.expand(-1, self.image_channels, -1, -1)
-        elif channels > self.image_channels:  # colours for a network of grey, each by itself
-            given = given.flatten(0, 1)[:, None]
-        given = given.contiguous()
+        images = torch.from_numpy(tiles.astype(np.float32) / np.float32(scale)).permute(0, 3, 1, 2).to(parameter.device)
+        channels = images.shape[1]
+        if channels < self.image_channels:  # a grey image for a network of colour images
+            images = images.expand(-1, self.image_channels, -1, -1)
+        elif channels > self.image_channels:  # each channel by itself for a network of grey images
+            images = images.flatten(0, 1)[:, None]
+        images = images.contiguous()
         if isinstance(self.network, AutomatonNetwork):
-            on_steps = None if on_done is None else lambda steps: on_done(steps * len(tiles))
-            results = self.network.intermediate_outputs(given, at, on_steps=on_steps)
+            on_steps = None if on_done is None else lambda count: on_done(count * len(tiles))
+            results = self.network.intermediate_outputs(images, steps, on_steps=on_steps)
         else:
-            results = [self.network(given)]
+            results = [self.network(images)]
             if on_done is not None:
                 on_done(len(tiles))
         if channels < self.image_channels:
@@ -190,24 +195,28 @@ class Restorer:
         return [result.permute(0, 2, 3, 1).cpu().numpy() for result in results]
 
 
-def _usable(device: torch.device | str) -> torch.device | str:
+def _check_device(device: torch.device | str) -> torch.device | str:
+    """Return a device, or raise LNCAError if it cannot be used."""
     try:
         torch.zeros(1, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = one_line(error).partition('. ')[0]
-        raise LNCAError(f'device {device}: cannot be used here ({reason})') from None
+        raise LNCAError(f'device {device}: cannot be used here ({reason}); use cpu') from None
     return device
 
 
 def _check_image(image: np.ndarray) -> None:
+    """Raise LNCAError unless an image has a valid shape, type and range."""
     if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[-1] not in (1, 3, 4)) or not image.size:
-        raise LNCAError(f'an image (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) is needed, got {image.shape}')
+        raise LNCAError(f'image: must have shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), got {image.shape}')
     if image.dtype not in (np.uint8, np.uint16) and not np.issubdtype(image.dtype, np.floating):
-        raise LNCAError(f'an image of uint8, uint16 or floating-point numbers is needed, got {image.dtype}')
+        raise LNCAError(f'image: must be uint8, uint16 or floating-point, got {image.dtype}')
     if not np.issubdtype(image.dtype, np.floating):
         return
     if not np.isfinite(image).all():
-        raise LNCAError('the image has values that are not numbers')
-    # Somewhat beyond is what a resized image has; 0 to 255 is a mistake.
+        raise LNCAError('image: has NaNs or infinite values; replace them')
+    # Resized images exceed [0, 1] a little; values up to 255 are a mistake.
     if not -1 <= image.min() <= image.max() <= 2:
-        raise LNCAError(f'a floating-point image has values in [0, 1], got {image.min():g} to {image.max():g}')
+        raise LNCAError(
+            f'image: floating-point values must be in [0, 1], got {image.min():g} to {image.max():g}; divide by 255'
+        )

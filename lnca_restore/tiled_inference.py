@@ -1,33 +1,40 @@
-"""Images too large to restore at once: tiles that overlap, and are blended where they do."""
+"""Restoring an image in overlapping tiles, which are blended where they overlap."""
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
-# ``(N, h, w, C)`` of tiles → as many of the same shape, for each of the steps that are asked for.
+#: A function from tiles ``(N, h, w, C)`` to a list with as many restored tiles for each requested number of steps.
 RestoreTiles = Callable[[np.ndarray], list[np.ndarray]]
 
 
 class TileWindow(NamedTuple):
-    """Rows or columns of a tile: those that are read, those that are written, and with which share, float32."""
+    """One axis of a tile.
+
+    Attributes:
+        read: slice of the image that is restored.
+        written: slice of the image that the result is added to.
+        weight: blending weight of each written row or column, float32.
+    """
 
     read: slice
     written: slice
-    share: np.ndarray
+    weight: np.ndarray
 
 
 def windows(length: int, tile: int, overlap: int, stride: int, exact: bool = False) -> list[TileWindow]:
-    """The tiles along a side of ``length`` pixels: all of one length, whose shares add up to 1 everywhere.
+    """Divide an axis into windows of equal size, whose weights add up to 1 everywhere.
 
-    Neighbours see ``overlap`` pixels in common, of which they blend the middle half. A tile begins where the latent
-    grid of the whole image has a cell.
+    Neighbours overlap by ``overlap`` pixels, of which they blend the middle half. A window starts where the latent grid
+    of the whole image has a cell.
 
     Args:
-        tile: pixels, a multiple of ``stride``; the most that a tile has.
-        overlap: pixels, a multiple of 4 and of ``2 * stride``; at most half of ``tile``.
-        stride: what the network divides an image's sides by.
-        exact: whether tiles must be as long as ``tile`` says; else they are no longer than it takes.
+        length: length of the axis in pixels.
+        tile: largest size of a window in pixels, a multiple of ``stride``.
+        overlap: overlap in pixels, a multiple of 4 and of ``2 * stride``, at most half of ``tile``.
+        stride: stride of the network's latent grid in pixels.
+        exact: whether windows must have exactly ``tile`` pixels. Otherwise they are as small as their number allows.
     """
     if length <= tile:
         return [TileWindow(slice(0, length), slice(0, length), np.ones(length, np.float32))]
@@ -40,13 +47,13 @@ def windows(length: int, tile: int, overlap: int, stride: int, exact: bool = Fal
     for first, end in zip([None, *borders], [*borders, None], strict=True):
         start = 0 if first is None else min(max(0, first - overlap // 2), cells * stride - tile)
         written = slice(0 if first is None else first - overlap // 4, length if end is None else end + overlap // 4)
-        share = np.ones(written.stop - written.start, np.float32)
-        rising = (np.arange(overlap // 2, dtype=np.float32) + 0.5) / (overlap // 2)
+        weight = np.ones(written.stop - written.start, np.float32)
+        ramp = (np.arange(overlap // 2, dtype=np.float32) + 0.5) / (overlap // 2)
         if first is not None and overlap:
-            share[: overlap // 2] *= rising
+            weight[: overlap // 2] *= ramp
         if end is not None and overlap:
-            share[len(share) - overlap // 2 :] *= rising[::-1]
-        found.append(TileWindow(slice(start, min(start + tile, length)), written, share))
+            weight[len(weight) - overlap // 2 :] *= ramp[::-1]
+        found.append(TileWindow(slice(start, min(start + tile, length)), written, weight))
     return found
 
 
@@ -56,58 +63,61 @@ def restore_tiled(
     outputs: list[np.ndarray],
     rows: list[TileWindow],
     columns: list[TileWindow],
-    at_once: int,
+    batch_size: int,
 ) -> None:
     """Restore an image tile by tile.
 
-    Above the image and the outputs, memory is that of the tiles and of one row of them.
+    Apart from the image and the outputs, memory holds a batch of tiles and one row of tiles.
 
     Args:
         image: ``(H, W, C)``.
-        outputs: for each step that is asked for, an array of the image's shape that takes the result; of integers, it
-            is rounded and what is out of range clipped.
+        restore: restores a batch of tiles.
+        outputs: an array of the image's shape for each requested number of steps, which is filled. Integer arrays are
+            filled with rounded values, clipped to their range.
         rows, columns: from :func:`windows`.
-        at_once: tiles of one row that are restored in one call.
+        batch_size: largest number of tiles of a row that are restored in one call.
     """
     height, width, channels = image.shape
-    waiting = [np.zeros((0, width, channels), np.float32) for _ in outputs]  # what the next row of tiles adds to
-    for row, following in zip(rows, [*rows[1:], None], strict=True):
+    carried = [np.zeros((0, width, channels), np.float32) for _ in outputs]  # what the next row of tiles adds to
+    for row, next_row in zip(rows, [*rows[1:], None], strict=True):
         top, bottom = row.written.start, row.written.stop
         bands = [np.zeros((bottom - top, width, channels), np.float32) for _ in outputs]
-        for band, rest in zip(bands, waiting, strict=True):
+        for band, rest in zip(bands, carried, strict=True):
             band[: len(rest)] = rest
-        for group in _of_one_width(columns, at_once):
+        for group in _batches(columns, batch_size):
             tiles = np.stack([image[row.read, column.read] for column in group])
             for band, results in zip(bands, restore(tiles), strict=True):
                 for column, result in zip(group, results, strict=True):
-                    share = row.share[:, None, None] * column.share[:, None]
-                    band[:, column.written] += share * result[_within(row), _within(column)]
-        complete = height if following is None else following.written.start
+                    weight = row.weight[:, None, None] * column.weight[:, None]
+                    band[:, column.written] += weight * result[_interior(row), _interior(column)]
+        complete = height if next_row is None else next_row.written.start
         for index, (band, output) in enumerate(zip(bands, outputs, strict=True)):
-            output[top:complete] = _as_stored(band[: complete - top], output.dtype)
-            waiting[index] = band[complete - top :].copy()  # not a view, which would keep all of the band
+            output[top:complete] = _to_dtype(band[: complete - top], output.dtype)
+            carried[index] = band[complete - top :].copy()  # a view would keep the whole band
 
 
-def _within(window: TileWindow) -> slice:
-    """Where in a tile the pixels are that it writes."""
+def _interior(window: TileWindow) -> slice:
+    """Return ``written`` within ``read``."""
     return slice(window.written.start - window.read.start, window.written.stop - window.read.start)
 
 
-def _of_one_width(columns: list[TileWindow], at_once: int) -> Iterator[list[TileWindow]]:
-    group: list[TileWindow] = []
+def _batches(columns: list[TileWindow], size: int) -> Iterator[list[TileWindow]]:
+    """Yield up to ``size`` consecutive windows of equal width."""
+    batch: list[TileWindow] = []
     for column in columns:
-        if group and (len(group) == at_once or _width(column) != _width(group[0])):
-            yield group
-            group = []
-        group.append(column)
-    yield group
+        if batch and (len(batch) == size or _width(column) != _width(batch[0])):
+            yield batch
+            batch = []
+        batch.append(column)
+    yield batch
 
 
 def _width(window: TileWindow) -> int:
     return window.read.stop - window.read.start
 
 
-def _as_stored(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+def _to_dtype(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Convert values in [0, 1] to a dtype; integers are rounded and clipped to their range."""
     if np.issubdtype(dtype, np.floating):
         return values
     limit = np.iinfo(dtype).max

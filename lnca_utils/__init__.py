@@ -1,1 +1,1 @@
-"""What all packages share and what is not of their field: errors, atomic files and safe reading of checkpoints."""
+"""Errors, atomic files and safe checkpoints: what all packages share."""

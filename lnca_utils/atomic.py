@@ -1,4 +1,4 @@
-"""Outputs that are either complete or not there."""
+"""Atomic writing of files and folders."""
 
 import json
 import os
@@ -8,18 +8,19 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-PARTIAL = '.*.partial*'  # what a killed process may leave of a file
+PARTIAL = '.*.partial*'  # pattern of the files that a killed process may leave
 
 
 @contextmanager
 def atomic_file(path: Path | str) -> Iterator[Path]:
-    """Write to the yielded temporary name; on leaving it is flushed to disk and renamed to ``path``, flushed too.
+    """Write a file atomically.
 
-    When the block raises, the temporary file is removed and what was at ``path`` stays. An OSError of the block names
-    ``path``.
+    The block writes to the temporary path that is yielded. At its end the file is flushed to disk and renamed to
+    ``path``. If the block raises, the temporary file is removed and ``path`` stays as it was. An OSError of the block
+    names ``path``.
     """
     path = Path(path)
-    # The suffix stays: writers such as OpenCV choose the format by it.
+    # Keep the suffix, by which writers such as OpenCV choose the format.
     temporary = path.with_name(f'.{path.stem}.{os.getpid()}.partial{path.suffix}')
     try:
         yield temporary
@@ -28,7 +29,7 @@ def atomic_file(path: Path | str) -> Iterator[Path]:
         temporary.replace(path)
         _flush_entries(path.parent)
     except OSError as error:
-        # A write that fails names no file, and what failed to be opened is the temporary one.
+        # Failed writes name no file, and a file that cannot be opened is the temporary one.
         if error.errno is not None and error.filename in (None, str(temporary)):
             error.filename = str(path)
         raise
@@ -37,8 +38,8 @@ def atomic_file(path: Path | str) -> Iterator[Path]:
 
 
 def _flush_entries(folder: Path) -> None:
-    """Have the names in a folder outlast a loss of power, where the system has a way to."""
-    # Windows opens no folders, and some file systems of networks flush none: there a name is written when they like.
+    """Flush the entries of a folder to disk, where the system can."""
+    # Windows and some network file systems cannot.
     with suppress(OSError):
         entries = os.open(folder, os.O_RDONLY)
         try:
@@ -48,23 +49,23 @@ def _flush_entries(folder: Path) -> None:
 
 
 def write_json(path: Path | str, content: Any) -> None:
-    """Write plain data as a :func:`atomic_file`, indented for people."""
+    """Write plain data as a :func:`atomic_file`, indented."""
     with atomic_file(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + '\n', encoding='utf-8')
 
 
 @contextmanager
 def atomic_dir(path: Path | str) -> Iterator[Path]:
-    """Fill the yielded temporary folder; on leaving it takes the place of ``path``.
+    """Write a folder atomically.
 
-    When the block raises, the temporary folder is removed and what was at ``path`` stays. What a killed run left
-    behind is removed by the next.
+    The block fills the temporary folder that is yielded. At its end the folder replaces ``path``. If the block raises,
+    the temporary folder is removed and ``path`` stays as it was. Leftovers of a killed run are removed by the next.
     """
     path = Path(path)
     temporary = path.with_name(f'.{path.name}.partial')
     previous = path.with_name(f'.{path.name}.previous')
     if previous.exists() and not path.exists():
-        previous.rename(path)  # a run was killed between the two renames below
+        previous.rename(path)  # an earlier run was killed between the two renames below
     for leftover in (temporary, previous):
         _remove(leftover)
     temporary.mkdir(parents=True)

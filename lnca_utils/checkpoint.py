@@ -1,4 +1,4 @@
-"""Saving and loading networks and training states so that nothing is lost and nothing is run."""
+"""Atomic, weights-only checkpoint I/O."""
 
 import os
 import pickle
@@ -15,100 +15,100 @@ from lnca_utils.errors import CheckpointError, first_line
 
 Weights = dict[str, Tensor]
 
-OPTIONS = 'network_g'  # what makes the network: in checkpoints, in a file's metadata and in an option file
+OPTIONS = 'network_g'  # key of the network's options in checkpoints, metadata of files, and option files
 
 
 def save(content: Mapping[str, Any], path: Path | str) -> None:
-    """Write a checkpoint whole or not at all.
+    """Write a checkpoint atomically.
 
     Raises:
-        CheckpointError: it cannot be written; what was at ``path`` is still there.
+        CheckpointError: if it cannot be written. ``path`` then stays as it was.
     """
     try:
         with atomic_file(path) as temporary, open(temporary, 'wb') as file:
             torch.save(content, file)
-    # torch wraps a failed write in a RuntimeError of its own.
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError) as error:  # torch wraps failed writes in a RuntimeError
         reason = getattr(error, 'strerror', None) or first_line(error)
         raise CheckpointError(
-            f'cannot save {path}, of about {_bytes_of(content) / 1e6:,.0f} MB ({reason}); earlier '
-            'checkpoints are untouched: make room, then go on with --auto_resume'
+            f'{path}: cannot save {_nbytes(content) / 1e6:,.0f} MB ({reason}); free disk space and continue with '
+            '--auto_resume: earlier checkpoints are intact'
         ) from error
 
 
-def _bytes_of(content: Any) -> int:
-    """Of the tensors in nested containers."""
+def _nbytes(content: Any) -> int:
+    """Return the size of the tensors in nested containers."""
     if isinstance(content, Tensor):
         return content.nbytes
     values = content.values() if isinstance(content, Mapping) else content if isinstance(content, list | tuple) else ()
-    return sum(map(_bytes_of, values))
+    return sum(map(_nbytes, values))
 
 
 def load(path: Path | str) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU, tensors and plain data only.
+    """Load a checkpoint of tensors and plain data onto the CPU.
 
     Raises:
-        CheckpointError: missing, truncated, or holding anything else.
+        CheckpointError: if it is missing, damaged, or contains anything else.
     """
     if not os.path.isfile(path):
-        raise CheckpointError(f'{path}: there is no such checkpoint')
+        raise CheckpointError(f'{path}: no such checkpoint')
     try:
-        _check_sums(path)
+        _verify_checksums(path)
         content = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as error:  # what is damaged can raise anything
+    except Exception as error:  # damaged files raise anything
         if isinstance(error, pickle.UnpicklingError) and 'GLOBAL' in str(error):
-            raise CheckpointError(
-                f'{path}: refused: beside tensors and plain data it holds what could run code when it is read; nothing '
-                'was run'
-            ) from None
-        # PyTorch's own words advise to run whatever the file holds.
-        reason = 'no file of PyTorch' if isinstance(error, pickle.UnpicklingError) else first_line(error)
+            raise CheckpointError(f'{path}: refused: contains pickled code; save tensors and plain data only') from None
+        # PyTorch's message recommends weights_only=False, which runs code.
+        reason = 'not a file of PyTorch' if isinstance(error, pickle.UnpicklingError) else first_line(error)
         raise CheckpointError(
-            f'{path}: not a readable checkpoint, perhaps truncated ({reason}); use an earlier one'
+            f'{path}: not readable, perhaps truncated ({reason}); use an earlier checkpoint'
         ) from None
     if not isinstance(content, dict):
-        raise CheckpointError(f'{path}: not a checkpoint: it holds a {type(content).__name__}, not named parameters')
+        raise CheckpointError(f'{path}: contains {type(content).__name__}, not named parameters; name a checkpoint')
     return content
 
 
-def _check_sums(path: Path | str) -> None:
-    """torch.save stores a checksum with every tensor, and torch.load does not look at it."""
+def _verify_checksums(path: Path | str) -> None:
+    """Verify the checksums that torch.save stores with each tensor and torch.load ignores."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                raise zipfile.BadZipFile('it is compressed, as no checkpoint of PyTorch is')
+                raise zipfile.BadZipFile('compressed, unlike checkpoints of PyTorch')
             damaged = archive.testzip()
         if damaged:
-            raise zipfile.BadZipFile(f'the checksum of {damaged} is wrong')
+            raise zipfile.BadZipFile(f'wrong checksum of {damaged}')
 
 
 def read_weights(network: nn.Module, path: Path | str, strict: bool, param_key: str | None) -> Weights:
-    """The weights in a file that belong to a network: :func:`read_params`, of them those that are :func:`fitting`."""
-    return fitting(network, read_params(path, param_key), path, strict)
-
-
-def read_params(path: Path | str, param_key: str | None = None) -> Weights:
-    """The weights in a file of BasicSR's layout (``{param_key: state dict}``) or in a bare state dict.
+    """Load the weights of a network from a file.
 
     Args:
-        path: the file.
-        param_key: ``'params'`` or ``'params_ema'``; if the file has no such entry, what it has.
+        network, path, strict: see :func:`match_state_dict`.
+        param_key: see :func:`extract_state_dict`.
 
     Raises:
-        CheckpointError: the file is not readable, or holds something else.
+        CheckpointError: if the file is not readable, or its weights are of another network.
     """
-    return extract_state_dict(load(path), path, param_key)
+    return match_state_dict(network, extract_state_dict(load(path), path, param_key), path, strict)
 
 
 def extract_state_dict(content: Mapping[str, Any], path: Path | str, param_key: str | None = None) -> Weights:
-    """:func:`read_params` of what :func:`load` has read from ``path``."""
+    """Return the state dict in a checkpoint, which has BasicSR's layout (``{param_key: state dict}``) or is one itself.
+
+    Args:
+        content: what :func:`load` has returned.
+        path: path of the file, for messages.
+        param_key: ``'params'`` or ``'params_ema'``. The other one is taken if there is no such entry.
+
+    Raises:
+        CheckpointError: if there is no state dict.
+    """
     weights = content
     for key in (param_key, 'params_ema', 'params'):
         if key in weights:
             weights = weights[key]
             break
     if not isinstance(weights, dict) or not all(_is_parameter(*item) for item in weights.items()):
-        raise CheckpointError(f'{path}: holds no parameters of a network; training states, for one, do not')
+        raise CheckpointError(f'{path}: contains no parameters of a network; name a file of the folder models/')
     return {name.removeprefix('module.'): value for name, value in weights.items()}
 
 
@@ -121,29 +121,28 @@ def _is_parameter(name: Any, value: Any) -> bool:
     )
 
 
-def fitting(network: nn.Module, weights: Weights, path: Path | str, strict: bool) -> Weights:
-    """Of the weights those that belong to a network.
+def match_state_dict(network: nn.Module, weights: Weights, path: Path | str, strict: bool) -> Weights:
+    """Return the weights whose names and shapes are those of a network's parameters.
 
     Args:
-        network: whose; only the names and sizes of its parameters matter.
-        weights: what a file holds.
-        path: the file, for messages.
-        strict: whether the weights must be the network's parameters, all and no others. If not, those that have the
-            name and size of the network's are returned.
+        network: the network, which may be on the meta device.
+        weights: a state dict.
+        path: path of its file, for messages.
+        strict: whether all parameters, and no others, must match.
 
     Raises:
-        CheckpointError: they are of another network; the message names the first differences.
+        CheckpointError: if ``strict`` and there are differences, of which the message names the first.
     """
-    sizes = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
     differences = {
-        'are missing': [name for name in sizes if name not in weights],
-        'are unknown': [name for name in weights if name not in sizes],
-        'have another size': [name for name in sizes if name in weights and weights[name].shape != sizes[name]],
+        'missing': [name for name in shapes if name not in weights],
+        'unknown': [name for name in weights if name not in shapes],
+        'of another shape': [name for name in shapes if name in weights and weights[name].shape != shapes[name]],
     }
     if strict and any(differences.values()):
         found = [f'{len(names)} {what}, such as {names[0]}' for what, names in differences.items() if names]
         raise CheckpointError(
-            f'{path}: not a checkpoint of this {type(network).__name__}: of its parameters {"; ".join(found)}. '
-            'Name the network and the sizes that it was trained with under network_g'
+            f'{path}: not a checkpoint of this {type(network).__name__}: parameters {"; ".join(found)}; set network_g '
+            'to the network and the sizes that it was trained with'
         )
-    return {name: value for name, value in weights.items() if name in sizes and value.shape == sizes[name]}
+    return {name: value for name, value in weights.items() if name in shapes and value.shape == shapes[name]}

@@ -1,1 +1,1 @@
-"""Where the networks meet other projects."""
+"""Support for BasicSR and spandrel."""

@@ -1,6 +1,6 @@
-"""What BasicSR 1.4.2 needs to run on current torch and torchvision and on a machine with no GPU.
+"""Fixes that BasicSR 1.4.2 needs on current versions of its dependencies, one function for each.
 
-One function a defect. :func:`apply` mends what would keep BasicSR from being imported.
+:func:`apply` runs those without which BasicSR cannot be imported.
 """
 
 import importlib
@@ -11,18 +11,18 @@ from lnca_utils import errors
 
 
 def apply() -> None:
-    """Make BasicSR importable, and import it. Safe to call while BasicSR itself is being imported."""
+    """Make BasicSR importable, and import it. It may be called while BasicSR is being imported."""
     require_matching_torchvision()
     provide_functional_tensor()
-    # All of it before the plug-in's modules: a checkout that the plug-in is installed in imports those in its turn.
+    # Completely, before the plug-in's modules: a checkout with the plug-in imports these in turn.
     importlib.import_module('basicsr')
 
 
 def require_matching_torchvision() -> None:
-    """torchvision must have been built for the torch beside it; where it was not, its import fails obscurely.
+    """Check that torchvision was built for the installed torch; otherwise its import fails with an obscure error.
 
     Raises:
-        InstallationError: in one line, what to install.
+        InstallationError: if it was not.
     """
     try:
         import torchvision  # noqa: F401
@@ -31,13 +31,13 @@ def require_matching_torchvision() -> None:
 
         errors.install_excepthook()
         raise errors.InstallationError(
-            f'torchvision does not fit torch {torch.__version__} ({error}); install the two together, from one source: '
+            f'torchvision: does not fit torch {torch.__version__} ({error}); install both together from one source: '
             'pip install --force-reinstall torch torchvision'
         ) from None
 
 
 def provide_functional_tensor() -> None:
-    """BasicSR 1.4.2 imports ``torchvision.transforms.functional_tensor``, which torchvision 0.17 removed."""
+    """Provide ``torchvision.transforms.functional_tensor``, which BasicSR imports and torchvision 0.17 removed."""
     name = 'torchvision.transforms.functional_tensor'
     try:
         importlib.import_module(name)
@@ -50,7 +50,7 @@ def provide_functional_tensor() -> None:
 
 
 def provide_wandb_ids() -> None:
-    """BasicSR takes the id of a new run from a function that wandb has moved."""
+    """Provide ``wandb.util.generate_id``, which BasicSR calls and wandb has moved."""
     import wandb
 
     if not hasattr(wandb.util, 'generate_id'):

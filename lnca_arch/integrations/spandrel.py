@@ -1,39 +1,47 @@
-"""For spandrel, and what loads networks with it, chaiNNer among others: this package's checkpoints."""
+"""Support of this package's checkpoints in spandrel and in programs that use it, such as chaiNNer."""
 
 from spandrel import MAIN_REGISTRY, Architecture, ArchSupport, ImageModelDescriptor, ModelTiling, StateDict
 from spandrel.util import KeyCondition
 
 from lnca_arch.networks.automaton_network import AutomatonNetwork
 from lnca_arch.networks.detection import NAMES, detect
+from lnca_utils.errors import LNCAError
 
 
 class AutomatonArchitecture(Architecture[AutomatonNetwork]):
-    """The checkpoints of one of the networks that restore with an automaton."""
+    """Checkpoints of a network with an automaton."""
 
     def __init__(self, kind: type[AutomatonNetwork]) -> None:
         super().__init__(id=kind.__name__, detect=KeyCondition.has_all(*NAMES[kind]))
 
     def load(self, state_dict: StateDict) -> ImageModelDescriptor[AutomatonNetwork]:
-        """The network, its sizes read from the state dict."""
-        kind, sizes = detect(state_dict)
-        network = kind(**sizes)
+        """Build the network of a state dict.
+
+        Raises:
+            LNCAError: if the shapes are of no such network.
+        """
+        spec = detect(state_dict)
+        if spec is None:
+            raise LNCAError(f'{self.id}: the parameters have the names of this network, but not its shapes')
+        arguments = spec.arguments
+        network = spec.kind(**arguments)
         return ImageModelDescriptor(
             network,
             state_dict,
             architecture=self,
             purpose='Restoration',
-            tags=[f'{sizes["hidden_channels"]} hidden'],
+            tags=[f'{arguments["hidden_channels"]} hidden'],
             supports_half=False,
             supports_bfloat16=False,
             scale=1,
-            input_channels=sizes['image_channels'],
-            output_channels=sizes['image_channels'],
+            input_channels=arguments['image_channels'],
+            output_channels=arguments['image_channels'],
             tiling=ModelTiling.DISCOURAGED if network.automaton.fixed_grid else ModelTiling.SUPPORTED,
         )
 
 
 def install() -> None:
-    """Have spandrel's ``ModelLoader`` recognise LatentNAFCA, LatentViTCA and PixelViTCA. A second call does nothing."""
-    # In this order, as a LatentViTCA has all the names of a PixelViTCA.
+    """Register LatentNAFCA, LatentViTCA and PixelViTCA with spandrel's ``ModelLoader``. A second call does nothing."""
+    # In this order, since a LatentViTCA has all parameter names of a PixelViTCA.
     supports = (ArchSupport.from_architecture(AutomatonArchitecture(kind)) for kind in NAMES)
     MAIN_REGISTRY.add(*supports, ignore_duplicates=True)

@@ -58,7 +58,7 @@ def test_windows_cover_a_side_with_shares_of_one(tile, overlap, stride, exact):
             assert window.read.start % stride == 0
             assert 0 <= window.read.start <= window.written.start < window.written.stop <= window.read.stop <= length
             cells.add(-(-(window.read.stop - window.read.start) // stride))
-            total[window.written] += window.share
+            total[window.written] += window.weight
             # Away from the image's own borders a tile sees more than it writes.
             for inner, border, end in (
                 (window.written.start - window.read.start, window.written.start, 0),
@@ -192,7 +192,7 @@ def test_networks_without_an_automaton():
         (np.zeros((4, 4, 2), np.uint8), r'\(4, 4, 2\)'),
         (np.zeros((0, 4, 3), np.uint8), r'\(0, 4, 3\)'),
         (np.zeros((4, 4, 3), np.int64), 'int64'),
-        (np.full((4, 4, 3), np.nan, np.float32), 'not numbers'),
+        (np.full((4, 4, 3), np.nan, np.float32), 'NaNs'),
     ],
 )
 def test_bad_images(network, pixels, message):
@@ -250,7 +250,7 @@ def test_options_are_found_from_the_folder_of_the_models(tmp_path, monkeypatch):
     warnings = []
     monkeypatch.setattr(logging.getLogger('basicsr'), 'warning', lambda text, *values: warnings.append(text % values))
     assert load_network('net_g_best.pth').network.automaton.heads == 4
-    assert 'how many heads its LatentViTCA has, nor its update rate; taken: 4 and 1.' in warnings[0]
+    assert 'number of heads and update rate of LatentViTCA are unknown, using the defaults 4 and 1;' in warnings[0]
     options = {'type': 'LatentViTCA', **SMALL, 'heads': 2}
     (tmp_path / 'a.yml').write_text(f'network_g: {json.dumps(options)}\n')
     assert load_network('net_g_best.pth').network.automaton.heads == 2
@@ -266,7 +266,7 @@ def test_what_a_checkpoint_says_goes_before_the_options_beside_it(tmp_path):
     assert load_network(path).network.steps == 7
     assert load_network(path, tmp_path / 'a.yml').network.steps == 64
     torch.save({'params': network.state_dict(), 'network_g': ['LatentNAFCA']}, path)
-    with pytest.raises(LNCAError, match='net_g_best.pth: its network_g is no block of options, but list'):
+    with pytest.raises(LNCAError, match='net_g_best.pth: network_g must be a block of options, got list'):
         load_network(path)
 
 
@@ -289,7 +289,7 @@ def test_options_beside_an_experiment(tmp_path):
     path = tmp_path / 'models' / 'net_g_best.pth'
     path.parent.mkdir()
     torch.save({'params': network.state_dict()}, path)
-    with pytest.raises(LNCAError, match='no known network has these parameters; name its option file with --opt'):
+    with pytest.raises(LNCAError, match='the parameters are of no known network; name its option file with --opt'):
         load_network(path)
     options = {'type': 'NAFNet', 'width': 4, 'enc_blk_nums': [1], 'dec_blk_nums': [1]}
     (tmp_path / 'nafnet.yml').write_text(f'network_g: {json.dumps(options)}\n')
@@ -301,16 +301,16 @@ def test_options_beside_an_experiment(tmp_path):
 
 @pytest.mark.parametrize('name', ['a.pth', 'a.safetensors'])
 def test_broken_checkpoints(tmp_path, name):
-    with pytest.raises(LNCAError, match=f'{name}: neither a file nor a model that comes along'):
+    with pytest.raises(LNCAError, match=f'{name}: no such file or bundled model'):
         load_network(tmp_path / name)
     (tmp_path / name).write_bytes(b'what is this')
-    with pytest.raises(LNCAError, match=f'{name}: not a readable'):
+    with pytest.raises(LNCAError, match=f'{name}: not (a )?readable'):
         load_network(tmp_path / name)
 
 
 def test_a_training_state_is_no_checkpoint(tmp_path):
     torch.save({'epoch': 1, 'iter': 3}, tmp_path / '3.state')
-    with pytest.raises(LNCAError, match='holds no parameters'):
+    with pytest.raises(LNCAError, match='contains no parameters of a network'):
         load_network(tmp_path / '3.state')
 
 
@@ -342,11 +342,11 @@ def test_names_of_a_network_with_shapes_of_none(network, shape):
 def test_what_is_no_photograph_in_python(tmp_path):
     restorer = Restorer(LatentNAFCA(latent_channels=4, hidden_channels=5, embed_channels=8))
     pixels = np.zeros((8, 8, 3), np.uint8)
-    with pytest.raises(LNCAError, match='got a Image; np.asarray makes one'):
+    with pytest.raises(LNCAError, match='got Image; use np.asarray'):
         restorer(Image.fromarray(pixels))
-    with pytest.raises(LNCAError, match=r'values in \[0, 1\], got 0 to 255'):
+    with pytest.raises(LNCAError, match=r'values must be in \[0, 1\], got 0 to 255'):
         restorer(np.linspace(0, 255, 192, dtype=np.float32).reshape(8, 8, 3))
-    with pytest.raises(LNCAError, match='steps: whole numbers'):
+    with pytest.raises(LNCAError, match='steps: must be ascending whole numbers'):
         restorer(pixels, steps=2.5)
     frames = [Image.fromarray(pixels + value) for value in (0, 90)]
     frames[0].save(tmp_path / 'moving.webp', save_all=True, append_images=frames[1:])
@@ -369,10 +369,10 @@ def test_progress_is_by_steps(capsys):
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        ({'type': 'LatentNAFCA', 'embed_channels': 1 << 40}, 'have another size'),
-        ({'type': 'LatentNAFCA', 'embed_channels': 1 << 20}, 'have another size'),
-        (['LatentNAFCA'], 'is no block of options, but list'),
-        ('LatentNAFCA', 'is no block of options, but str'),
+        ({'type': 'LatentNAFCA', 'embed_channels': 1 << 40}, 'of another shape'),
+        ({'type': 'LatentNAFCA', 'embed_channels': 1 << 20}, 'of another shape'),
+        (['LatentNAFCA'], 'must be a block of options, got list'),
+        ('LatentNAFCA', 'must be a block of options, got str'),
         ({'type': 'LatentNAFCA', '': 3}, 'is unknown'),
     ],
 )
