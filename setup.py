@@ -13,7 +13,8 @@ setup(
     license='MIT',
     python_requires='>=3.10,<3.13',  # BasicSR's own setup.py does not run on 3.13 and later
     # basicsr/ is left out: it holds the two commands, and the package of that name is BasicSR's.
-    packages=find_packages(include=['lnca_*']),
+    packages=find_packages(include=['lnca', 'lnca.*', 'lnca_*']),
+    entry_points={'console_scripts': ['lnca = lnca.cli:main']},
     install_requires=[
         'torch>=2.6,<3',  # from 2.6 on, torch.load does not run code that a checkpoint holds
         'torchvision>=0.21,<1',  # the partner of torch 2.6

@@ -1,9 +1,8 @@
-"""Score a trained network and save its pictures: ``python basicsr/test.py -opt options/test_lnca_photos.yml``."""
+"""Run ``lnca test`` from a clone."""
 
 from pathlib import Path
 
-import lnca_model  # noqa: F401  registers the plug-in
-from lnca_model.integrations.basicsr_hook import test_pipeline
+from lnca.commands.test import main
 
 if __name__ == '__main__':
-    test_pipeline(str(Path(__file__).resolve().parents[1]))
+    main(root=Path(__file__).resolve().parents[1])

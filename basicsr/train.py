@@ -1,9 +1,8 @@
-"""Train a network: ``python basicsr/train.py -opt options/lnca_photos.yml``."""
+"""Run ``lnca train`` from a clone."""
 
 from pathlib import Path
 
-import lnca_model  # noqa: F401  registers the plug-in
-from lnca_model.integrations.basicsr_hook import train_pipeline
+from lnca.commands.train import main
 
 if __name__ == '__main__':
-    train_pipeline(str(Path(__file__).resolve().parents[1]))
+    main(root=Path(__file__).resolve().parents[1])
