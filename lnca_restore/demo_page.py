@@ -6,7 +6,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -64,9 +64,14 @@ def restore(upload: str | None, example: str | None, corruption_name: str, resto
     picture = np.repeat(picture, 3, axis=-1) if picture.shape[-1] == 1 else picture
     corruption = CORRUPTIONS[corruption_name]
     picture = picture if corruption is None else corrupted(picture, corruption, seed=0)
-    last = restorer.network.steps
+    last = _network_steps(restorer)
     steps = [*range(0, last, STEP_INTERVAL), last]
     return Restoration(picture, dict(zip(steps, restorer.intermediate_outputs(picture, steps), strict=True)))
+
+
+def _network_steps(restorer: Restorer) -> int:
+    assert isinstance(restorer.network, AutomatonNetwork)  # build_page refuses others
+    return restorer.network.steps
 
 
 def build_page(models: Sequence[str]) -> gradio.Blocks:
@@ -83,14 +88,14 @@ def build_page(models: Sequence[str]) -> gradio.Blocks:
         if not isinstance(restorer.network, AutomatonNetwork):
             raise LNCAError(f'--model {name}: {type(restorer.network).__name__} has no automaton to show')
 
-    def run(upload, example, damage, model):
+    def run(upload: str | None, example: str | None, damage: str, model: str) -> list[Any]:
         try:
             found = restore(upload, example, damage, restorers[model])
         except LNCAError as error:
             raise gradio.Error(str(error), title='This picture cannot be restored') from None
         return [found, *show(found, max(found.images))]
 
-    def show(found, step):
+    def show(found: Restoration | None, step: int) -> tuple[Any, str | None]:
         if not found:
             return None, None
         step = min(found.images, key=lambda known: abs(known - step))
@@ -99,7 +104,7 @@ def build_page(models: Sequence[str]) -> gradio.Blocks:
         write_photograph(file, Photograph(shown))
         return (found.image, shown), str(file)
 
-    def slider(last):
+    def slider(last: int) -> gradio.Slider:
         # The slider counts from 0, and could not return to a last step that is not a multiple of the interval.
         between = 1 if last % STEP_INTERVAL else STEP_INTERVAL
         return gradio.Slider(0, last, last, step=between, label='Steps', elem_id='steps')
@@ -125,7 +130,7 @@ def build_page(models: Sequence[str]) -> gradio.Blocks:
                 picture = gradio.ImageSlider(
                     label='before and after', format='png', interactive=False, elem_id='picture', max_height=640
                 )
-                step = slider(restorers[models[0]].network.steps)
+                step = slider(_network_steps(restorers[models[0]]))
                 download = gradio.DownloadButton('Download', elem_id='download')
         # One photograph at a time; other requests wait.
         button.click(run, [upload, example, damage, model], [found, picture, download], concurrency_limit=1).success(

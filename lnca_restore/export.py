@@ -67,11 +67,12 @@ def export_program(network: nn.Module, path: Path | str, steps: int | None = Non
     Raises:
         LNCAError: if the network has no automaton, or another update rate.
     """
-    _check(network)
-    steps = network.steps if steps is None else steps
+    network = _check(network)
     with torch.no_grad():
         program = torch.export.export(
-            _Whole(network, steps), (_image(network),), dynamic_shapes=({0: _BATCH, **_sides(network.stride)},)
+            _Whole(network, network.steps if steps is None else steps),
+            (_image(network),),
+            dynamic_shapes=({0: _BATCH, **_sides(network.stride)},),
         )
     with atomic_file(path) as temporary:
         torch.export.save(program, temporary)
@@ -92,7 +93,7 @@ def export_onnx(network: nn.Module, path: Path | str, steps: int | Literal['inpu
         LNCAError: if the network has no automaton, or another update rate.
         InstallationError: if the extra is not installed.
     """
-    _check(network)
+    network = _check(network)
     try:
         import onnx
         import onnxscript  # noqa: F401  used by torch.onnx
@@ -166,15 +167,18 @@ def _rename_inputs(node: Any, names: dict[str, str]) -> Any:
 
 def _to_onnx(module: nn.Module, arguments: tuple[Tensor, ...], shapes: list[dict[int, Any]]) -> Any:
     program = torch.onnx.export(module.eval(), arguments, dynamo=True, dynamic_shapes=tuple(shapes), verbose=False)
+    assert program is not None  # dynamo=True returns one
     return program.model_proto
 
 
-def _check(network: nn.Module) -> None:
+def _check(network: nn.Module) -> AutomatonNetwork:
+    """Return a network, or raise LNCAError if it cannot be exported."""
     if not isinstance(network, AutomatonNetwork) or network.update_rate != 1:
         raise LNCAError(
             f'{type(network).__name__}: only networks with an automaton and update rate 1 can be exported; use '
             'torch.export or torch.onnx for others'
         )
+    return network
 
 
 def _image(network: AutomatonNetwork) -> Tensor:

@@ -58,7 +58,7 @@ def load_network(name_or_path: Path | str, option_file: Path | str | None = None
             f'{path}: {OPTIONS} must be a block of options, got {type(options).__name__}; name its option file with '
             '--opt'
         )
-    where = path
+    where: Path | str | None = path
     if option_file or not options:
         where = option_file or _option_file_of(path)
         options = _read_options(where) if where else None

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -152,7 +152,7 @@ class Restorer:
                 output[..., :3] = result[:height, :width]
         return [output.reshape(image.shape) for output in outputs]
 
-    def check_steps(self, steps: Sequence[int] | None) -> list[int | None]:
+    def check_steps(self, steps: Sequence[int] | None) -> list[Any]:
         """Return the numbers of steps for :meth:`intermediate_outputs`; ``[None]`` for a network without an automaton.
 
         Raises:
@@ -170,7 +170,7 @@ class Restorer:
 
     @torch.no_grad()
     def _restore_tiles(
-        self, tiles: np.ndarray, steps: list[int | None], on_done: Callable[[int], object] | None
+        self, tiles: np.ndarray, steps: list[Any], on_done: Callable[[int], object] | None
     ) -> list[np.ndarray]:
         parameter = next(self.network.parameters())
         scale = 1 if np.issubdtype(tiles.dtype, np.floating) else np.iinfo(tiles.dtype).max
@@ -189,9 +189,9 @@ class Restorer:
             if on_done is not None:
                 on_done(len(tiles))
         if channels < self.image_channels:
-            results = (result.mean(dim=1, keepdim=True) for result in results)
+            results = [result.mean(dim=1, keepdim=True) for result in results]
         elif channels > self.image_channels:
-            results = (result.unflatten(0, (-1, channels))[:, :, 0] for result in results)
+            results = [result.unflatten(0, (-1, channels))[:, :, 0] for result in results]
         return [result.permute(0, 2, 3, 1).cpu().numpy() for result in results]
 
 

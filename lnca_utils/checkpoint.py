@@ -102,9 +102,9 @@ def extract_state_dict(content: Mapping[str, Any], path: Path | str, param_key: 
     Raises:
         CheckpointError: if there is no state dict.
     """
-    weights = content
+    weights: Any = content
     for key in (param_key, 'params_ema', 'params'):
-        if key in weights:
+        if key is not None and key in weights:
             weights = weights[key]
             break
     if not isinstance(weights, dict) or not all(_is_parameter(*item) for item in weights.items()):

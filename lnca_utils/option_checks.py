@@ -10,9 +10,9 @@ from lnca_utils.errors import ConfigError, LNCAError, one_line
 
 def did_you_mean(name: Any, known: Iterable[str]) -> str:
     """Return ``'Did you mean X?'`` for a misspelt name, else a list of the known names."""
-    known = {entry.lower(): entry for entry in sorted(known)}
-    close = difflib.get_close_matches(str(name).lower(), known, n=1)
-    return f'Did you mean {known[close[0]]}?' if close else f'Known: {", ".join(known.values())}.'
+    by_lower_case = {entry.lower(): entry for entry in sorted(known)}
+    close = difflib.get_close_matches(str(name).lower(), by_lower_case, n=1)
+    return f'Did you mean {by_lower_case[close[0]]}?' if close else f'Known: {", ".join(by_lower_case.values())}.'
 
 
 def check_known(name: Any, known: Iterable[str], where: str) -> None:
@@ -59,13 +59,13 @@ def construct(options: Any, known: Iterable[tuple[str, Callable]], where: str, *
     """
     if not isinstance(options, Mapping) or 'type' not in options:
         raise ConfigError(f'{where}: expected a block with a type, such as {{type: NAME}}, got {options!r}')
-    known = dict(iter(known))
+    kinds = dict(iter(known))
     keywords = dict(options)
     name = keywords.pop('type')
-    check_known(name, known, f'{where}: type')
-    _check_keywords(known[name], keywords, where)
+    check_known(name, kinds, f'{where}: type')
+    _check_keywords(kinds[name], keywords, where)
     try:
-        return known[name](*arguments, **keywords)
+        return kinds[name](*arguments, **keywords)
     except Exception as error:  # classes of other packages raise anything for invalid values
         raise ConfigError(f'{where}, type {name}: {one_line(error)}') from None
 

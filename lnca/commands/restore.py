@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
 
     install_excepthook()
     for stream in (sys.stdout, sys.stderr):  # a terminal may lack letters of file names
-        stream.reconfigure(errors='backslashreplace')
+        stream.reconfigure(errors='backslashreplace')  # type: ignore[union-attr]
     pictures = Pictures(args.animate, args.animate_steps, args.side_by_side)
     jobs = plan_jobs(args.inputs, args.output, pictures, args.overwrite)
     restorer = Restorer.from_pretrained(args.model, args.opt, args.device, tile=args.tile, overlap=args.overlap)

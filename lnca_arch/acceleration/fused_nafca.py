@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from lnca_arch.acceleration.fused_form import FusedForm, register_fused_form
 from lnca_arch.acceleration.parameter_folding import Linear, fold_norm, linear, normalize
@@ -102,11 +102,11 @@ def fuse_gate(rule: NAFCA) -> GateParams:
     alone.
     """
     half = rule.embed.out_channels // 2
-    embed, embed_bias = fold_norm(rule.perception_norm, rule.embed.weight.flatten(1), rule.embed.bias)
-    w1, w2 = rule.expand.weight.view(2, half, 2)
-    v1, v2 = rule.expand.bias.view(2, half, 2)
-    project = rule.beta.unsqueeze(1) * rule.project.weight.flatten(1)
-    taps = rule.attention.weight[0].flatten(1).t()
+    embed, embed_bias = fold_norm(rule.perception_norm, *_linear_map(rule.embed))
+    (w1, w2), (v1, v2) = (tensor.view(2, half, 2) for tensor in _linear_map(rule.expand))
+    project, project_bias = _linear_map(rule.project)
+    project = rule.beta.unsqueeze(1) * project
+    taps, attention_bias = rule.attention.weight[0].flatten(1).t(), _linear_map(rule.attention)[1]
     # Matrix products are faster with a multiple of 16 columns.
     padding = project.new_zeros(-(len(project) + len(taps)) % 16, project.shape[1])
     read = torch.cat([project, taps, padding]).view(-1, half, 2)
@@ -115,33 +115,39 @@ def fuse_gate(rule: NAFCA) -> GateParams:
     return GateParams(
         embed=(embed, embed_bias),
         perceive=(torch.cat([of_ab, of_halves @ embed], dim=1), of_1 + of_halves @ embed_bias),
-        attention_bias=rule.attention.bias,
-        project_bias=rule.beta * rule.project.bias,
+        attention_bias=attention_bias,
+        project_bias=rule.beta * project_bias,
         update=_fuse_update(rule),
     )
 
 
 def fuse_depthwise(rule: NAFCA) -> DepthwiseParams:
     """Merge the consecutive linear maps of a NAFCA with ``perception='depthwise'``."""
-    project = rule.project.weight.flatten(1)
+    project, project_bias = _linear_map(rule.project)
+    expand, expand_bias = _linear_map(rule.expand)
+    _, neighbours_bias = _linear_map(rule.neighbours)
     return DepthwiseParams(
-        embed=fold_norm(rule.perception_norm, rule.embed.weight.flatten(1), rule.embed.bias),
-        expand=(rule.expand.weight.view(-1, 2), rule.expand.bias.view(-1, 2)),
+        embed=fold_norm(rule.perception_norm, *_linear_map(rule.embed)),
+        expand=(expand.view(-1, 2), expand_bias.view(-1, 2)),
         neighbours=rule.neighbours.weight,
-        project=(
-            rule.beta.unsqueeze(1) * project,
-            rule.beta * (rule.project.bias + project @ rule.neighbours.bias),
-        ),
+        project=(rule.beta.unsqueeze(1) * project, rule.beta * (project_bias + project @ neighbours_bias)),
         update=_fuse_update(rule),
     )
 
 
 def _fuse_update(rule: NAFCA) -> UpdateParams:
+    project, project_bias = _linear_map(rule.ffn_project)
     return UpdateParams(
-        expand=fold_norm(rule.update_norm, rule.ffn_expand.weight.flatten(1), rule.ffn_expand.bias),
-        project=(rule.gamma.unsqueeze(1) * rule.ffn_project.weight.flatten(1), rule.gamma * rule.ffn_project.bias),
-        head=fold_norm(rule.head_norm, rule.head.weight.flatten(1), rule.head.bias),
+        expand=fold_norm(rule.update_norm, *_linear_map(rule.ffn_expand)),
+        project=(rule.gamma.unsqueeze(1) * project, rule.gamma * project_bias),
+        head=fold_norm(rule.head_norm, *_linear_map(rule.head)),
     )
+
+
+def _linear_map(convolution: nn.Conv2d) -> Linear:
+    """Return the weight, flattened to ``(out, in)``, and the bias of a convolution."""
+    assert convolution.bias is not None
+    return convolution.weight.flatten(1), convolution.bias
 
 
 def pack(rule: NAFCA, params: GateParams) -> KernelParams:

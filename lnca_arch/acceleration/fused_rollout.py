@@ -46,7 +46,7 @@ def fused_rollout(rule: 'CellularAutomaton', state: Tensor, steps: int, update_r
     def stepwise(params: Any, fixed: Tensor, mutable: Tensor, steps: int) -> Tensor:
         masks = update_masks(mutable.shape[:-1], steps, update_rate, state.device)
         per_cell = rule.static_features(fixed)
-        step = None
+        step: Step | None = None
         if form is UNFUSED:
             step = functools.partial(make_step(form.update), params=params)
         elif without_gradients and not is_traced:

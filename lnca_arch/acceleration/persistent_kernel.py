@@ -109,13 +109,14 @@ def persistent_rollout(
         fixed, mutable, steps: see :data:`Rollout`.
         stepwise: computes the rollout by single steps.
     """
+    assert form.kernel is not None
     kernel, pack = form.kernel
     device_type = fixed.device.type
     dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else fixed.dtype
     packed = pack(rule, params)
     per_cell = rule.static_features(fixed)
 
-    def in_kernel(packed: KernelParams, fixed: Tensor, mutable: Tensor, steps: int) -> Tensor:
+    def in_kernel(packed: Any, fixed: Tensor, mutable: Tensor, steps: int) -> Tensor:
         state = torch.cat([fixed, mutable], dim=-1)
         take_steps(kernel, packed, state, per_cell, steps, dtype)
         return state[..., rule.in_channels :]
@@ -124,7 +125,7 @@ def persistent_rollout(
     if key not in _verified:
         if device_type == 'cuda' and torch.cuda.is_current_stream_capturing():
             return stepwise(params, fixed, mutable, steps)
-        _verified[key] = _agrees(rule, form, fixed, in_kernel, stepwise, TOLERANCE[dtype])
+        _verified[key] = _agrees(rule, form, pack, fixed, in_kernel, stepwise, TOLERANCE[dtype])
     if _verified[key]:
         return in_kernel(packed, fixed, mutable, steps)
     return stepwise(params, fixed, mutable, steps)
@@ -133,6 +134,7 @@ def persistent_rollout(
 def _agrees(
     rule: 'CellularAutomaton',
     form: FusedForm,
+    pack: Callable[[Any, Any], KernelParams],
     fixed: Tensor,
     in_kernel: Rollout,
     stepwise: Rollout,
@@ -149,10 +151,10 @@ def _agrees(
     with torch.autocast(fixed.device.type, enabled=False):
         params = form.fuse_params(trial)
     cells = torch.rand(1, *fixed.shape[1:3], rule.state_channels, device=fixed.device, generator=generator)
-    parts = cells.split([rule.in_channels, rule.mutable_channels], dim=-1)
-    expected = stepwise(params, *(part.clone() for part in parts), TRIAL_STEPS)
+    fixed, mutable = cells.split([rule.in_channels, rule.mutable_channels], dim=-1)
+    expected = stepwise(params, fixed.clone(), mutable.clone(), TRIAL_STEPS)
     try:
-        found = in_kernel(form.kernel.pack(trial, params), *parts, TRIAL_STEPS)
+        found = in_kernel(pack(trial, params), fixed, mutable, TRIAL_STEPS)
         difference = ((found - expected).abs().max() / expected.abs().max()).item()
     except torch.OutOfMemoryError:
         raise

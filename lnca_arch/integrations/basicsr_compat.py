@@ -45,7 +45,7 @@ def provide_functional_tensor() -> None:
         from torchvision.transforms.functional import rgb_to_grayscale
 
         module = types.ModuleType(name)
-        module.rgb_to_grayscale = rgb_to_grayscale
+        setattr(module, rgb_to_grayscale.__name__, rgb_to_grayscale)
         sys.modules[name] = module
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lnca_utils.errors import LNCAError
 
 # Keras's momentum is the share of the old running average, 0.99; PyTorch's is that of the new value.
-BATCH_NORM = {'eps': 1e-3, 'momentum': 0.01}
+BATCH_NORM_EPS, BATCH_NORM_MOMENTUM = 1e-3, 0.01
 
 
 class AdjustedConv(nn.Module):
@@ -32,12 +32,13 @@ class AdjustedConv(nn.Module):
         super().__init__()
         self.resize = resize
         self.activation = activation
+        self.conv: nn.Module
         if resize == 'up':
             self.conv = nn.ConvTranspose2d(in_channels, out_channels, 3, stride=2)
         else:
             stride, padding = (2, 0) if resize == 'down' else (1, 1)
             self.conv = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=padding)
-        self.norm = nn.BatchNorm2d(out_channels, **BATCH_NORM)
+        self.norm = nn.BatchNorm2d(out_channels, eps=BATCH_NORM_EPS, momentum=BATCH_NORM_MOMENTUM)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, in_channels, H, W)`` to ``(N, out_channels, H', W')``; H and W must be even to be halved."""

@@ -27,6 +27,8 @@ class AutomatonNetwork(nn.Module):
         ValueError: if an argument is out of range.
     """
 
+    automaton: CellularAutomaton
+    steps: int
     image_channels: int
 
     stride = 1
@@ -48,7 +50,7 @@ class AutomatonNetwork(nn.Module):
         """
         raise NotImplementedError
 
-    def render(self, state: Tensor, skip: Tensor | None) -> Tensor:
+    def render(self, state: Tensor, skip: Tensor | None = None) -> Tensor:
         """Return the image ``(N, C, H, W)`` of a state and the skip from :meth:`seed`."""
         raise NotImplementedError
 

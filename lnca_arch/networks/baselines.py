@@ -26,7 +26,7 @@ with warnings.catch_warnings():
 __all__ = ['NAFNet', 'Restormer']
 
 
-class Restormer(_Restormer or nn.Module):
+class Restormer(_Restormer or nn.Module):  # type: ignore[misc]
     """Restormer (Zamir et al., 2022) for images ``(N, 3, H, W)`` of any size.
 
     It is an extra, since its licence allows non-commercial use only.

@@ -29,6 +29,7 @@ class Blend(nn.Module):
         self.compare = nn.Conv2d((1 + differences) * image_channels, channels, 3, padding=1)
         self.share = nn.Conv2d(channels, differences, 3, padding=1)
         nn.init.zeros_(self.share.weight)
+        assert self.share.bias is not None
         nn.init.zeros_(self.share.bias)
         nn.init.constant_(self.share.bias[:1], -4 / self.PACE)  # a sigmoid of 0.02
 

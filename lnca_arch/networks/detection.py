@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from lnca_arch.networks.automaton_network import AutomatonNetwork
 from lnca_arch.networks.latent_networks import LatentNAFCA, LatentViTCA
 from lnca_arch.networks.pixel_vitca import PixelViTCA
 
@@ -14,7 +15,7 @@ Weights = Mapping[str, Tensor]
 AUTOENCODER = ('autoencoder.encoder.down1.conv.weight', 'autoencoder.encoder.down2.conv.weight')
 NAFCA_RULE = ('automaton.perception_norm.weight', 'automaton.embed.weight', 'automaton.ffn_expand.weight')
 VITCA_RULE = ('automaton.embed.weight', 'automaton.qkv.weight', 'automaton.mlp_in.weight', 'automaton.head.weight')
-NAMES = {
+NAMES: dict[type[AutomatonNetwork], tuple[str, ...]] = {
     LatentNAFCA: (*AUTOENCODER, *NAFCA_RULE),
     LatentViTCA: (*AUTOENCODER, *VITCA_RULE),
     PixelViTCA: VITCA_RULE,
@@ -29,7 +30,7 @@ OPTION_OF_PARAMETER = {
 class ArchSpec(NamedTuple):
     """A network's class and arguments."""
 
-    kind: type[nn.Module]
+    kind: type[AutomatonNetwork]
     arguments: dict[str, Any]
 
 

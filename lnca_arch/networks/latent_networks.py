@@ -38,7 +38,8 @@ class LatentNetwork(AutomatonNetwork):
             skip = torch.cat([skip, F.pixel_unshuffle(image, 2)], dim=1)
         return self.automaton.seed(latent), skip
 
-    def render(self, state: Tensor, skip: Tensor) -> Tensor:
+    def render(self, state: Tensor, skip: Tensor | None = None) -> Tensor:
+        assert skip is not None
         latent = self.automaton.output(state)
         if self.blend is None:
             return self.autoencoder.decode(latent, skip)

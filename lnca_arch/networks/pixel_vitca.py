@@ -37,5 +37,5 @@ class PixelViTCA(AutomatonNetwork):
     def seed(self, image: Tensor) -> tuple[Tensor, None]:
         return self.automaton.seed(image), None
 
-    def render(self, state: Tensor, skip: None) -> Tensor:
+    def render(self, state: Tensor, skip: Tensor | None = None) -> Tensor:
         return self.automaton.output(state)
