@@ -61,7 +61,7 @@ INTRODUCTIONS = {
 
 OPTIMIZATION = {
     'iters': ('Iterations of the phase; 0 skips it, if `path.pretrain_network_g` names a checkpoint.', '**required**'),
-    'optim_g.type': ('Optimiser: any class of `torch.optim`. Its other arguments may follow.', '**required**'),
+    'optim_g.type': ('Optimizer: any class of `torch.optim`. Its other arguments may follow.', '**required**'),
     'optim_g.lr': ('Initial learning rate.', '**required**'),
     'scheduler.type': (
         'Learning-rate schedule, stepped once per iteration. A cosine without `periods` falls over the whole phase.',
@@ -162,11 +162,11 @@ MEANINGS: dict[str, dict[str, str | tuple[str, str]]] = {
         ),
         'normalize_gradients': ('Divide each gradient tensor by its L2 norm, as the reference does.', 'false'),
         'max_consecutive_nonfinite': (
-            'How many optimiser steps in a row may be skipped because a loss or a gradient is not finite, before the '
+            'How many optimizer steps in a row may be skipped because a loss or a gradient is not finite, before the '
             'phase counts as diverged. Meanwhile no checkpoint is written.',
             '10',
         ),
-        'sync_batch_norm': ('Normalise by the images of all processes.', 'true'),
+        'sync_batch_norm': ('Normalize by the images of all processes.', 'true'),
         'on_divergence': (
             '`rollback` returns a phase that diverges to a snapshot and halves its learning rate; `warn` only logs it. '
             'See [stability](stability.md).',
@@ -180,12 +180,12 @@ MEANINGS: dict[str, dict[str, str | tuple[str, str]]] = {
         'reconstruction_opt': 'Reconstruction loss (equation 3).',
         'distance_opt': 'Distance loss between latents (equation 4).',
         'task_opt': 'Loss on corrupted pixels (equation 5).',
-        'equivalence_opt': 'Loss with swapped latents (equation 6), in an optimiser step of its own.',
+        'equivalence_opt': 'Loss with swapped latents (equation 6), in an optimizer step of its own.',
     },
     'train.automaton': OPTIMIZATION
     | {
         'pool_size': ('States in the sample pool, over all processes.', '1024'),
-        'steps': ('Bounds of the number of steps, drawn for every optimiser step.', '[8, 32]'),
+        'steps': ('Bounds of the number of steps, drawn for every optimizer step.', '[8, 32]'),
         'activation_checkpointing': (
             'Which steps are recomputed in the backward pass: `full` (all), `alternate` (every second) or `none`. Less '
             'memory takes more time.',
