@@ -1,4 +1,4 @@
-"""Hooks of ``mkdocs build``: pages link to files of the repository by their paths there, so that GitHub resolves them, too.
+"""Hooks of ``mkdocs build``. Pages link to files by their paths in the repository, as GitHub needs it.
 
 The README becomes the start page, and what pages link to outside of ``docs`` becomes part of the site.
 """
