@@ -35,8 +35,8 @@ In the tables, **required** means that there is no default, and — that the opt
 # Block → introduction.
 INTRODUCTIONS = {
     'Top level': '',
-    'datasets.*': 'Options of every dataset. Training reads `datasets.train`, validates on the blocks named `val…` and '
-    'tests on those named `val…` or `test…`.',
+    'datasets.*': 'Options of every dataset. `basicsr/train.py` trains on `datasets.train` and validates on the blocks '
+    'named `val…`; `basicsr/test.py` scores all blocks.',
     'datasets.train': 'Further options of the training set.',
     'datasets.val…': 'Further options of validation and test sets.',
     'datasets.train.corruption': 'Corrupts clean tiles during training, anew each time they are read. The difficulty '
@@ -79,7 +79,11 @@ AUTOMATON_LOSSES = {
 MEANINGS: dict[str, dict[str, str | tuple[str, str]]] = {
     'Top level': {
         'name': ('Name of the run; results are written to `experiments/NAME`.', '**required**'),
-        'model_type': ('How the network is trained.', '**required**'),
+        'model_type': (
+            '`LNCAModel` trains latent networks, `AutomatonModel` an automaton on pixels, and `RestorationModel` any '
+            'other network.',
+            '**required**',
+        ),
         'num_gpu': ('`auto` uses all GPUs, 0 trains on the CPU.', '**required**'),
         'manual_seed': ('Seed of all random numbers.', 'drawn'),
         'scale': ('Upsampling factor of BasicSR; 1 for restoration. `PairedImageDataset` needs it.', '—'),
