@@ -43,6 +43,8 @@ setup(
         'benchmarks': ['matplotlib>=3.8,<4'],  # the charts of benchmarks/compare.py and efficiency.py
         # Restormer, whose licence forbids commercial use; who installs it shall have read so.
         'restormer-noncommercial': ['spandrel_extra_arches>=0.2,<1'],
+        # mkdocs build; mkdocstrings reads the docstrings of docs/api.md from the source.
+        'docs': ['mkdocs>=1.6,<2', 'mkdocs-material>=9.5,<10', 'mkdocstrings[python]>=1,<2'],
         'test': [
             'lnca[benchmarks,demo,onnx,restormer-noncommercial]',
             'pytest>=8,<10',
