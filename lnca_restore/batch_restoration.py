@@ -41,6 +41,7 @@ class Pictures(NamedTuple):
 
     @property
     def paths(self) -> list[Path]:
+        """Paths of the pictures."""
         return [path for path in (self.animation, self.side_by_side) if path]
 
 

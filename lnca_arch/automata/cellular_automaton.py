@@ -41,6 +41,7 @@ class CellularAutomaton(nn.Module):
 
     @property
     def state_channels(self) -> int:
+        """Number of channels of the state."""
         return self.in_channels + self.out_channels + self.hidden_channels
 
     @property

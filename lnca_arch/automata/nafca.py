@@ -94,6 +94,7 @@ class NAFCA(CellularAutomaton):
 
     @property
     def is_stochastic(self) -> bool:
+        """Whether there is dropout."""
         return self.training and self.dropout.p > 0
 
 

@@ -61,6 +61,7 @@ class ViTCA(CellularAutomaton):
         return self.head(self.head_norm(x))
 
     def static_features(self, cells: Tensor) -> tuple[Tensor, ...]:
+        """Return the positional encoding of the cells, ``(1, H, W, embed_channels)``."""
         height, width = cells.shape[1:3]
         positions = sinusoidal_positions(height * width, self.embed.out_features, cells.device)
         return (positions.to(cells.dtype).view(1, height, width, -1),)

@@ -66,6 +66,7 @@ class Encoder(nn.Module):
         self.downsamplings = downsamplings
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the latent and the skip of images ``(N, image_channels, H, W)``."""
         skip = self.down1(image)
         if self.downsamplings == 2:
             return self.down2(skip + self.side1(image)), skip
@@ -86,6 +87,7 @@ class Decoder(nn.Module):
         self.downsamplings = downsamplings
 
     def forward(self, latent: Tensor, skip: Tensor) -> Tensor:
+        """Return the images ``(N, image_channels, H, W)`` of latents and skips."""
         if self.downsamplings == 3:
             latent = self.up3(latent)
         return self.up1(self.mix(self.up2(latent) + skip))

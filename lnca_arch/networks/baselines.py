@@ -54,5 +54,6 @@ class Restormer(_Restormer or nn.Module):  # type: ignore[misc]
             logging.getLogger('basicsr').warning(self.licence_notice)
 
     def forward(self, image: Tensor) -> Tensor:
+        """Restore images ``(N, 3, H, W)`` in [0, 1]."""
         height, width = image.shape[-2:]
         return super().forward(pad_to_multiple(image, self.STRIDE))[..., :height, :width]

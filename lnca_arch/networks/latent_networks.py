@@ -33,12 +33,14 @@ class LatentNetwork(AutomatonNetwork):
         self.blend = Blend(autoencoder.image_channels) if blend else None
 
     def seed(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode images; return the seed of the automaton and the skip."""
         latent, skip = self.autoencoder.encode(image)
         if self.blend is not None:
             skip = torch.cat([skip, F.pixel_unshuffle(image, 2)], dim=1)
         return self.automaton.seed(latent), skip
 
     def render(self, state: Tensor, skip: Tensor | None = None) -> Tensor:
+        """Decode the output channels of a state, and blend the input in if the network does."""
         assert skip is not None
         latent = self.automaton.output(state)
         if self.blend is None:

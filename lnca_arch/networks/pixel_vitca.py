@@ -35,7 +35,9 @@ class PixelViTCA(AutomatonNetwork):
         self.image_channels = image_channels
 
     def seed(self, image: Tensor) -> tuple[Tensor, None]:
+        """Return the seed of the automaton; there is no skip."""
         return self.automaton.seed(image), None
 
     def render(self, state: Tensor, skip: Tensor | None = None) -> Tensor:
+        """Return the output channels of a state."""
         return self.automaton.output(state)
