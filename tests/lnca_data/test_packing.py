@@ -372,7 +372,7 @@ def test_misalignment_is_as_large_in_either_direction(tmp_path):
 def test_sizes_differ(pairs, tmp_path):
     pairs[1] = replace(pairs[1], lq=picture('lq.png', noise(32, 48)))
     message = refusal(pairs, tmp_path / 'packed', PAIRS)
-    assert 'lq.png: has 48×32 pixels, second.png has 32×48' in message
+    assert 'lq.png: 48×32 pixels, but second.png has 32×48' in message
     assert not list(tmp_path.iterdir())
 
 
@@ -389,7 +389,7 @@ def test_bad_images(pairs, tmp_path, kind, side):
     summary = pack('some', pairs, tmp_path / 'packed', PAIRS, skip_bad=True, workers=2)
     bad, narrow = summary.skipped
     assert bad.startswith('bad.png')
-    assert narrow.startswith('narrow.png: has 31×48 pixels')
+    assert narrow.startswith('narrow.png: 31×48 pixels')
     assert keys_of(tmp_path / 'packed') == extract(pairs[0].gt, 'first').keys()
     with open(tmp_path / 'packed' / 'sources.csv', newline='') as file:
         assert [row['tiles'] for row in csv.DictReader(file)] == ['30', '0', '30', '30', '0']
@@ -407,7 +407,7 @@ def test_too_small_images_are_counted(pairs, tmp_path):
     [
         ({'tiling': TilingSpec(8, (49,))}, 'no train tile is left (dropped: 4 too small)'),
         ({'flat_threshold': 200.0}, 'no train tile is left (dropped: 120 flat)'),
-        ({'tiling': TilingSpec(8, (16, 4))}, 'tiles of 4 pixels cannot be shrunk to --tile-size 8'),
+        ({'tiling': TilingSpec(8, (16, 4))}, '--tile-pixels 4: must be at least --tile-size, which is 8'),
         ({'tiling': TilingSpec(8, (), (0, 1))}, '--grid 0 1'),
         ({'corruption': {'type': 'blurr'}}, 'Did you mean blur'),
         ({'corruption': {'type': 'noise', 'size': 3}}, 'corruption.size is unknown'),

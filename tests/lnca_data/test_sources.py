@@ -329,7 +329,7 @@ def test_wrong_folder_of_pairs(tmp_path):
 def test_list_that_leads_out_of_the_folder(tmp_path, source, choices, file, row, place, name):
     (tmp_path / file).write_text(row.replace(row.split()[place], name))
     message = refusal(SOURCES[source].list, tmp_path, **choices)
-    assert message == f'{tmp_path}: its list names {name!r}, which is outside of the folder'
+    assert message == f'{tmp_path}: its list names {name!r}, which is outside the folder; download the list again'
 
 
 def test_list_with_half_a_line(tmp_path):

@@ -168,7 +168,7 @@ def test_sizes_that_make_no_batch(tmp_path):
         write_lmdb(mixed[f'dataroot_{side}'], [('a', pixels()), ('b', pixels(4, 6))])
     message = refusal(mixed | {'phase': 'train'})
     assert 'tiles of one size' in message
-    assert '(4, 4), (4, 6)' in message
+    assert '4×4, 4×6' in message
     # Validation may do with them: images of different sizes, one at a time.
     assert TileDataset(mixed | {'phase': 'val'})[1]['lq'].shape == (3, 4, 6)
 
