@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from lnca_data.corruptions import MotionBlur, Noise
+from lnca_data.io import lmdb_store, lmdb_verification
 from lnca_data.io.lmdb_store import TileStore
 from lnca_data.prepare import packing
 from lnca_data.prepare.dataset_source import Pair
@@ -187,6 +188,17 @@ def test_pairs(pairs, tmp_path):
     assert summary.tiles == {'train': 2 * (24 + 6), 'val': 30, 'test': 30}
     assert summary.dropped == {'flat': 0, 'near-duplicate': 0, 'too small': 0}
     assert not summary.misaligned
+
+
+def test_verify_does_not_trust_an_earlier_verification(pairs, tmp_path, monkeypatch):
+    pack('some', pairs, tmp_path / 'packed', PAIRS)
+    verify(tmp_path / 'packed')
+    lmdb_store._verified_keys.cache_clear()
+    scan = mock.Mock(side_effect=lmdb_verification.subprocess.run)
+    monkeypatch.setattr(lmdb_verification.subprocess, 'run', scan)
+    verify(tmp_path / 'packed')
+    assert len(scan.call_args_list) == 6
+    assert all(call.kwargs['input'] for call in scan.call_args_list)
 
 
 def test_synthetic(clean, tmp_path):

@@ -128,7 +128,7 @@ def test_no_official_split(split):
 
 
 def test_too_few_scenes():
-    assert refusal(pairs_of(names(2), each=9), 'scene', 0).startswith('2 scenes cannot be divided')
+    assert refusal(pairs_of(names(2), each=9), 'scene', 0).startswith('--split scene: 2 scenes cannot be divided')
 
 
 def test_official_training_of_one_scene():
