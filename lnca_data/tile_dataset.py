@@ -64,7 +64,7 @@ class TileDataset(Dataset):
 
     def __init__(self, opt: Mapping[str, Any]) -> None:
         self.opt = opt
-        self.stores = self._open(opt)
+        self.stores = self.check_options(opt)
         self.keys = self.stores['gt'].key_array
         is_training = opt['phase'] == 'train'
         self.use_hflip, self.use_rot, self.use_channel_jitter = (
@@ -97,13 +97,11 @@ class TileDataset(Dataset):
         return cached
 
     @staticmethod
-    def check_options(opt: Mapping[str, Any]) -> None:
-        """Raise LNCAError unless a dataset can be created with these options."""
-        TileDataset._open(opt)
+    def check_options(opt: Mapping[str, Any]) -> dict[str, TileStore]:
+        """Check the options of a dataset and open its LMDBs.
 
-    @staticmethod
-    def _open(opt: Mapping[str, Any]) -> dict[str, TileStore]:
-        """Check the options, and return the LMDB of each side.
+        Returns:
+            Side (``gt``, ``lq``) → LMDB.
 
         Raises:
             ConfigError: if ``cache`` is unknown.
@@ -161,7 +159,7 @@ class TileDataset(Dataset):
         return items
 
     def _augmentation(self, index: int) -> Augmentation:
-        """Draw an augmentation, from a generator seeded by the index if that exceeds the number of tiles."""
+        """Draw an augmentation, from a generator seeded by the index unless that is below the number of tiles."""
         rng = random.Random(index) if index >= len(self) else random
         flip, rotations = self.use_hflip and rng.random() < 0.5, rng.randrange(4) if self.use_rot else 0
         if not self.use_channel_jitter or rng.random() >= JITTER_PROBABILITY:

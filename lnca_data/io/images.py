@@ -55,7 +55,7 @@ class ImageFile:
         content = read_bytes(self.path)
         size = (0, 0)
         # Pillow knows fewer formats than OpenCV.
-        with contextlib.suppress(OSError, ValueError, SyntaxError), header(content) as image:
+        with contextlib.suppress(OSError, ValueError, SyntaxError), open_header(content) as image:
             size = image.size
         check_size(self.path, *size)
         data = np.frombuffer(content, np.uint8)
@@ -143,7 +143,7 @@ class BundledPhoto:
 
 
 @contextlib.contextmanager
-def header(data: bytes) -> Iterator[PIL.Image.Image]:
+def open_header(data: bytes) -> Iterator[PIL.Image.Image]:
     """Open an image without decoding it, to check its size first: a small file can claim any size.
 
     Raises:

@@ -17,7 +17,7 @@ PNG_COMPRESSION = 0
 ENCODING = [cv2.IMWRITE_PNG_COMPRESSION, PNG_COMPRESSION, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE]
 BATCH = 1000  # images in a transaction
 BATCH_BYTES = 16 << 20
-PAGE, ENTRY = 4096, 100  # an image takes whole pages and about one entry in the index, in bytes
+PAGE, ENTRY = 4096, 100  # bytes; an image takes whole pages, and about this much in the index
 FIRST_MAP_SIZE = 64 << 20
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import tifffile
 from PIL import Image, UnidentifiedImageError
 
-from lnca_data.io.images import check_size, header, read_bytes, to_8_bits
+from lnca_data.io.images import check_size, open_header, read_bytes, to_8_bits
 from lnca_utils.atomic import atomic_file
 from lnca_utils.errors import DataError, LNCAError, one_line
 
@@ -129,7 +129,7 @@ def check_format(path: Path | str, channels: int = 3) -> None:
 
 def _check_header(path: str, data: bytes) -> None:
     try:
-        with header(data) as image:
+        with open_header(data) as image:
             size, frames = image.size, getattr(image, 'n_frames', 1)
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         raise DataError(f'{path}: not a readable image ({one_line(error).partition("<")[0].strip()})') from None

@@ -116,8 +116,7 @@ def _extract_pair(pair: Pair, split: str | None, options: PackConfig) -> Extract
         lq_shape, lq_grids = _read_tile_grids(pair.lq, options.tiling)
         if lq_shape != shape:
             raise DataError(
-                f'{pair.lq.path}: {lq_shape[1]}×{lq_shape[0]} pixels, but {pair.gt.path} has {shape[1]}×{shape[0]}; '
-                'crop them to one size'
+                f'{pair.lq.path}: {lq_shape[1]}×{lq_shape[0]} pixels, but {pair.gt.path} has {shape[1]}×{shape[0]}'
             )
     corruption = build_corruption(options.corruption) if options.corruption else None
     tiles, flat = [], 0
