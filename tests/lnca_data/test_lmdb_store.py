@@ -1,4 +1,4 @@
-"""Writing and reading BasicSR-format LMDBs, whole and damaged ones."""
+"""Writing, verification and reading of BasicSR-format LMDBs, including damaged ones."""
 
 import multiprocessing
 import os
@@ -26,7 +26,7 @@ from lnca_utils.errors import LNCAError
 
 def images_of(count, size=(8, 10)):
     pixels = np.random.default_rng(count).integers(0, 256, (count, *size, 3), dtype=np.uint8)
-    # Last key first: what is read back is sorted.
+    # In reverse order; reading sorts them.
     return [(f'tile_{index:03d}', pixels[index]) for index in reversed(range(count))]
 
 
@@ -80,7 +80,7 @@ def test_count_is_returned_and_images_may_be_an_iterator(tmp_path, images):
 
 
 def test_format_is_that_of_basicsr(path, images):
-    """Keys without suffix, PNGs whose colours OpenCV reads as BGR, and a line an image in meta_info.txt."""
+    """Keys have no suffix, OpenCV reads the PNGs as BGR, and meta_info.txt has one line per image."""
     lines = (path / 'meta_info.txt').read_text().splitlines()
     assert lines == [f'{key}.png (8,10,3) 0' for key, _ in images]
     key, image = images[0]
@@ -110,14 +110,14 @@ def test_full_disk_is_named(tmp_path, little_room, room):
 
 
 def committed(path, copy):
-    """The keys that are in an LMDB which is still being written."""
+    """Return the keys committed so far to an LMDB that is being written."""
     shutil.copytree(path, copy)
     with lmdb.open(str(copy), readonly=True, lock=False) as environment, environment.begin() as transaction:
         return [key.decode() for key, _ in transaction.cursor()]
 
 
 def test_batches(tmp_path, monkeypatch):
-    """What was put is written as soon as it is many images, or large."""
+    """A batch is committed when it has many images, or large ones."""
     images = [(key, encode_png(image), image.shape) for key, image in images_of(12)]
     monkeypatch.setattr(lmdb_writer, 'BATCH_BYTES', 4 * len(images[0][1]))
     writer = LmdbWriter(tmp_path / 'some.lmdb')
@@ -141,7 +141,7 @@ def open_files():
 
 
 def test_writing_given_up(tmp_path):
-    """Nothing more is written, and nothing stays open."""
+    """Nothing else is written, and no file stays open."""
     before = open_files()
     writer = LmdbWriter(tmp_path / 'some.lmdb')
     for key, image in images_of(3):
@@ -163,7 +163,7 @@ def test_images_that_fail(tmp_path):
     with pytest.raises(ZeroDivisionError) as caught:
         write_lmdb(tmp_path / 'some.lmdb', images())
     assert open_files() == before
-    assert str(caught.value) == 'no more'  # and till now its trace kept the writer
+    assert str(caught.value) == 'no more'  # its traceback referenced the writer until here
     refusal(TileStore, tmp_path / 'some.lmdb')
 
 
@@ -184,7 +184,7 @@ def test_missing_file(path, name):
 
 @pytest.fixture
 def scans(monkeypatch):
-    """The numbers of images that each verification locates."""
+    """The number of images that each verification locates."""
     counts, run = [], lmdb_verification.subprocess.run
 
     def count(*arguments, **keywords):
@@ -274,7 +274,7 @@ print(len(TileStore(sys.argv[1])))
 
 
 def test_a_system_without_fork(path):
-    """As Windows, which has no os.register_at_fork."""
+    """Windows has no os.register_at_fork."""
     child = subprocess.run([sys.executable, '-c', WITHOUT_FORK, path], capture_output=True, text=True, timeout=120)
     assert child.stdout.strip() == '12', child.stderr
 
@@ -316,7 +316,7 @@ def test_other_key_in_meta_info(path):
 
 @pytest.mark.parametrize(('share', 'message'), [(2, 'data.mdb is damaged, it cannot be read'), (0.3, 'images overlap')])
 def test_an_image_of_another_length(tmp_path, share, message):
-    """It would go on behind the file, which kills the process that reads it, or in other images."""
+    """It extends beyond the file, which kills a process that reads it, or into other images."""
     path = tmp_path / 'some.lmdb'
     write_lmdb(path, images_of(40, (36, 36)))  # a page each, nearly full
     data = bytearray((path / 'data.mdb').read_bytes())
@@ -338,7 +338,7 @@ def test_a_key_twice_in_the_place_of_another(path):
 
 
 def test_a_long_key_among_many_short_ones(path):
-    """An array of them would take 350 MB."""
+    """An array of these keys would take 350 MB."""
     lines = [f'{number}.png (4,4,3) 0' for number in range(700_000)]
     (path / META_INFO).write_text('\n'.join([f'{"x" * 500}.png (4,4,3) 0', *lines]))
     assert 'lists a key of 500 letters among much shorter ones' in refusal(TileStore, path)
@@ -387,7 +387,7 @@ def test_opened_twice(path, images, monkeypatch):
     first, second = TileStore(path), TileStore(str(path))
     assert_same(read_all(first), images)
     assert_same(read_all(second), images)
-    # Also when it is open already, by another name, and once more after that.
+    # Also by another path while it is open.
     monkeypatch.chdir(path.parent)
     assert_same(read_all(TileStore('some.lmdb')), images)
     assert_same(read_all(first), images)
@@ -448,7 +448,7 @@ def test_meta_info_lies_about_sizes(path):
 
 
 def test_a_small_png_of_a_huge_image_is_not_decoded(path):
-    """Of 10 gigapixels, said by its header alone; decoded it would take 30 GB."""
+    """The header claims 10 gigapixels, which would take 30 GB."""
     key = TileStore(path).keys[0]
     header = struct.pack('>II5B', 100_000, 100_000, 8, 2, 0, 0, 0)
     chunk = b'IHDR' + header

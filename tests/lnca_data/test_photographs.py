@@ -1,4 +1,4 @@
-"""Photographs: what is read is what was written, with orientation and profile, in every format."""
+"""Photographs: round trips of pixels, orientation and profile in every format."""
 
 import io
 
@@ -154,7 +154,7 @@ def test_a_tiff_whose_orientation_is_none(tmp_path):
 
 @pytest.mark.parametrize('suffix', ['.jpg', '.webp'])
 def test_long_blocks(tmp_path, suffix):
-    """A JPEG holds 64 kB in a segment: a longer profile goes into several, of a longer EXIF block the orientation."""
+    """JPEG segments have 64 kB: longer profiles use several; of a longer EXIF block only the orientation is kept."""
     block = exif(6)
     block[0x010E] = 'long ' * 20_000
     block, profile = block.tobytes().removeprefix(photographs.EXIF_PREFIX), PROFILE + bytes(100_000)
@@ -275,7 +275,7 @@ def test_a_tiff_of_numbers_that_are_no_colours(tmp_path):
 
 
 def test_a_tiff_that_claims_many_samples(tmp_path, monkeypatch):
-    """Each counts: it is they that take memory."""
+    """All samples count, since they take memory."""
     monkeypatch.setattr(images, 'MAX_PIXELS', 100)
     tifffile.imwrite(tmp_path / 'a.tif', pixels(6, 8, 40), photometric='minisblack', planarconfig='contig')
     with pytest.raises(LNCAError, match='exceed the limit of 100'):

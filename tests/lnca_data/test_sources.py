@@ -1,4 +1,4 @@
-"""What each source lists in a dataset as its authors distribute it, and how the images are read."""
+"""Listing of public datasets in their published layouts, and reading of their images."""
 
 import functools
 import gzip
@@ -39,13 +39,13 @@ LISTINGS = {
 
 @pytest.fixture(scope='module')
 def miniature(tmp_path_factory):
-    """A miniature's folder by its name. It is made once and stays as it is."""
+    """Return the folder of a miniature; it is created once and not modified."""
     root = tmp_path_factory.mktemp('miniatures')
     return functools.cache(lambda name: getattr(miniatures, name)(root / name))
 
 
 def publish(monkeypatch, count=12):
-    """Take the pickled miniatures for the published files."""
+    """Replace the MD5s of the published files by those of the miniatures."""
     md5s = [
         [batch, hashlib.md5(miniatures.cifar_pickle(batch_images, batch)).hexdigest()]
         for batch, batch_images in miniatures.cifar_images(count).items()
@@ -61,7 +61,7 @@ def published(monkeypatch):
 
 
 def listed(source, folder, **choices):
-    """Name → scene, split, and the paths of gt and lq in the folder."""
+    """Return name → scene, split, and relative paths of gt and lq."""
     return {
         pair.name: (pair.scene, pair.split, *(os.path.relpath(image.path, folder) for image in images(pair)))
         for pair in SOURCES[source].list(folder, **choices)
@@ -81,7 +81,7 @@ def refusal(function, *arguments, **keywords):
 
 
 def own_pairs(folder, gt, lq):
-    """List pairs of one's own, after writing a small image under each name below gt and lq."""
+    """Write small images with these names below gt and lq, and list them as pairs."""
     for side, names in (('gt', gt), ('lq', lq)):
         (folder / side).mkdir()
         for name in names:
@@ -89,7 +89,7 @@ def own_pairs(folder, gt, lq):
     return SOURCES['pairs'].list(None, gt=folder / 'gt', lq=folder / 'lq')
 
 
-# --- what is listed
+# --- listings
 
 
 @pytest.mark.parametrize('blur', ['blur', 'blur_gamma'])
@@ -142,7 +142,7 @@ def test_sid_cameras(miniature, tmp_path):
 
 
 def test_sid_exposures(miniature):
-    """The ratio is read from the names, and 300 at most; the long exposure stays as it is."""
+    """The ratio comes from the names and is limited to 300; the long exposure is not scaled."""
     pairs = {pair.name: pair for pair in SOURCES['sid'].list(miniature('sid'), cameras=['Sony'])}
     assert {name: pair.lq.brightness for name, pair in pairs.items()} == pytest.approx(
         {
@@ -198,7 +198,7 @@ def test_tinyimagenet(miniature):
 
 @pytest.mark.parametrize('form', CIFAR_FORMS)
 def test_cifar10(miniature, form):
-    """Names, splits and the very pixels."""
+    """Names, splits and pixels."""
     pairs = {pair.name: pair for pair in SOURCES['cifar10'].list(miniature(form))}
     expected = miniatures.cifar_images()
     assert len(pairs) == 6 * 12
@@ -218,7 +218,7 @@ def test_cifar10_given_its_inner_folder(miniature, form):
 
 
 def test_miniature_of_cifar10_is_of_python_2(miniature):
-    """What other programs read it as, and that its strings are those of Python 2."""
+    """It unpickles as the published file does, and its strings are those of Python 2."""
     data = (miniature('cifar10_pickled') / 'cifar-10-batches-py' / 'data_batch_3').read_bytes()
     batch = pickle.loads(data, encoding='bytes')
     assert batch.keys() == {b'batch_label', b'labels', b'data', b'filenames'}
@@ -228,7 +228,7 @@ def test_miniature_of_cifar10_is_of_python_2(miniature):
 
 
 def test_pairs(tmp_path):
-    """Those in a subfolder are one scene; formats may differ; what a Mac leaves behind does not count."""
+    """A subfolder is a scene; formats may differ; hidden files of macOS are ignored."""
     pairs = own_pairs(
         tmp_path,
         gt=['bed room/1.png', 'bed room/2.png', 'hall/deep/1.png', 'cat.png', 'dog.tiff', '._cat.png'],
@@ -292,7 +292,7 @@ def test_photos():
 
 @pytest.mark.parametrize('name', LISTINGS)
 def test_order_is_the_same_everywhere(miniature, name, monkeypatch):
-    """Pairs of a scene follow each other, whatever order the file system lists its files in."""
+    """Pairs of a scene are adjacent, and independent of the order of files on disk."""
     source, choices = LISTINGS[name]
     before = SOURCES[source].list(miniature(name), **choices)
     glob = Path.glob
@@ -303,12 +303,12 @@ def test_order_is_the_same_everywhere(miniature, name, monkeypatch):
     assert all(Path(image.path).exists() for pair in before for image in images(pair))
 
 
-# --- what is refused
+# --- refused input
 
 
 @pytest.mark.parametrize(('source', 'choices'), dict(LISTINGS.values()).items())
 def test_wrong_folder(tmp_path, source, choices):
-    """A folder of something else, and one that is not there: one line, which says what was expected."""
+    """Another or a missing folder is refused in one line that names the expected files."""
     miniatures.save(tmp_path / 'some' / 'holidays' / '1.gif', np.zeros((4, 4, 3), np.uint8))
     for folder in (tmp_path / 'some', tmp_path / 'nowhere', tmp_path / 'some' / 'holidays' / '1.gif'):
         message = refusal(SOURCES[source].list, folder, **choices)
@@ -373,7 +373,7 @@ def test_two_pairs_of_one_key(tmp_path, names):
 
 
 class Hostile:
-    """Its pickle calls something."""
+    """An object whose pickle calls a function."""
 
     def __init__(self, function, *arguments):
         self.call = function, arguments
@@ -417,13 +417,13 @@ def test_hostile_cifar10_in_an_archive(tmp_path):
 
 
 def test_the_published_md5s():
-    """Those of the files that torchvision downloads."""
+    """They are those of the files that torchvision downloads."""
     assert list(PUBLISHED) == list(miniatures.CIFAR_LABELS)
     assert PUBLISHED['test_batch'] == '40351d587109b95175f43aff81a1287e'
 
 
 def test_a_batch_in_the_place_of_another(tmp_path):
-    """Test images among those for training."""
+    """Otherwise test images could be used for training."""
     folder = miniatures.cifar10_pickled(tmp_path) / 'cifar-10-batches-py'
     shutil.copy(folder / 'test_batch', folder / 'data_batch_2')
     assert refusal(SOURCES['cifar10'].list, tmp_path) == f'{folder / "data_batch_2"}: {NOT_PUBLISHED}'
@@ -466,7 +466,7 @@ def archive_header(kind, size, goes_on=False):
         500 * archive_header(tarfile.GNUTYPE_LONGLINK, 0),  # each read within the one before
         500 * (archive_header(tarfile.XGLTYPE, 512) + b'512 key=' + bytes(504)),
         archive_header(tarfile.GNUTYPE_SPARSE, 0, goes_on=True) + 500 * (21 * b'00000000001\0' + b'1\0\0\0'),  # and on
-        # In the map of a sparse file, where tarfile raises IndexError.
+        # tarfile raises IndexError for this truncated sparse map.
         archive_header(tarfile.GNUTYPE_SPARSE, 0, goes_on=True),
     ],
 )
@@ -505,7 +505,7 @@ def test_truncated_cifar10(tmp_path, monkeypatch, form, share):
 
 @pytest.mark.parametrize('form', CIFAR_FORMS[2:])
 def test_damaged_archive_of_cifar10(tmp_path, monkeypatch, form):
-    """Whatever byte a download got wrong: refused, unless the pixels are right none the less."""
+    """An archive with a wrong byte is refused, unless all pixels are right."""
     publish(monkeypatch, count=2)
     (archive,) = getattr(miniatures, form)(tmp_path / 'some', count=2).iterdir()
     data = archive.read_bytes()
@@ -531,7 +531,7 @@ def test_not_a_batch_of_cifar10(tmp_path, value):
     assert NOT_PUBLISHED in refusal(SOURCES['cifar10'].list, tmp_path)
 
 
-# --- how images are read
+# --- reading of images
 
 
 @pytest.mark.parametrize('suffix', ['.png', '.jpg', '.bmp', '.tiff', '.webp'])
@@ -545,7 +545,7 @@ def test_truncated_image(tmp_path, suffix, share):
 
 
 def test_damaged_png(tmp_path):
-    """As long as it should be, but for a byte that is another."""
+    """The file has its full length and one wrong byte."""
     file = miniatures.save(tmp_path / 'some.png', miniatures.photograph(np.random.default_rng(0)))
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 0xFF
@@ -574,7 +574,7 @@ FINE_COLOURS = np.random.default_rng(0).integers(0, 65536, (20, 30, 3), np.uint1
 @pytest.mark.parametrize('suffix', ['.png', '.tiff'])
 @pytest.mark.parametrize(('pixels'), [COLOURS, FINE_COLOURS])
 def test_colours_grey_and_alpha(tmp_path, suffix, pixels):
-    """8 and 16 bits; grey becomes RGB; alpha is dropped and does not darken."""
+    """Of 8 and 16 bits; grey becomes RGB; alpha is dropped without effect on the colours."""
     blue_green_red = pixels[..., ::-1]
     alpha = np.concatenate([blue_green_red, np.zeros_like(pixels[..., :1])], axis=2)
     green = pixels[..., 1]
@@ -612,7 +612,7 @@ def test_16_bits_become_8():
 @pytest.mark.parametrize('peak', [0.5, 0.8])
 @pytest.mark.parametrize('ratio', [8, 100])
 def test_raw_files_are_amplified_linearly(tmp_path, peak, ratio):
-    """An exposure of less light, amplified as many times, is the long one, however bright that one is."""
+    """A short exposure, amplified by the ratio, equals the long one at any brightness."""
     light = 0.02 + (peak - 0.02) * miniatures.photograph(np.random.default_rng(0))[..., 0] / 255
     long, short = (
         str(miniatures.write_raw(tmp_path / f'{name}.ARW', values))
@@ -624,7 +624,7 @@ def test_raw_files_are_amplified_linearly(tmp_path, peak, ratio):
     def difference(image):
         return np.abs(image / 65535 - expected / 65535).mean()
 
-    # A sensor counts in whole numbers, so that they are not quite the same.
+    # Quantization makes them differ slightly.
     assert difference(amplified) < 0.005
     assert difference(dark) > 0.2
 

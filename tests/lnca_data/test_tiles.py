@@ -1,4 +1,4 @@
-"""TilingSpec, cleaning and the search for shifts."""
+"""Tiling, flat tiles and near-duplicates, estimation of offsets."""
 
 import cv2
 import numpy as np
@@ -15,7 +15,7 @@ def noise(height, width, dtype=np.uint8, seed=0):
 
 
 def scene(height=160, width=200, seed=0):
-    """Like a photograph: the coarser, the stronger."""
+    """An image with the spectrum of photographs: 1/f."""
     spectrum = np.fft.rfft2(np.random.default_rng(seed).normal(size=(height, width)))
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width))
     frequency[0, 0] = 1
@@ -88,7 +88,7 @@ def test_grid(grid, height, width, side):
 
 
 def test_grid_of_square_tiles_and_its_exact_number():
-    # 20 columns of 1 pixel are left over: a 21st would fit.
+    # A remainder of 9 columns would fit another column of tiles.
     tiles = tiles_by_position(TilingSpec(8, (), (4, 10)).extract(noise(32, 89)))
     assert len(tiles) == 40
     assert list(tiles)[-1] == '_8px_y00024_x00072'
@@ -184,7 +184,7 @@ def test_near_duplicates():
     assert not duplicates.repeats(0)
     assert duplicates.repeats(0b111)
     assert not duplicates.repeats(0b1111)
-    # What repeats is not remembered itself, what does not is.
+    # Only hashes that are no near-duplicates are remembered.
     assert not duplicates.repeats(0b111000111)
     assert duplicates.repeats(0b1111111)
     assert not duplicates.repeats(2**64 - 1)
