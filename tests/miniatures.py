@@ -22,7 +22,7 @@ REALBLUR = {
     'J': 'RealBlur-J_ECC_IMCORR_centroid_itensity_ref',
     'R': 'RealBlur-R_BM3D_ECC_IMCORR_centroid_itensity_ref',
 }
-# Camera → black level, suffix and what the lists say of the setting.
+# Camera → black level, suffix and setting in the lists.
 SID_CAMERAS = {'Sony': (512, 'ARW', 'ISO200 F8'), 'Fuji': (1024, 'RAF', 'ISO800 F5.6')}
 # Split → long exposure → short ones.
 SID = {
@@ -40,7 +40,7 @@ RENOIR = {
     'T3i': {'Batch_001': ('IMG_4912', ['IMG_4913', 'IMG_4914']), 'Batch_031': ('IMG_5032', ['IMG_5033'])},
     'S90': {'Batch_001': ('IMG_0101', ['IMG_0102']), 'Batch_010': ('IMG_0110', ['IMG_0111', 'IMG_0112'])},
 }
-# Batch → what it says of itself.
+# Batch → its label.
 CIFAR_LABELS = {
     **{f'data_batch_{number}': f'training batch {number} of 5'.encode() for number in range(1, 6)},
     'test_batch': b'testing batch 1 of 1',

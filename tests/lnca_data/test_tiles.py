@@ -88,7 +88,7 @@ def test_grid(grid, height, width, side):
 
 
 def test_grid_of_square_tiles_and_its_exact_number():
-    # A remainder of 9 columns would fit another column of tiles.
+    # The remainder of 9 pixels would fit another column of tiles.
     tiles = tiles_by_position(TilingSpec(8, (), (4, 10)).extract(noise(32, 89)))
     assert len(tiles) == 40
     assert list(tiles)[-1] == '_8px_y00024_x00072'
