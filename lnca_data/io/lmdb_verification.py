@@ -1,4 +1,4 @@
-"""Verification of LMDBs before they are opened: in full once per machine, then only of size and number of entries."""
+"""Verification of LMDBs before they are read: in full once per machine, then only the size and number of entries."""
 
 import contextlib
 import hashlib
@@ -22,7 +22,7 @@ FileStates = tuple[tuple[int, ...], ...]
 
 
 def file_states(path: Path) -> FileStates:
-    """Return device, inode, size and modification time of both files of an LMDB: other values, other content.
+    """Return device, inode, size and modification time of both files of an LMDB; they identify its content.
 
     Raises:
         DataError: if a file is missing.
@@ -77,7 +77,7 @@ def verify_lmdb(path: Path, states: FileStates, keys: np.ndarray, use_cache: boo
 
 
 def _marker(states: FileStates) -> Path | None:
-    """Return the empty file that says that an LMDB was verified; None if the user has no home folder."""
+    """Return the path of the empty file that marks an LMDB as verified; None if the user has no home folder."""
     try:
         return cache_dir() / f'lmdb-{hashlib.sha256(repr(states).encode()).hexdigest()[:24]}'
     except RuntimeError:

@@ -104,7 +104,7 @@ def write_photograph(path: Path | str, photograph: Photograph) -> None:
         elif suffix in JPEG:
             _write_jpeg(temporary, photograph)
         elif not _write_with_opencv(temporary, photograph):
-            raise OSError(f'{path}: cannot be written; check disk space, permissions and the colour profile')
+            raise OSError(f'{path}: cannot be written, encoding failed; the colour profile may be damaged')
 
 
 def _checked_orientation(value: Any) -> int:

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from lnca_data.io.lmdb_store import META_INFO, TileStore, check_same_keys
+from lnca_data.io.lmdb_store import TileStore, check_same_keys
+from lnca_data.io.lmdb_verification import META_INFO
 from lnca_data.prepare.extraction import pixel_digest
 from lnca_data.prepare.packing import SUMMARY, content_hash, entry_bytes
 from lnca_data.prepare.split import SPLITS
