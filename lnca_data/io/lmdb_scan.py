@@ -15,8 +15,8 @@ import lmdb
 def find_damage(path: str, count: int, keys: list[bytes]) -> str | None:
     """Return what is wrong with an LMDB, or None."""
     size = os.stat(os.path.join(path, 'data.mdb')).st_size
-    # The map is larger than the file: LMDB maps room for the longest image behind it, so that a wrong length does not
-    # lead into other memory. lmdb's readahead is on, since locating an image reads its pages.
+    # The map extends beyond the file by the longest possible image, so that a wrong length does not lead into other
+    # memory. lmdb's readahead is on, since locating an image reads its pages.
     environment = lmdb.open(path, size + (1 << 32), readonly=True, lock=False, create=False)
     entries, page_size = environment.stat()['entries'], environment.stat()['psize']
     needed = (environment.info()['last_pgno'] + 1) * page_size
@@ -30,7 +30,7 @@ def find_damage(path: str, count: int, keys: list[bytes]) -> str | None:
             image = transaction.get(key)
             if image is None:
                 return f'data.mdb has no {key.decode()!r}, which meta_info.txt lists'
-            image[-1:].tobytes()  # reading behind the end of the file kills this process
+            image[-1:].tobytes()  # kills this process if the image extends beyond the file
             total += len(image)
     return 'data.mdb is damaged, images overlap' if total > size else None
 

@@ -55,7 +55,7 @@ def verify_lmdb(path: Path, states: FileStates, keys: np.ndarray, use_cache: boo
         DataError: if the LMDB is damaged, or its keys are not the listed ones.
     """
     marker = _marker(states)
-    is_verified = use_cache and marker is not None and marker.exists()
+    is_verified = use_cache and marker is not None and os.path.exists(marker)  # Path.exists may raise
     try:
         scan = subprocess.run(
             [sys.executable, SCAN, path, str(len(keys))],

@@ -252,11 +252,15 @@ def test_what_is_verified_is_still_checked_for_size_and_entries(path, scans, dam
     assert scans == [12, 0]
 
 
-@pytest.mark.parametrize('reason', ['a file in the place of the folder', 'no home'])
+@pytest.mark.parametrize('reason', ['a file in the place of the folder', 'no home', 'no permission'])
 def test_verified_each_time_without_a_cache_folder(path, scans, monkeypatch, cache_home, reason):
     if reason == 'no home':
         monkeypatch.delenv('XDG_CACHE_HOME')
         monkeypatch.setattr(lmdb_verification.Path, 'home', mock.Mock(side_effect=RuntimeError))
+    elif reason == 'no permission':
+        denied = mock.Mock(side_effect=PermissionError)
+        monkeypatch.setattr(lmdb_verification.Path, 'exists', denied)
+        monkeypatch.setattr(lmdb_verification.Path, 'touch', denied)
     else:
         (cache_home / 'lnca').touch()
     TileStore(path)
