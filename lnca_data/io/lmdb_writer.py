@@ -42,20 +42,16 @@ def write_lmdb(path: Path | str, images: Iterable[tuple[str, np.ndarray]]) -> in
     Raises:
         OSError: if the LMDB cannot be written.
     """
-    writer, count = LmdbWriter(path), 0
-    try:
+    count = 0
+    with LmdbWriter(path) as writer:
         for key, image in images:
             writer.put(key, encode_png(image), image.shape)
             count += 1
-    except BaseException:
-        writer.close(commit=False)
-        raise
-    writer.close()
     return count
 
 
 class LmdbWriter:
-    """Writes PNG files to a new LMDB.
+    """Writes PNG files to a new LMDB. A context manager, which closes it.
 
     Args:
         path: a folder that does not exist; its name ends in ``.lmdb``.
@@ -79,6 +75,12 @@ class LmdbWriter:
         self._batch: list[tuple[bytes, bytes]] = []
         self._batch_bytes = 0
         self.bytes = 0
+
+    def __enter__(self) -> 'LmdbWriter':
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close(commit=kind is None)
 
     def put(self, key: str, png: bytes, shape: tuple[int, int, int]) -> None:
         """Add an image.

@@ -196,20 +196,18 @@ class _DatasetWriter:
         self._root = root
         self._writers: dict[str, LmdbWriter] = {}
         self._digests: dict[str, Any] = {}
+        self._files = ExitStack()
         self.count = 0
         self._scene: str | None = None
 
     def __enter__(self) -> '_DatasetWriter':
-        self._table_file = open(self._folder / TABLE, 'w', newline='', encoding='utf-8')
-        self._table = csv.writer(self._table_file)
+        table = self._files.enter_context(open(self._folder / TABLE, 'w', newline='', encoding='utf-8'))
+        self._table = csv.writer(table)
         self._table.writerow(['name', 'gt', 'lq', 'scene', 'split', 'tiles'])
         return self
 
-    def __exit__(self, *error: object) -> None:
-        with ExitStack() as stack:  # closes all, also if closing one fails
-            stack.callback(self._table_file.close)
-            for writer in self._writers.values():
-                stack.callback(writer.close, commit=error[0] is None)
+    def __exit__(self, *error: Any) -> None:
+        self._files.__exit__(*error)
         self._summary.hashes = {name: digest.hexdigest() for name, digest in sorted(self._digests.items())}
 
     def add(self, pair: Pair, split: str | None, extracted: ExtractedPair) -> None:
@@ -251,7 +249,7 @@ class _DatasetWriter:
 
     def _put(self, lmdb: str, tile: PackedTile, side: str, data: bytes) -> None:
         if lmdb not in self._writers:
-            self._writers[lmdb] = LmdbWriter(self._folder / f'{lmdb}.lmdb')
+            self._writers[lmdb] = self._files.enter_context(LmdbWriter(self._folder / f'{lmdb}.lmdb'))
             self._digests[lmdb] = hashlib.sha256()
         size = self._summary.options.tiling.size
         self._writers[lmdb].put(tile.key, data, (size, size, 3))
