@@ -115,7 +115,7 @@ class TileDataset(Dataset):
         if lq:
             stores = dict(zip(('gt', 'lq'), check_pair(gt, lq), strict=True))
         elif opt['phase'] != 'train':
-            raise DataError(f'dataset {opt.get("name")}: dataroot_lq is missing; name an LMDB of corrupted tiles')
+            raise DataError(f'dataset {opt.get("name")}: dataroot_lq is missing; validation and test need pairs')
         else:
             stores = {'gt': TileStore(gt)}
         if opt['phase'] == 'train':

@@ -134,7 +134,7 @@ def _check_header(path: str, data: bytes) -> None:
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         raise DataError(f'{path}: not a readable image ({one_line(error).partition("<")[0].strip()})') from None
     if frames > 1:
-        raise DataError(f'{path}: contains {frames} images; save each as a file')
+        raise DataError(f'{path}: holds {frames} pictures; save each by itself')
     check_size(path, *size)
 
 
@@ -191,7 +191,7 @@ def _read_tiff(path: str, data: bytes) -> tuple[np.ndarray, bytes | None, bytes 
             exceeds_limit = len(others) == MAX_PAGES
             if exceeds_limit or any(not other.is_reduced for other in others):
                 count = f'more than {MAX_PAGES}' if exceeds_limit else 1 + len(others)
-                raise DataError(f'{path}: contains {count} images; save each as a file')
+                raise DataError(f'{path}: holds {count} pictures; save each by itself')
             return _decode_page(path, page)
     except LNCAError:
         raise

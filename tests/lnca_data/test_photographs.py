@@ -104,7 +104,7 @@ def test_tiffs_of_other_kinds(tmp_path):
             {'data': pixels(6, 8, 3, dtype=np.uint16) >> 4, 'bitspersample': 12},
             '12 bits per channel; save it with 8 or 16',
         ),
-        ({'data': pixels(2, 6, 8, 3), 'photometric': 'rgb'}, 'contains 2 images; save each as a file'),
+        ({'data': pixels(2, 6, 8, 3), 'photometric': 'rgb'}, 'holds 2 pictures; save each by itself'),
         ({'data': pixels(6, 8, 3), 'photometric': 'ycbcr'}, 'YCBCR colours'),
     ],
 )
@@ -264,7 +264,7 @@ def test_many_pictures_in_a_tiff(tmp_path):
     with tifffile.TiffWriter(tmp_path / 'a.tif') as file:
         for reduced in [0] + [1] * 40:
             file.write(pixels(6, 8, 3), photometric='rgb', subfiletype=reduced)
-    with pytest.raises(LNCAError, match='contains more than 16 images'):
+    with pytest.raises(LNCAError, match='holds more than 16 pictures'):
         read_photograph(tmp_path / 'a.tif')
 
 
