@@ -1,1 +1,1 @@
-"""The data that the networks train on: LMDB tiles, and photographs."""
+"""Datasets of LMDB tiles, synthetic corruptions, and reading and writing of photographs."""

@@ -1,4 +1,4 @@
-"""The dataset of tiles that BasicSR's loaders read."""
+"""Dataset of LMDB tiles for BasicSR's loaders."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-import lnca_arch.registration  # noqa: F401  it mends what keeps BasicSR from being imported
+import lnca_arch.registration  # noqa: F401  makes BasicSR importable
 from lnca_data.io.lmdb_store import TileStore, check_pair
 from lnca_utils.errors import DataError
 from lnca_utils.option_checks import check_known
@@ -20,59 +20,61 @@ from basicsr.utils import get_root_logger
 from basicsr.utils.registry import DATASET_REGISTRY
 
 CACHES = ('memory',)
-# Of the free memory, for the tiles of one dataset: the network and the loaders need some, too.
-CACHE_SHARE = 0.5
-COLORED = 0.5  # share of tiles that use_channel_jitter augmentations
-LEAST_SPAN = 0.25  # of the values of a channel that it augmentations
+MAX_CACHE_FRACTION = 0.5  # of the free memory; the network and the loaders need some, too
+JITTER_PROBABILITY = 0.5
+MIN_JITTER_SCALE = 0.25
 
 
 class Augmentation(NamedTuple):
-    """What augmentation does to a tile.
+    """A random augmentation of a tile.
 
     Attributes:
-        flip: from left to right, first.
-        turns: by right angles, then.
-        channels: for each channel of the result the one that it is made of, the value that black becomes, and how much
-            higher white is; none where colours stay.
+        flip: whether to flip the tile horizontally, first.
+        rotations: number of rotations by 90°, then.
+        channels: source channel, offset and scale of each channel; empty to keep the colours.
     """
 
     flip: bool
-    turns: int
+    rotations: int
     channels: list[tuple[int, float, float]]
 
 
 @DATASET_REGISTRY.register()
 class TileDataset(Dataset):
-    """Tiles from BasicSR-format LMDBs: pairs, or clean ones that the model corrupts in training.
+    """Tiles of BasicSR-format LMDBs: pairs, or clean tiles that the model corrupts in training.
 
-    Options (``datasets: train:`` and so on in the YAML):
-        dataroot_gt: LMDB of clean tiles.
-        dataroot_lq: LMDB of the same tiles corrupted, with the same keys. Left out for synthetic training.
-        use_hflip, use_rot: flip, and turn by right angles, at random; in training only.
-        use_channel_jitter: whether to change the colours of half of the tiles, in training: permute the channels, and
-            map the values of each to a random part of [0, 1]. For training on few photographs.
-        cache: ``memory`` reads all tiles at once and keeps them, 3 bytes a pixel, where the loader's workers share
-            them. Tiles that do not fit in half of the free memory, or differ in size, are read from the LMDB as ever.
+    An item is a dict with ``gt`` and, for pairs, ``lq``: tensors ``(3, H, W)`` in [0, 1], RGB. ``gt_path`` and
+    ``lq_path`` are the key.
 
-    An item is ``{'gt', 'gt_path'}`` and, for pairs, ``{'lq', 'lq_path'}``: tensors ``(3, H, W)`` in [0, 1], RGB, and
-    the key.
+    Args:
+        opt: options of the dataset:
+
+            - ``dataroot_gt``: LMDB of ground-truth tiles.
+            - ``dataroot_lq``: LMDB of corrupted tiles with the same keys; optional in training.
+            - ``use_hflip``, ``use_rot``: whether to flip horizontally, and to rotate by multiples of 90°, at random; in
+              training only.
+            - ``use_channel_jitter``: whether to permute the channels of half of the tiles and to map the values of each
+              to a random interval within [0, 1], in training only. For training on few photographs.
+            - ``cache``: ``memory`` to keep all tiles in memory that the loader's workers share, 3 bytes per pixel.
+              Tiles are read from the LMDB nevertheless if they exceed half of the free memory, or differ in size.
 
     Raises:
-        DataError: an LMDB is missing, empty or damaged, or the two have different keys.
+        DataError: if an LMDB is missing, empty or damaged, or the LMDBs have different keys.
     """
 
     def __init__(self, opt: Mapping[str, Any]) -> None:
         self.opt = opt
-        self.stores = self._open(opt)
+        self.stores = self.check_options(opt)
         self.keys = self.stores['gt'].key_array
-        self.flip = bool(opt['phase'] == 'train' and opt.get('use_hflip'))
-        self.turn = bool(opt['phase'] == 'train' and opt.get('use_rot'))
-        self.color = bool(opt['phase'] == 'train' and opt.get('use_channel_jitter'))
-        # Tensors rather than arrays: forked workers share either, spawned ones only these.
+        is_training = opt['phase'] == 'train'
+        self.use_hflip, self.use_rot, self.use_channel_jitter = (
+            bool(is_training and opt.get(name)) for name in ('use_hflip', 'use_rot', 'use_channel_jitter')
+        )
+        # Tensors, since spawned workers do not share arrays.
         self.cached: dict[str, Tensor] = self._read_all() if opt.get('cache') else {}
 
     def _read_all(self) -> dict[str, Tensor]:
-        """Side → all tiles ``(N, H, W, 3)`` uint8; nothing if they do not fit."""
+        """Return the tiles of each side, ``(N, H, W, 3)`` uint8; an empty dict if they cannot be kept in memory."""
         name, logger = self.opt.get('name'), get_root_logger()
         sizes = set().union(*(store.sizes for store in self.stores.values()))
         if len(sizes) > 1:
@@ -80,9 +82,9 @@ class TileDataset(Dataset):
             return {}
         shape = (len(self), *sizes.pop(), 3)
         needed, free = len(self.stores) * np.prod(shape, dtype=np.int64), psutil.virtual_memory().available
-        figures = f'{len(self):,} tiles, {needed / 1e9:.2f} GB'
-        if needed > CACHE_SHARE * free:
-            logger.warning(f'Dataset {name}: {figures}, are read from the LMDB: only {free / 1e9:.2f} GB are free.')
+        size = f'{len(self):,} tiles, {needed / 1e9:.2f} GB'
+        if needed > MAX_CACHE_FRACTION * free:
+            logger.warning(f'Dataset {name}: {size}, are read from the LMDB: only {free / 1e9:.2f} GB are free.')
             return {}
         cached = {side: torch.empty(shape, dtype=torch.uint8) for side in self.stores}
         with tqdm(total=len(self.stores) * len(self), desc=f'reading {name}', unit='tile', leave=False) as bar:
@@ -91,17 +93,20 @@ class TileDataset(Dataset):
                 for index, key in enumerate(self.keys):
                     pixels[index] = store[key.decode()]
                     bar.update()
-        logger.info(f'Dataset {name}: {figures}, kept in memory.')
+        logger.info(f'Dataset {name}: {size}, kept in memory.')
         return cached
 
     @staticmethod
-    def check_options(opt: Mapping[str, Any]) -> None:
-        """Raise DataError for what would fail when the dataset is made or read."""
-        TileDataset._open(opt)
+    def check_options(opt: Mapping[str, Any]) -> dict[str, TileStore]:
+        """Check the options of a dataset and open its LMDBs.
 
-    @staticmethod
-    def _open(opt: Mapping[str, Any]) -> dict[str, TileStore]:
-        """Side → its LMDB, once all is checked."""
+        Returns:
+            Side (``gt``, ``lq``) → LMDB.
+
+        Raises:
+            ConfigError: if ``cache`` is unknown.
+            DataError: if an LMDB is missing or damaged, or the tiles do not suit the options.
+        """
         gt, lq = opt.get('dataroot_gt'), opt.get('dataroot_lq')
         if opt.get('cache') is not None:
             check_known(opt['cache'], CACHES, f'dataset {opt.get("name")}: cache')
@@ -116,10 +121,11 @@ class TileDataset(Dataset):
         if opt['phase'] == 'train':
             sizes = set().union(*(store.sizes for store in stores.values()))
             if len(sizes) > 1:
-                raise DataError(f'{gt}: a batch needs tiles of one size, found {", ".join(map(str, sorted(sizes)))}')
+                found = ', '.join(f'{height}×{width}' for height, width in sorted(sizes))
+                raise DataError(f'{gt}: a batch needs tiles of one size, found {found}; pack them to one size')
             height, width = sizes.pop()
             if opt.get('use_rot') and height != width:
-                raise DataError(f'{gt}: use_rot turns tiles, so they must be square, not {height}×{width}')
+                raise DataError(f'{gt}: use_rot needs square tiles, not {height}×{width}; set use_rot: false')
         return stores
 
     def __len__(self) -> int:
@@ -129,49 +135,52 @@ class TileDataset(Dataset):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        """Items of a batch, whose tiles are of one size. PyTorch's loader asks for them at once, which saves time."""
-        augmentations = [self._augmentation(place) for place in indices]
-        indices = [place % len(self) for place in indices]
+        """Return the items of a batch, whose tiles have one size; faster than one by one.
+
+        Args:
+            indices: index of each tile, plus a multiple of the number of tiles to seed its augmentation.
+        """
+        augmentations = [self._augmentation(index) for index in indices]
+        indices = [index % len(self) for index in indices]
         keys = [self.keys[index].decode() for index in indices]
         items: list[dict[str, Any]] = [{} for _ in indices]
         for side, store in self.stores.items():
             cached = self.cached[side].numpy() if self.cached else None
             tiles = [store[key] if cached is None else cached[index] for index, key in zip(indices, keys, strict=True)]
-            turned = [
-                np.rot90(tile[:, ::-1] if augmentation.flip else tile, augmentation.turns)
+            augmented = [
+                np.rot90(tile[:, ::-1] if augmentation.flip else tile, augmentation.rotations)
                 for tile, augmentation in zip(tiles, augmentations, strict=True)
             ]
             for item, key, tensor, augmentation in zip(
-                items, keys, to_tensor(np.stack(turned)), augmentations, strict=True
+                items, keys, to_tensor(np.stack(augmented)), augmentations, strict=True
             ):
-                item[side] = _colored(tensor, augmentation) if augmentation.channels else tensor
+                item[side] = _jitter(tensor, augmentation) if augmentation.channels else tensor
                 item[f'{side}_path'] = key
         return items
 
-    def _augmentation(self, place: int) -> Augmentation:
-        """Drawn by the place in the training, if a sampler says that (an index plus a multiple of the number of tiles),
-        else by the random numbers of the process."""
-        draws = random.Random(place) if place >= len(self) else random
-        flip, turns = self.flip and draws.random() < 0.5, draws.randrange(4) if self.turn else 0
-        if not self.color or draws.random() >= COLORED:
-            return Augmentation(flip, turns, [])
+    def _augmentation(self, index: int) -> Augmentation:
+        """Draw an augmentation, from a generator seeded by the index unless that is below the number of tiles."""
+        rng = random.Random(index) if index >= len(self) else random
+        flip, rotations = self.use_hflip and rng.random() < 0.5, rng.randrange(4) if self.use_rot else 0
+        if not self.use_channel_jitter or rng.random() >= JITTER_PROBABILITY:
+            return Augmentation(flip, rotations, [])
         channels = []
-        for source in draws.sample(range(3), 3):
-            span = draws.uniform(LEAST_SPAN, 1)
-            # At the ends as often as anywhere between them: noise is cut off there.
-            channels.append((source, (1 - span) * draws.betavariate(0.5, 0.5), span))
-        return Augmentation(flip, turns, channels)
+        for source in rng.sample(range(3), 3):
+            scale = rng.uniform(MIN_JITTER_SCALE, 1)
+            # Beta(0.5, 0.5) favours both ends of [0, 1], where noise is clipped.
+            channels.append((source, (1 - scale) * rng.betavariate(0.5, 0.5), scale))
+        return Augmentation(flip, rotations, channels)
 
 
-def _colored(tile: Tensor, augmentation: Augmentation) -> Tensor:
-    return torch.stack([low + span * tile[source] for source, low, span in augmentation.channels])
+def _jitter(tile: Tensor, augmentation: Augmentation) -> Tensor:
+    return torch.stack([offset + scale * tile[source] for source, offset, scale in augmentation.channels])
 
 
 def to_tensor(image: np.ndarray) -> Tensor:
-    """``(…, H, W, 3)`` uint8 → ``(…, 3, H, W)`` float32 in [0, 1]."""
+    """Convert ``(…, H, W, 3)`` uint8 to ``(…, 3, H, W)`` float32 in [0, 1]."""
     return torch.from_numpy(np.moveaxis(image, -1, -3).astype(np.float32, order='C') / 255)
 
 
 def to_image(tensor: Tensor) -> np.ndarray:
-    """``(3, H, W)`` in [0, 1] → ``(H, W, 3)`` uint8, clipped and rounded."""
+    """Convert ``(3, H, W)`` in [0, 1] to ``(H, W, 3)`` uint8 with clipping and rounding."""
     return (tensor.detach().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()

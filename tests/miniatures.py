@@ -1,4 +1,4 @@
-"""Datasets of a few small images, each in the very layout and formats in which its authors distribute it."""
+"""Datasets of a few small images in their published layouts and formats."""
 
 import io
 import pickle
@@ -22,7 +22,7 @@ REALBLUR = {
     'J': 'RealBlur-J_ECC_IMCORR_centroid_itensity_ref',
     'R': 'RealBlur-R_BM3D_ECC_IMCORR_centroid_itensity_ref',
 }
-# Camera → black level, suffix and what the lists say of the setting.
+# Camera → black level, suffix and setting in the lists.
 SID_CAMERAS = {'Sony': (512, 'ARW', 'ISO200 F8'), 'Fuji': (1024, 'RAF', 'ISO800 F5.6')}
 # Split → long exposure → short ones.
 SID = {
@@ -40,7 +40,7 @@ RENOIR = {
     'T3i': {'Batch_001': ('IMG_4912', ['IMG_4913', 'IMG_4914']), 'Batch_031': ('IMG_5032', ['IMG_5033'])},
     'S90': {'Batch_001': ('IMG_0101', ['IMG_0102']), 'Batch_010': ('IMG_0110', ['IMG_0111', 'IMG_0112'])},
 }
-# Batch → what it says of itself.
+# Batch → its label.
 CIFAR_LABELS = {
     **{f'data_batch_{number}': f'training batch {number} of 5'.encode() for number in range(1, 6)},
     'test_batch': b'testing batch 1 of 1',
@@ -48,7 +48,7 @@ CIFAR_LABELS = {
 
 
 def photograph(numbers: np.random.Generator, height: int = SIZE[0], width: int = SIZE[1]) -> np.ndarray:
-    """Smooth shapes and finer ones upon them: ``(height, width, 3)`` uint8, no part like another and none flat."""
+    """Return random shapes at several scales, without flat or repeated parts: ``(height, width, 3)`` uint8."""
     image = np.zeros((height, width, 3), np.float32)
     for cells, strength in ((4, 1.0), (9, 0.6), (20, 0.4)):
         coarse = numbers.standard_normal((cells, cells, 3), np.float32)
@@ -65,7 +65,7 @@ def noisy(image: np.ndarray, numbers: np.random.Generator) -> np.ndarray:
 
 
 def save(path: Path, image: np.ndarray) -> Path:
-    """Write an RGB or grey image in the format of the suffix; folders are made."""
+    """Write an RGB or grey image in the format of the suffix; create its folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
     encoded = cv2.imencode(path.suffix.replace('.JPEG', '.jpg'), image[..., ::-1] if image.ndim == 3 else image)[1]
     path.write_bytes(encoded.tobytes())
@@ -126,32 +126,32 @@ def seconds(stem: str) -> float:
 
 
 def write_raw(path: Path, light: np.ndarray, black: int = 512) -> Path:
-    """A raw file, of the sensor's values: a DNG, whatever its name ends in.
+    """Write a raw file of sensor values: a DNG, whatever its suffix.
 
     Args:
-        path: the file; folders are made.
-        light: ``(H, W)``, grey, from 0 to 1, the most that the sensor can count. Both sides are even.
-        black: what it counts in the dark.
+        path: the file; its folders are created.
+        light: ``(H, W)`` grey in [0, 1], relative to saturation. Both sides are even.
+        black: black level.
     """
     to_srgb = np.linalg.inv([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
     tags = [
         (271, 's', 0, 'Maker'),
         (272, 's', 0, 'Camera'),
-        (33421, 'H', 2, (2, 2)),  # the colours of two rows and two columns: RG, GB
+        (33421, 'H', 2, (2, 2)),  # colour filter array: RG, GB
         (33422, 'B', 4, b'\x00\x01\x01\x02'),
         (50706, 'B', 4, b'\x01\x04\x00\x00'),  # version
         (50708, 's', 0, 'Maker Camera'),
         (50714, 'H', 1, black),
         (50717, 'H', 1, WHITE_LEVEL),
         (50721, '2i', 9, [part for value in to_srgb.ravel() for part in (round(value * 10000), 10000)]),
-        (50728, '2I', 3, [1, 2, 1, 1, 1, 2]),  # what neutral grey looks like to it
-        (50778, 'H', 1, 21),  # by daylight
+        (50728, '2I', 3, [1, 2, 1, 1, 1, 2]),  # white balance of neutral grey
+        (50778, 'H', 1, 21),  # daylight
     ]
-    red_and_blue_count_half = np.tile([[0.5, 1], [1, 0.5]], (light.shape[0] // 2, light.shape[1] // 2))
+    channel_gains = np.tile([[0.5, 1], [1, 0.5]], (light.shape[0] // 2, light.shape[1] // 2))
     path.parent.mkdir(parents=True, exist_ok=True)
     tifffile.imwrite(
         path,
-        (black + light * red_and_blue_count_half * (WHITE_LEVEL - black)).round().astype(np.uint16),
+        (black + light * channel_gains * (WHITE_LEVEL - black)).round().astype(np.uint16),
         photometric='cfa',
         extratags=[(*tag, True) for tag in tags],
         metadata=None,
@@ -199,7 +199,7 @@ def tinyimagenet(folder: Path, count: int = 20) -> Path:
 
 
 def pairs(folder: Path, names: Iterable[str] = tuple(f'{place}/{number}' for place in 'abcdef' for number in '12')):
-    """Pairs of one's own, ``gt/NAME.png`` and ``lq/NAME.jpg``."""
+    """Write pairs ``gt/NAME.png`` and ``lq/NAME.jpg``."""
     numbers = np.random.default_rng(7)
     for name in names:
         clean = photograph(numbers)
@@ -209,12 +209,13 @@ def pairs(folder: Path, names: Iterable[str] = tuple(f'{place}/{number}' for pla
 
 
 def cifar_images(count: int = 12) -> dict[str, np.ndarray]:
-    """What the miniatures of CIFAR-10 hold: batch → ``(count, 32, 32, 3)`` uint8 RGB."""
+    """Return the images of the miniatures of CIFAR-10: batch → ``(count, 32, 32, 3)`` uint8 RGB."""
     numbers = np.random.default_rng(8)
     return {batch: np.stack([photograph(numbers, 32, 32) for _ in range(count)]) for batch in CIFAR_LABELS}
 
 
-def cifar10_python(folder: Path, count: int = 12) -> Path:
+def cifar10_pickled(folder: Path, count: int = 12) -> Path:
+    """Write the python version, which is refused unless a test replaces the published MD5s."""
     place = folder / 'cifar-10-batches-py'
     place.mkdir(parents=True)
     for batch, images in cifar_images(count).items():
@@ -248,13 +249,16 @@ def cifar10_binary(folder: Path, count: int = 12) -> Path:
     return folder
 
 
+cifar10_python = cifar10_binary  # for tests of the commands, which accept no other python version than the published
+
+
 def cifar_rows(images: np.ndarray) -> np.ndarray:
-    """``(N, 32, 32, 3)`` → ``(N, 3072)``: red, green, blue, each row by row."""
+    """Reshape ``(N, 32, 32, 3)`` to ``(N, 3072)``: the red, green and blue planes."""
     return np.ascontiguousarray(images.transpose(0, 3, 1, 2)).reshape(len(images), -1)
 
 
-def cifar10_python_archive(folder: Path, count: int = 12) -> Path:
-    return _archive(folder, cifar10_python, 'cifar-10-batches-py', 'cifar-10-python.tar.gz', count)
+def cifar10_pickled_archive(folder: Path, count: int = 12) -> Path:
+    return _archive(folder, cifar10_pickled, 'cifar-10-batches-py', 'cifar-10-python.tar.gz', count)
 
 
 def cifar10_binary_archive(folder: Path, count: int = 12) -> Path:
@@ -270,7 +274,7 @@ def _archive(folder: Path, make: Callable[[Path, int], Path], place: str, name: 
 
 
 class _Python2Pickler(pickle._Pickler):
-    """Writes text and bytes as the ``str`` of Python 2, which was both."""
+    """Writes text and bytes as the ``str`` of Python 2."""
 
     dispatch: ClassVar[dict] = dict(pickle._Pickler.dispatch)
 
@@ -286,7 +290,7 @@ class _Python2Pickler(pickle._Pickler):
 
 
 def python2_pickle(value: object) -> bytes:
-    """What cPickle of Python 2 and the NumPy of its time wrote, protocol 2."""
+    """Pickle as Python 2 did, with its NumPy and protocol 2."""
     file = io.BytesIO()
     _Python2Pickler(file, protocol=2).dump(value)
     data = file.getvalue().replace(b'cnumpy._core.multiarray\n', b'cnumpy.core.multiarray\n')

@@ -1,8 +1,4 @@
-"""Synthetic corruptions, with the curriculum of training (paper section 4.1).
-
-They corrupt batches ``(N, C, H, W)`` in [0, 1] on any device, so that a model can corrupt a batch where it trains.
-Random numbers come from ``generator``, or from PyTorch's global generator.
-"""
+"""Synthetic corruptions with a training curriculum (paper section 4.1), applied to batches on any device."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -15,22 +11,32 @@ from lnca_utils.option_checks import construct
 
 
 class Corruption(Protocol):
-    """Corrupts a batch of images.
+    """A random corruption of images."""
 
-    ``progress`` is the share of the training phase that is over, in [0, 1]: the difficulty of the curriculum. None
-    stands for the fixed difficulty of validation and test.
-    """
+    def __call__(self, images: Tensor, progress: float | None = None, generator: Generator | None = None) -> Tensor:
+        """Corrupt a batch of images.
 
-    def __call__(self, images: Tensor, progress: float | None = None, generator: Generator | None = None) -> Tensor: ...
+        Args:
+            images: ``(N, C, H, W)`` in [0, 1].
+            progress: completed fraction of the training phase, in [0, 1], which sets the difficulty of the curriculum;
+                None for the fixed difficulty of validation and test.
+            generator: source of random numbers; None for PyTorch's global generator.
+
+        Returns:
+            ``(N, C, H, W)`` in [0, 1].
+        """
 
 
 CORRUPTIONS = {'noise': Noise, 'blur': MotionBlur}
 
 
 def build_corruption(options: Mapping[str, Any]) -> Corruption:
-    """Build a corruption from ``{type: noise|blur, ...}``, the rest being arguments of its class.
+    """Build a corruption.
+
+    Args:
+        options: ``type``, ``noise`` or ``blur``, and arguments of its class.
 
     Raises:
-        DataError: if the type or an argument is unknown.
+        ConfigError: if the type or an argument is unknown or invalid.
     """
     return construct(options, CORRUPTIONS.items(), 'corruption')

@@ -13,11 +13,11 @@ MAX_KERNEL_SIZE = 255  # pixels; the kernels of all angles then take 94 MB
 
 
 class MotionBlur:
-    """Convolve each image with a line of random direction, with zero padding.
+    """Convolution of each image with a line of random direction, with zero padding.
 
     Args:
-        size: kernel size in pixels in validation and test.
-        full_size: kernel size that the curriculum reaches at the end, before clipping.
+        size: kernel size in validation and test, in pixels.
+        full_size: kernel size at the end of the curriculum, before clipping.
         curriculum: bounds of the kernel size in training, which is ``int(clip(full_size · progress))``.
 
     Raises:
@@ -28,8 +28,8 @@ class MotionBlur:
         low, high = curriculum
         if not 1 <= size <= MAX_KERNEL_SIZE or full_size < 1 or not 1 <= low <= high <= MAX_KERNEL_SIZE:
             raise ValueError(
-                f'kernel sizes are from 1 to {MAX_KERNEL_SIZE} pixels and curriculum is [lowest, highest]; got size '
-                f'{size}, full_size {full_size}, curriculum {[low, high]}'
+                f'kernel sizes are from 1 to {MAX_KERNEL_SIZE} pixels, and curriculum is [lowest, highest]; got '
+                f'size {size}, full_size {full_size}, curriculum {[low, high]}'
             )
         self.size = size
         self.full_size = full_size
@@ -42,7 +42,7 @@ class MotionBlur:
 
 
 def motion_kernel(size: int, angle: int) -> np.ndarray:
-    """A horizontal line rotated by ``angle`` degrees, summing to 1: ``(size, size)`` float32."""
+    """Return a horizontal line rotated by ``angle`` degrees, with sum 1: ``(size, size)`` float32."""
     kernel = np.zeros((size, size), np.float32)
     kernel[(size - 1) // 2] = 1
     centre = (size / 2 - 0.5, size / 2 - 0.5)
@@ -52,12 +52,20 @@ def motion_kernel(size: int, angle: int) -> np.ndarray:
 
 @functools.cache
 def motion_kernels(size: int) -> Tensor:
-    """The kernels of every whole angle: ``(360, size, size)``."""
+    """Return the kernels of angles 0 … 359°: ``(360, size, size)``."""
     return torch.from_numpy(np.stack([motion_kernel(size, angle) for angle in range(ANGLES)]))
 
 
 def motion_blur(images: Tensor, kernels: Tensor) -> Tensor:
-    """Convolve each image of ``(N, C, H, W)`` with its own kernel of ``(N, k, k)``, zero-padded to the same size."""
+    """Convolve each image with its own kernel, with zero padding.
+
+    Args:
+        images: ``(N, C, H, W)``.
+        kernels: ``(N, k, k)``.
+
+    Returns:
+        ``(N, C, H, W)``, clipped to [0, 1].
+    """
     n, c, h, w = images.shape
     size = kernels.shape[-1]
     before, after = (size - 1) // 2, size // 2

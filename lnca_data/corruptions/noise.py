@@ -6,12 +6,12 @@ from torch import Generator, Tensor
 
 
 class Noise:
-    """Add one Gaussian value to all channels of each pixel that is hit, with probability p; clip to [0, 1].
+    """Gaussian noise, added to each pixel with probability p, with the same value in all channels; clipped to [0, 1].
 
     Args:
-        sigma: standard deviation of the Gaussian, in units of the image's range.
+        sigma: standard deviation, relative to the range of the image.
         probability: p in validation and test.
-        curriculum: bounds of p in training, where p is the progress clipped to them.
+        curriculum: bounds of p in training, which is ``clip(progress)``.
 
     Raises:
         ValueError: if sigma is negative, a probability is outside [0, 1], or the bounds are not ascending.

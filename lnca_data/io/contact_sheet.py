@@ -1,4 +1,4 @@
-"""Sheets: the same tiles side by side, for people who would rather look than read."""
+"""Contact sheets: tiles of several kinds side by side."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,28 +14,28 @@ TARGET_SIDE = 128
 
 
 def write_contact_sheet(path: Path | str, columns: Mapping[str, Sequence[np.ndarray]], rows: int = 10) -> None:
-    """Write a PNG with a titled column a kind of image and a row a tile; more tiles than ``rows`` go beside them.
+    """Write a PNG with one titled column for each kind of image and one row for each tile.
 
     Args:
-        path: where to.
-        columns: title → images ``(H, W, 3)`` uint8 RGB, all of one size and number.
-        rows: rows before a new group of columns begins.
+        path: file to write.
+        columns: title → images ``(H, W, 3)`` uint8 RGB; the same number for each title, all of one size.
+        rows: largest number of rows; further tiles go into further columns to the right.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: if the file cannot be written.
     """
     side = max(max(image.shape[:2]) for images in columns.values() for image in images)
-    enlarge = max(1, TARGET_SIDE // side)
+    scale = max(1, TARGET_SIDE // side)
     groups = []
     count = len(next(iter(columns.values())))
     rows = min(rows, count)
     for start in range(0, count, rows):
-        groups += [_column(title, images[start : start + rows], rows, enlarge) for title, images in columns.items()]
+        groups += [_column(title, images[start : start + rows], rows, scale) for title, images in columns.items()]
     write_image(path, cv2.cvtColor(np.concatenate(groups, axis=1), cv2.COLOR_RGB2BGR))
 
 
-def _column(title: str, images: Sequence[np.ndarray], rows: int, enlarge: int) -> np.ndarray:
-    height, width = images[0].shape[0] * enlarge, images[0].shape[1] * enlarge
+def _column(title: str, images: Sequence[np.ndarray], rows: int, scale: int) -> np.ndarray:
+    height, width = images[0].shape[0] * scale, images[0].shape[1] * scale
     column = np.full((TITLE_HEIGHT + rows * (height + MARGIN), width + MARGIN, 3), 255, np.uint8)
     cv2.putText(column, title, (2, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
     for row, image in enumerate(images):

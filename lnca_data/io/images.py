@@ -1,4 +1,4 @@
-"""Images as datasets store them. Each is a small description that is read when its turn comes, in any process."""
+"""Images of datasets: picklable descriptions, which a worker process reads later."""
 
 import contextlib
 import io
@@ -19,48 +19,55 @@ MAX_PIXELS = 1 << 28
 
 
 class Image(Protocol):
-    """An image to be read. ``path`` is the file that it is in."""
+    """An image that has not been read yet.
+
+    Attributes:
+        path: the file that contains it.
+    """
 
     path: str
 
     def read(self) -> np.ndarray:
-        """``(H, W, 3)`` RGB, uint8 or uint16.
+        """Return the image: ``(H, W, 3)`` RGB, uint8 or uint16.
 
         Raises:
-            DataError: it cannot be read; the message names the file.
+            DataError: if it cannot be read.
         """
 
     def stored_bytes(self) -> int:
-        """About how much of a file it takes.
+        """Return its approximate size on disk, in bytes.
 
         Raises:
-            OSError: there is no such file.
+            OSError: if there is no such file.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """A file in a format that OpenCV decodes: PNG, JPEG, BMP, TIFF, WebP … Grey becomes RGB, alpha is dropped."""
+    """A file in a format that OpenCV decodes, such as PNG, JPEG, BMP, TIFF or WebP.
+
+    Grey images become RGB; alpha is dropped.
+    """
 
     path: str
 
     def read(self) -> np.ndarray:
         content = read_bytes(self.path)
         size = (0, 0)
-        # Pillow knows fewer kinds than OpenCV.
-        with contextlib.suppress(OSError, ValueError, SyntaxError), header(content) as image:
+        # Pillow knows fewer formats than OpenCV.
+        with contextlib.suppress(OSError, ValueError, SyntaxError), open_header(content) as image:
             size = image.size
         check_size(self.path, *size)
         data = np.frombuffer(content, np.uint8)
         try:
             image = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH) if data.size else None
-        except cv2.error:  # more pixels than OpenCV takes
+        except cv2.error:  # OpenCV refuses images above its own size limit
             image = None
         if image is None:
             raise DataError(f'{self.path}: not a readable image; it may be truncated')
         if image.dtype not in (np.uint8, np.uint16):
-            raise DataError(f'{self.path}: has pixels of type {image.dtype}; 8 or 16 bits a channel are needed')
-        # Not by IMREAD_COLOR_RGB, which OpenCV forgets for TIFFs of 16 bits.
+            raise DataError(f'{self.path}: pixels are {image.dtype}; convert them to 8 or 16 bits per channel')
+        # OpenCV ignores IMREAD_COLOR_RGB for 16-bit TIFFs.
         return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
     def stored_bytes(self) -> int:
@@ -69,7 +76,7 @@ class ImageFile:
 
 @dataclass(frozen=True, slots=True)
 class RawFile:
-    """A camera's raw file, developed by LibRaw: camera white balance, no automatic brightness, 16 bits, sRGB.
+    """A camera's raw file, developed by LibRaw to 16-bit sRGB with the camera's white balance and no auto-brightness.
 
     Args:
         path: the file.
@@ -87,7 +94,7 @@ class RawFile:
                 return raw.postprocess(
                     use_camera_wb=True,
                     no_auto_bright=True,
-                    adjust_maximum_thr=0,  # nor by the brightest pixel
+                    adjust_maximum_thr=0,  # otherwise the brightest pixel sets the white level
                     output_bps=16,
                     bright=self.brightness,
                 )
@@ -100,13 +107,13 @@ class RawFile:
 
 @dataclass(frozen=True, slots=True)
 class BundledPhoto:
-    """Rows of a photograph that scikit-image or scikit-learn brings along.
+    """Rows of a photograph bundled with scikit-image or scikit-learn.
 
     Args:
-        path: its name in ``skimage.data``, a pair of photographs followed by the number of the one meant:
-            ``stereo_motorcycle/0``; or its file in ``sklearn.datasets``: ``china.jpg``.
-        first, last: shares of the height between which the rows lie, multiples of ``rows``.
-        rows: what the borders are multiples of, in pixels.
+        path: name in ``skimage.data``, with an index for stereo pairs (``stereo_motorcycle/0``); or file in
+            ``sklearn.datasets`` (``china.jpg``).
+        first, last: fractions of the height where the rows start and end, rounded down to a multiple of ``rows``.
+        rows: see ``first``; in pixels.
     """
 
     path: str
@@ -119,15 +126,15 @@ class BundledPhoto:
         if name.endswith('.jpg'):
             from sklearn.datasets import load_sample_image
 
-            image = load_sample_image(name).copy()  # it is not writable, of which PyTorch warns
+            image = load_sample_image(name).copy()  # PyTorch warns about arrays that are not writable
         else:
             from skimage import data
 
             image = getattr(data, name)()
         image = image[int(number)] if number else image
         top, bottom = (
-            len(image) if share == 1 else int(share * len(image)) // self.rows * self.rows
-            for share in (self.first, self.last)
+            len(image) if fraction == 1 else int(fraction * len(image)) // self.rows * self.rows
+            for fraction in (self.first, self.last)
         )
         return image[top:bottom]
 
@@ -136,13 +143,13 @@ class BundledPhoto:
 
 
 @contextlib.contextmanager
-def header(data: bytes) -> Iterator[PIL.Image.Image]:
-    """An image of which nothing is decoded yet, so that its size is known before: a small file can claim any.
+def open_header(data: bytes) -> Iterator[PIL.Image.Image]:
+    """Open an image without decoding it, to check its size first: a small file can claim any size.
 
     Raises:
-        OSError, ValueError, SyntaxError: it is none that Pillow knows.
+        OSError, ValueError, SyntaxError: if Pillow cannot read the header.
     """
-    limit, PIL.Image.MAX_IMAGE_PIXELS = PIL.Image.MAX_IMAGE_PIXELS, None  # the limit here is ours
+    limit, PIL.Image.MAX_IMAGE_PIXELS = PIL.Image.MAX_IMAGE_PIXELS, None  # check_size replaces Pillow's limit
     try:
         with PIL.Image.open(io.BytesIO(data)) as image:
             yield image
@@ -151,44 +158,46 @@ def header(data: bytes) -> Iterator[PIL.Image.Image]:
 
 
 def check_size(path: str, width: int, height: int) -> None:
-    """Raise DataError for an image of more pixels than are read."""
+    """Raise DataError if an image has more than :data:`MAX_PIXELS` pixels."""
     if width * height > MAX_PIXELS:
-        raise DataError(
-            f'{path}: {width:,}×{height:,} pixels are more than the {MAX_PIXELS:,} that are read; cut it into parts'
-        )
+        raise DataError(f'{path}: {width:,}×{height:,} pixels exceed the limit of {MAX_PIXELS:,}; cut it into parts')
 
 
 def to_8_bits(image: np.ndarray) -> np.ndarray:
-    """uint16 → uint8, rounded; uint8 stays."""
+    """Convert uint16 to uint8 with rounding; return uint8 unchanged."""
     return ((image.astype(np.uint32) + 128) // 257).astype(np.uint8) if image.dtype == np.uint16 else image
 
 
 def write_image(path: Path | str, image: np.ndarray) -> None:
-    """Write ``(H, W)`` grey or ``(H, W, 3)`` BGR, whole or not at all, in the format of the path's suffix.
+    """Write an image atomically, in the format of the path's suffix. Unlike OpenCV's ``imwrite`` it reports failures.
+
+    Args:
+        path: file to write.
+        image: ``(H, W)`` grey or ``(H, W, 3)`` BGR.
 
     Raises:
-        OSError: it cannot be written. OpenCV's own imwrite does not say why.
+        OSError: if the file cannot be written.
     """
     _, encoded = cv2.imencode(Path(path).suffix, image)
     with atomic_file(path) as temporary:
         temporary.write_bytes(encoded)
 
 
-def read_bytes(path: str, most: int | None = None) -> bytes:
-    """A file's content.
+def read_bytes(path: str, limit: int | None = None) -> bytes:
+    """Return the content of a file.
 
     Args:
-        path: of the file.
-        most: bytes that it may have; any number unless given.
+        path: the file.
+        limit: largest accepted size, in bytes; None for any size.
 
     Raises:
-        DataError: it cannot be read, or is larger.
+        DataError: if the file cannot be read, or is larger.
     """
     try:
         with open(path, 'rb') as file:
-            content = file.read(-1 if most is None else most + 1)
+            content = file.read(-1 if limit is None else limit + 1)
     except OSError as error:
         raise DataError(f'{path}: cannot be read ({error.strerror})') from None
-    if most is not None and len(content) > most:
-        raise DataError(f'{path}: has more than {most >> 20} MB, and should not')
+    if limit is not None and len(content) > limit:
+        raise DataError(f'{path}: larger than {limit >> 20} MB; not a file of this dataset')
     return content

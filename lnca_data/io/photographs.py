@@ -1,4 +1,4 @@
-"""Photographs as people have them: read with what belongs to the pixels, and written back with it."""
+"""Photographs, read and written with their bit depth, alpha, EXIF block and ICC profile."""
 
 import io
 import itertools
@@ -11,32 +11,32 @@ import numpy as np
 import tifffile
 from PIL import Image, UnidentifiedImageError
 
-from lnca_data.io.images import check_size, header, read_bytes, to_8_bits
+from lnca_data.io.images import check_size, open_header, read_bytes, to_8_bits
 from lnca_utils.atomic import atomic_file
 from lnca_utils.errors import DataError, LNCAError, one_line
 
 JPEG, PNG, WEBP, TIFF = ('.jpg', '.jpeg'), ('.png',), ('.webp',), ('.tif', '.tiff')
 SUFFIXES = (*JPEG, *PNG, *WEBP, *TIFF)
-MAX_PAGES = 16  # of a TIFF: a picture and smaller ones of it
+MAX_PAGES = 16  # of a TIFF: an image and its reduced copies
 QUALITY = 95
 
-ORIENTATION, ICC_PROFILE = 274, 34675  # tags of TIFF and of EXIF
-PROFILE_SPACE = slice(16, 20)  # of an ICC profile: which kind of colours it describes
+ORIENTATION, ICC_PROFILE = 274, 34675  # TIFF and EXIF tags
+PROFILE_SPACE = slice(16, 20)  # the colour space in an ICC profile
 EXIF_PREFIX = b'Exif\0\0'
-MAX_JPEG_EXIF = (1 << 16) - 3 - len(EXIF_PREFIX)  # what a segment holds; of a longer one the orientation stays
+MAX_JPEG_EXIF = (1 << 16) - 3 - len(EXIF_PREFIX)  # one segment; of a longer block only the orientation is written
 DEPTHS = (np.uint8, np.uint16)
 JPEG_COMPRESSIONS = (tifffile.COMPRESSION.OJPEG, tifffile.COMPRESSION.JPEG)
 
 
 @dataclass(frozen=True)
 class Photograph:
-    """Pixels, and what says how to show them.
+    """Pixels with their metadata.
 
     Attributes:
-        pixels: ``(H, W, C)`` uint8 or uint16, C one of 1 (grey), 3 (RGB) and 4 (RGBA), as they are stored: not turned
-            by the orientation.
-        exif: the EXIF block, which has the orientation among others.
-        profile: the ICC profile.
+        pixels: ``(H, W, C)`` uint8 or uint16, with C = 1 (grey), 3 (RGB) or 4 (RGBA), as stored: the orientation is
+            not applied.
+        exif: the EXIF block, which includes the orientation; None if there is none.
+        profile: the ICC profile; None if there is none.
     """
 
     pixels: np.ndarray
@@ -45,32 +45,32 @@ class Photograph:
 
     @property
     def orientation(self) -> int:
-        """1 to 8, as EXIF numbers them; 1 is upright."""
+        """The EXIF orientation, 1 (upright) to 8."""
         exif = Image.Exif()
         try:
             exif.load(self.exif or b'')
             return _checked_orientation(exif.get(ORIENTATION))
-        except Exception:  # which ones it raises for a damaged block is not documented
+        except Exception:  # Pillow does not document what it raises for a damaged block
             return 1
 
     def with_pixels(self, pixels: np.ndarray) -> 'Photograph':
+        """Return a copy with other pixels."""
         return replace(self, pixels=pixels)
 
     def upright(self) -> np.ndarray:
-        """The pixels, turned as a viewer turns them."""
+        """Return the pixels with the orientation applied."""
         pixels, orientation = self.pixels, self.orientation
         if orientation >= 5:
             pixels = pixels.transpose(1, 0, 2)
-        # Of what is left, which axes are mirrored.
         vertically, horizontally = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
         return np.ascontiguousarray(pixels[:: -1 if vertically else 1, :: -1 if horizontally else 1])
 
 
 def read_photograph(path: Path | str) -> Photograph:
-    """Read a PNG, JPEG, WebP or TIFF of 8 or 16 bits a channel: grey, RGB or RGBA, of at most 268 megapixels.
+    """Read a PNG, JPEG, WebP or TIFF: grey, RGB or RGBA, 8 or 16 bits per channel, at most 268 megapixels.
 
     Raises:
-        DataError: it cannot be read; the message names the file.
+        DataError: if the file cannot be read.
     """
     path = str(path)
     data = read_bytes(path)
@@ -78,22 +78,24 @@ def read_photograph(path: Path | str) -> Photograph:
     pixels, exif, profile = (_read_tiff if suffix in TIFF else _read_with_opencv)(path, data)
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     space = b'GRAY' if pixels.shape[-1] == 1 else b'RGB '
-    # That of a CMYK file, say, does not describe the RGB that was made of it.
+    # The profile of a CMYK file does not describe the RGB pixels decoded from it.
     return Photograph(pixels, exif, profile if profile and profile[PROFILE_SPACE] == space else None)
 
 
 def write_photograph(path: Path | str, photograph: Photograph) -> None:
-    """Write a photograph whole or not at all, in the format of the path's suffix: 16 bits in PNG and TIFF, else 8;
-    EXIF in full in PNG, JPEG (if it is not too long for that) and WebP, its orientation in TIFF.
+    """Write a photograph atomically, in the format of the path's suffix.
+
+    PNG and TIFF keep 16 bits, other formats have 8. TIFF keeps only the orientation of the EXIF block, and so does JPEG
+    if the block exceeds 64 kB.
 
     Raises:
-        DataError: the format is unknown or cannot hold the photograph.
-        OSError: it cannot be written.
+        DataError: if the format is unknown, or does not support the photograph's channels.
+        OSError: if the file cannot be written.
     """
     check_format(path, photograph.pixels.shape[-1])
     suffix = Path(path).suffix.lower()
     pixels = photograph.pixels if suffix in (*PNG, *TIFF) else to_8_bits(photograph.pixels)
-    if suffix in WEBP and pixels.shape[-1] == 1:  # a WebP has no grey, and the profile describes one
+    if suffix in WEBP and pixels.shape[-1] == 1:  # WebP stores grey as RGB, which the profile does not describe
         photograph = replace(photograph, profile=None)
     photograph = photograph.with_pixels(pixels)
     with atomic_file(path) as temporary:
@@ -102,9 +104,7 @@ def write_photograph(path: Path | str, photograph: Photograph) -> None:
         elif suffix in JPEG:
             _write_jpeg(temporary, photograph)
         elif not _write_with_opencv(temporary, photograph):
-            raise OSError(
-                f'{path}: cannot be written; is there room, may you write there, and is the colour profile whole?'
-            )
+            raise OSError(f'{path}: cannot be written, encoding failed; the colour profile may be damaged')
 
 
 def _checked_orientation(value: Any) -> int:
@@ -112,24 +112,24 @@ def _checked_orientation(value: Any) -> int:
 
 
 def _exif_of(orientation: int) -> bytes:
-    """An EXIF block that says nothing else."""
+    """Return an EXIF block that contains only an orientation."""
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     return exif.tobytes().removeprefix(EXIF_PREFIX)
 
 
 def check_format(path: Path | str, channels: int = 3) -> None:
-    """Raise DataError unless a photograph of so many channels can be written to a path."""
+    """Raise DataError unless a photograph with this number of channels can be written to a path."""
     suffix = Path(path).suffix.lower()
     if suffix not in SUFFIXES:
         raise DataError(f'{path}: cannot write {suffix or "a file without a suffix"}; use {", ".join(SUFFIXES)}')
     if suffix in JPEG and channels == 4:
-        raise DataError(f'{path}: a JPEG has no transparency; write the picture as PNG, WebP or TIFF')
+        raise DataError(f'{path}: a JPEG has no transparency; write PNG, WebP or TIFF')
 
 
 def _check_header(path: str, data: bytes) -> None:
     try:
-        with header(data) as image:
+        with open_header(data) as image:
             size, frames = image.size, getattr(image, 'n_frames', 1)
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         raise DataError(f'{path}: not a readable image ({one_line(error).partition("<")[0].strip()})') from None
@@ -140,7 +140,7 @@ def _check_header(path: str, data: bytes) -> None:
 
 def _check_depth(path: str, pixels: np.ndarray) -> None:
     if pixels.dtype not in DEPTHS:
-        raise DataError(f'{path}: has pixels of type {pixels.dtype}; 8 or 16 bits a channel are needed')
+        raise DataError(f'{path}: pixels are {pixels.dtype}; convert them to 8 or 16 bits per channel')
 
 
 def _read_with_opencv(path: str, data: bytes) -> tuple[np.ndarray, bytes | None, bytes | None]:
@@ -153,7 +153,7 @@ def _read_with_opencv(path: str, data: bytes) -> tuple[np.ndarray, bytes | None,
         raise DataError(f'{path}: not a readable image; it may be truncated')
     _check_depth(path, pixels)
     found = {kind: np.asarray(block).tobytes() for kind, block in zip(np.ravel(kinds), blocks, strict=True)}
-    return _swapped(pixels), found.get(cv2.IMAGE_METADATA_EXIF), found.get(cv2.IMAGE_METADATA_ICCP)
+    return _swap_red_blue(pixels), found.get(cv2.IMAGE_METADATA_EXIF), found.get(cv2.IMAGE_METADATA_ICCP)
 
 
 def _write_with_opencv(path: Path, photograph: Photograph) -> bool:
@@ -161,46 +161,46 @@ def _write_with_opencv(path: Path, photograph: Photograph) -> bool:
     kinds = [kind for kind, block in blocks.items() if block]
     options = [cv2.IMWRITE_WEBP_QUALITY, QUALITY] if path.suffix.lower() in WEBP else []
     blocks = [np.frombuffer(blocks[kind], np.uint8) for kind in kinds]
-    # Not into the file: OpenCV crashes at a name that is no UTF-8.
-    done, data = cv2.imencodeWithMetadata(path.suffix, _swapped(photograph.pixels), kinds, blocks, options)
+    # Encode in memory: OpenCV crashes on file names that are not UTF-8.
+    done, data = cv2.imencodeWithMetadata(path.suffix, _swap_red_blue(photograph.pixels), kinds, blocks, options)
     if done:
         path.write_bytes(data)
     return done
 
 
 def _write_jpeg(path: Path, photograph: Photograph) -> None:
-    # Not by OpenCV, which fails at a profile that is longer than a segment.
+    # Pillow, since OpenCV fails for profiles longer than one segment.
     pixels, exif = photograph.pixels, photograph.exif or b''
     if len(exif) > MAX_JPEG_EXIF:
         exif = _exif_of(photograph.orientation)
-    picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-    # As OpenCV and cameras do it at this quality: colours at half of the width and height.
-    picture.save(
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    # 4:2:0 is what OpenCV and cameras use at this quality.
+    image.save(
         path, quality=QUALITY, subsampling='4:2:0', exif=exif and EXIF_PREFIX + exif, icc_profile=photograph.profile
     )
 
 
 def _read_tiff(path: str, data: bytes) -> tuple[np.ndarray, bytes | None, bytes | None]:
-    # Not by OpenCV, which turns some of the pixels and fails at others, and drops what belongs to them.
+    # tifffile, since OpenCV rotates some files, fails for others, and drops the metadata.
     try:
         with tifffile.TiffFile(io.BytesIO(data)) as file:
-            # One that is damaged may name itself as the one that follows.
+            # In a damaged file, a page may name itself as the next page.
             page, *others = itertools.islice(file.pages, MAX_PAGES + 1)
-            # Depth and samples take memory, too; four of these are usual.
+            # Depth and more than four samples take memory, too.
             check_size(path, page.imagewidth * page.imagedepth * -(-page.samplesperpixel // 4), page.imagelength)
-            more = len(others) == MAX_PAGES
-            if more or any(not other.is_reduced for other in others):
-                count = f'more than {MAX_PAGES}' if more else 1 + len(others)
+            exceeds_limit = len(others) == MAX_PAGES
+            if exceeds_limit or any(not other.is_reduced for other in others):
+                count = f'more than {MAX_PAGES}' if exceeds_limit else 1 + len(others)
                 raise DataError(f'{path}: holds {count} pictures; save each by itself')
-            return _of_page(path, page)
+            return _decode_page(path, page)
     except LNCAError:
         raise
-    except Exception as error:  # which ones it raises for a broken file is not documented
+    except Exception as error:  # tifffile does not document what it raises for a damaged file
         raise DataError(f'{path}: not a readable image; it may be truncated ({one_line(error)})') from None
 
 
-def _of_page(path: str, page: tifffile.TiffPage) -> tuple[np.ndarray, bytes | None, bytes | None]:
-    """A picture of a TIFF. Raises anything where the file is damaged."""
+def _decode_page(path: str, page: tifffile.TiffPage) -> tuple[np.ndarray, bytes | None, bytes | None]:
+    """Decode a page of a TIFF. Raises anything if the file is damaged."""
     pixels, tags = page.asarray(), {tag.code: tag.value for tag in page.tags}
     bits, photometric, compression = page.bitspersample, page.photometric, page.compression
     pixels = np.moveaxis(pixels, 0, -1) if page.axes.startswith('S') else pixels
@@ -209,25 +209,25 @@ def _of_page(path: str, page: tifffile.TiffPage) -> tuple[np.ndarray, bytes | No
     if photometric == tifffile.PHOTOMETRIC.MINISWHITE:
         pixels = ~pixels
     elif photometric not in (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB) and not (
-        photometric == tifffile.PHOTOMETRIC.YCBCR and compression in JPEG_COMPRESSIONS  # their decoder makes RGB of it
+        photometric == tifffile.PHOTOMETRIC.YCBCR and compression in JPEG_COMPRESSIONS  # decoded to RGB
     ):
-        raise DataError(f'{path}: a TIFF of {photometric.name} colours; save it as grey or RGB')
+        raise DataError(f'{path}: a TIFF in {photometric.name} colours; save it as grey or RGB')
     if pixels.dtype == bool:
         pixels = pixels.astype(np.uint8) * 255
     elif bits != pixels.dtype.itemsize * 8:
-        raise DataError(f'{path}: a TIFF of {bits} bits a channel; save it with 8 or 16')
+        raise DataError(f'{path}: a TIFF of {bits} bits per channel; save it with 8 or 16')
     channels = 1 if pixels.ndim == 2 else pixels.shape[-1]
     if channels == 2:  # grey and alpha
         pixels = pixels[..., [0, 0, 0, 1]]
     elif pixels.ndim > 3 or channels not in (1, 3, 4):
-        raise DataError(f'{path}: a TIFF of shape {pixels.shape}; a single picture, grey or RGB, is needed')
+        raise DataError(f'{path}: a TIFF of shape {pixels.shape}; save it as a single grey or RGB image')
     if tifffile.EXTRASAMPLE.ASSOCALPHA in page.extrasamples and pixels.ndim == 3 and pixels.shape[-1] == 4:
-        pixels = _divided_by_alpha(pixels)
+        pixels = _unpremultiply(pixels)
     return pixels, _exif_of(_checked_orientation(tags.get(ORIENTATION))), tags.get(ICC_PROFILE)
 
 
-def _divided_by_alpha(pixels: np.ndarray) -> np.ndarray:
-    """RGBA whose colours were multiplied by alpha, as if they were not."""
+def _unpremultiply(pixels: np.ndarray) -> np.ndarray:
+    """Divide the colours of RGBA pixels by alpha."""
     limit = np.float32(np.iinfo(pixels.dtype).max)
     alpha = pixels[..., 3:].astype(np.float32)
     colours = np.rint(pixels[..., :3] * (limit / np.maximum(alpha, 1)))
@@ -251,8 +251,8 @@ def _write_tiff(path: Path, photograph: Photograph) -> None:
     )
 
 
-def _swapped(pixels: np.ndarray) -> np.ndarray:
-    """BGR ↔ RGB, BGRA ↔ RGBA; grey stays."""
+def _swap_red_blue(pixels: np.ndarray) -> np.ndarray:
+    """Convert BGR(A) to RGB(A) or back; return grey unchanged."""
     channels = 1 if pixels.ndim == 2 else pixels.shape[-1]
     if channels < 3:
         return pixels

@@ -1,1 +1,1 @@
-"""From a dataset on disk to LMDB tiles."""
+"""Preparation of public datasets as LMDB tiles."""

@@ -1,4 +1,4 @@
-"""From a source to a packed dataset: split, let the workers cut, drop near-duplicates, write."""
+"""Packing of a dataset: split pairs, extract their tiles in parallel, drop near-duplicates, write LMDBs."""
 
 import csv
 import hashlib
@@ -19,7 +19,8 @@ from tqdm import tqdm
 from lnca_data.corruptions import build_corruption
 from lnca_data.io.contact_sheet import write_contact_sheet
 from lnca_data.io.images import Image
-from lnca_data.io.lmdb_store import LmdbWriter, TileStore
+from lnca_data.io.lmdb_store import TileStore
+from lnca_data.io.lmdb_writer import LmdbWriter
 from lnca_data.prepare.dataset_source import Pair
 from lnca_data.prepare.extraction import ExtractedPair, PackConfig, PackedTile, Task, extract_task
 from lnca_data.prepare.split import SPLITS, split_pairs
@@ -32,33 +33,31 @@ SUMMARY = 'summary.json'
 TABLE = 'sources.csv'
 SHEET = 'contact_sheet.png'
 SHEET_PAIRS = 20
-EPOCHS = 20
-BATCH_SIZE = 32
-# A task is about as large as a photograph, so that small images do not spend their time on the way to a worker.
-TASK_BYTES = 4 << 20
-TASK_PAIRS = 64
-# A task of fewer pairs is not full while the next one has the same clean image, so that a worker reads it once.
-TASK_PAIRS_OF_ONE = 4
+EPOCHS, BATCH_SIZE = 20, 32  # of the suggested training
+# Size of a task: that of a photograph, so that sending small images to workers does not dominate.
+TASK_BYTES, TASK_PAIRS = 4 << 20, 64
+# Pairs of one clean image share a task up to this number, so that a worker reads the image once.
+MAX_PAIRS_OF_IMAGE = 4
 
 
 @dataclass
 class PackSummary:
-    """What was packed; written beside the LMDBs as ``summary.json``.
+    """Description of a packed dataset, written as ``summary.json``.
 
     Attributes:
         dataset: name of the source.
-        choices: the options of the source.
-        options: how it was packed.
-        images: pairs, or clean images, those that were skipped included.
-        scenes: split → number of scenes; of ``--split tile``, of all together.
-        tiles: split → number.
-        dropped: reason → number of tiles; ``too small`` counts images.
-        misaligned: pairs whose images are off each other by more than a pixel of a packed tile, and by how many pixels
-            of the image, down and to the right. They are packed.
-        skipped: what could not be read.
-        epochs: what to write in an option file to train each phase for 20 epochs.
-        hashes: LMDB → SHA-256 of keys and pixels in the order of its meta_info.txt.
-        content_hash: SHA-256 of the hashes.
+        choices: options of the source.
+        options: how the dataset was packed.
+        images: number of pairs, or of clean images, including skipped ones.
+        scenes: split → number of scenes; ``all`` for ``--split tile``.
+        tiles: split → number of tiles.
+        dropped: reason → number of dropped tiles; ``too small`` counts images.
+        misaligned: pairs whose images are offset by more than one pixel of a packed tile, with the offset down and to
+            the right in pixels of the image. They are packed, too.
+        skipped: errors of the pairs that cannot be read.
+        epochs: iterations for an option file that trains each phase for 20 epochs.
+        hashes: LMDB → SHA-256 of its keys and pixels, in the order of its ``meta_info.txt``.
+        content_hash: SHA-256 of ``hashes``.
     """
 
     dataset: str
@@ -89,24 +88,24 @@ def pack(
 ) -> PackSummary:
     """Pack pairs into ``{train,val,test}_{gt,lq}.lmdb``, a summary, a table of sources and a contact sheet.
 
-    Where a source has no damaged images, there is no ``train_lq.lmdb``, since training corrupts clean tiles anew each
-    time; those of validation and test are corrupted here, each by a seed of its own. The result is the same for any
-    number of workers.
+    For a source without corrupted images there is no ``train_lq.lmdb``: training corrupts clean tiles anew each time.
+    Those of validation and test are corrupted here, each with its own seed. The result does not depend on the number of
+    workers.
 
     Args:
-        name: of the dataset, for the summary.
-        pairs: what to pack, those of a scene together.
-        output: a folder; nothing is left there unless everything was packed.
-        options: how.
+        name: name of the dataset, for the summary.
+        pairs: the pairs, those of a scene together.
+        output: folder to write, atomically.
+        options: how to pack the pairs.
         choices: options of the source, for the summary.
-        root: what the paths in the table of sources are relative to.
-        overwrite: replace ``output`` if it exists.
-        skip_bad: go on without pairs that cannot be read.
-        workers: processes.
+        root: folder to which the paths in the table of sources are relative; None to keep them as they are.
+        overwrite: whether to replace ``output`` if it is a packed dataset.
+        skip_bad: whether to continue without pairs that cannot be read.
+        workers: number of processes.
 
     Raises:
-        DataError: ``output`` exists, an option makes no sense, an image cannot be read, the disk is full, or a split
-            is empty.
+        DataError: if ``output`` exists, an option is invalid, an image cannot be read, the disk is full, or a split is
+            empty.
     """
     output = Path(output).resolve()
     _check_output(output, overwrite)
@@ -116,7 +115,7 @@ def pack(
     if workers < 1:
         raise DataError(f'--workers {workers}: must be at least 1')
     if any((pair.lq is None) != bool(options.corruption) for pair in pairs):
-        raise DataError(f'{name}: either every image has a damaged one, or all are corrupted here')
+        raise DataError(f'{name}: corruption is for sources without corrupted images, and required for them')
     splits = split_pairs(pairs, options.split, options.seed)
     tasks = list(_tasks(pairs, splits, skip_bad))
     summary = PackSummary(name, choices or {}, options, images=len(pairs))
@@ -126,23 +125,25 @@ def pack(
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f'{output}: cannot be made ({error.strerror})') from None
+        raise DataError(f'{output}: cannot be created ({error.strerror}); choose another --output') from None
     work = partial(extract_task, options=options, skip_bad=skip_bad)
     with atomic_dir(output) as folder, tqdm(total=len(pairs), desc=f'packing {name}', unit='image') as bar:
         try:
-            writing = _Writing(folder, summary, root)
-            with writing, closing(ordered_map(work, tasks, workers)) as results:
+            writer = _DatasetWriter(folder, summary, root)
+            with writer, closing(ordered_map(work, tasks, workers)) as results:
                 for task, result in zip(tasks, results, strict=True):
                     for (pair, split), extracted in zip(task, result, strict=True):
-                        writing.add(pair, split, extracted)
+                        writer.add(pair, split, extracted)
                     bar.update(len(task))
             _finish(folder, summary)
         except OSError as error:
-            needed = writing.bytes * len(pairs) / max(1, writing.count)
+            needed = writer.bytes * len(pairs) / max(1, writer.count)
+            used = sum(file.stat().st_size for file in folder.rglob('*') if file.is_file())
+            free = shutil.disk_usage(folder).free + used
             raise DataError(
-                f'{output}: cannot write ({error.strerror or error}) with {writing.count} of {len(pairs)} images '
-                f'packed; about {needed / 1e9:.2g} GB are needed there, and {_free(folder) / 1e9:.2g} GB were free: '
-                'make room, or choose another --output'
+                f'{output}: cannot write ({error.strerror or error}) after {writer.count} of {len(pairs)} images; '
+                f'about {needed / 1e9:.2g} GB are needed, {free / 1e9:.2g} GB were free: make room, or choose '
+                'another --output'
             ) from None
     return summary
 
@@ -151,27 +152,22 @@ def _check_output(output: Path, overwrite: bool) -> None:
     if not output.exists():
         return
     if not overwrite:
-        raise DataError(f'{output} exists; use --overwrite to replace it, or another --output')
+        raise DataError(f'{output}: exists already; pass --overwrite to replace it, or choose another --output')
     if not output.is_dir() or (any(output.iterdir()) and not (output / SUMMARY).is_file()):
-        raise DataError(f'{output} is no packed dataset, so it is not replaced; choose another --output')
-
-
-def _free(folder: Path) -> int:
-    """Bytes that were free before the folder was filled."""
-    return shutil.disk_usage(folder).free + sum(file.stat().st_size for file in folder.rglob('*') if file.is_file())
+        raise DataError(f'{output}: no packed dataset, so it is not replaced; choose another --output')
 
 
 def _tasks(pairs: Sequence[Pair], splits: Sequence[str | None], skip_bad: bool) -> Iterator[Task]:
-    """Pairs and their splits, some at a time.
+    """Group pairs and their splits into tasks.
 
     Raises:
-        DataError: a file is missing.
+        DataError: if a file is missing, unless ``skip_bad``.
     """
     task: Task = []
     size = 0
     for pair, split in zip(pairs, splits, strict=True):
-        same = bool(task) and task[-1][0].gt == pair.gt and len(task) < TASK_PAIRS_OF_ONE
-        if task and not same and (size >= TASK_BYTES or len(task) == TASK_PAIRS):
+        shares_image = bool(task) and task[-1][0].gt == pair.gt and len(task) < MAX_PAIRS_OF_IMAGE
+        if task and not shares_image and (size >= TASK_BYTES or len(task) == TASK_PAIRS):
             yield task
             task, size = [], 0
         task.append((pair, split))
@@ -181,14 +177,18 @@ def _tasks(pairs: Sequence[Pair], splits: Sequence[str | None], skip_bad: bool) 
             except OSError as error:
                 if not skip_bad:
                     raise DataError(
-                        f'{image.path}: cannot be read ({error.strerror}); fetch it, or go on without with --skip-bad'
+                        f'{image.path}: cannot be read ({error.strerror}); download it again, or pass --skip-bad'
                     ) from None
     if task:
         yield task
 
 
-class _Writing:
-    """The LMDBs and the table of sources while they are written, and what is known of the scene at hand."""
+class _DatasetWriter:
+    """Context manager that writes tiles to LMDBs and pairs to the table of sources, and counts both in a summary.
+
+    Attributes:
+        count: number of pairs so far.
+    """
 
     def __init__(self, folder: Path, summary: PackSummary, root: Path | None) -> None:
         self._folder = folder
@@ -196,91 +196,86 @@ class _Writing:
         self._root = root
         self._writers: dict[str, LmdbWriter] = {}
         self._digests: dict[str, Any] = {}
-        self.count = 0  # pairs so far
+        self._files = ExitStack()
+        self.count = 0
         self._scene: str | None = None
 
-    def __enter__(self) -> '_Writing':
-        self._table_file = open(self._folder / TABLE, 'w', newline='', encoding='utf-8')
-        self._table = csv.writer(self._table_file)
+    def __enter__(self) -> '_DatasetWriter':
+        table = self._files.enter_context(open(self._folder / TABLE, 'w', newline='', encoding='utf-8'))
+        self._table = csv.writer(table)
         self._table.writerow(['name', 'gt', 'lq', 'scene', 'split', 'tiles'])
         return self
 
-    def __exit__(self, *error: object) -> None:
-        with ExitStack() as stack:  # all are closed, whichever cannot be
-            stack.callback(self._table_file.close)
-            for writer in self._writers.values():
-                stack.callback(writer.close, is_whole=error[0] is None)
+    def __exit__(self, *error: Any) -> None:
+        self._files.__exit__(*error)
         self._summary.hashes = {name: digest.hexdigest() for name, digest in sorted(self._digests.items())}
 
     def add(self, pair: Pair, split: str | None, extracted: ExtractedPair) -> None:
-        """Write what is kept of a pair's tiles, and count the rest."""
+        """Write the tiles of a pair except for near-duplicates."""
         self.count += 1
         summary = self._summary
         if extracted.error:
             summary.skipped.append(extracted.error)
         summary.dropped['flat'] += extracted.flat
         summary.dropped['too small'] += extracted.is_too_small
-        if any(extracted.shift):
-            down, right = extracted.shift
-            summary.misaligned.append({'gt': self._name(pair.gt), 'lq': self._name(pair.lq), 'shift': [down, right]})
+        gt, lq = (self._relative_path(image) if image else '' for image in (pair.gt, pair.lq))
+        if any(extracted.offset):
+            summary.misaligned.append({'gt': gt, 'lq': lq, 'shift': list(extracted.offset)})
         kept = [tile for tile in extracted.tiles if self._is_new(pair, tile)]
         summary.dropped['near-duplicate'] += len(extracted.tiles) - len(kept)
         for tile in kept:
             for side, data in tile.images.items():
                 self._put(f'{tile.split}_{side}', tile, side, data)
             summary.tiles[tile.split] = summary.tiles.get(tile.split, 0) + 1
-        self._table.writerow(
-            [pair.name, self._name(pair.gt), self._name(pair.lq), pair.scene, split or 'by tile', len(kept)]
-        )
+        self._table.writerow([pair.name, gt, lq, pair.scene, split or 'by tile', len(kept)])
 
     @property
     def bytes(self) -> int:
-        """About what was put so far takes on the disk."""
+        """Approximate size of the LMDBs on disk so far."""
         return sum(writer.bytes for writer in self._writers.values())
 
     def _is_new(self, pair: Pair, tile: PackedTile) -> bool:
-        """Whether a tile is no near-duplicate. Another damaged image of the same clean one shares its tiles' fates."""
+        """Return whether to keep a tile: corrupted images of one clean image keep the same tiles."""
         if tile.hash is None:
             return True
         if pair.scene != self._scene:
             self._scene = pair.scene
             self._duplicates = NearDuplicates(self._summary.options.duplicate_threshold)
             self._is_kept: dict[tuple[Image, str], bool] = {}
-        tile_of_scene = pair.gt, tile.place
-        if tile_of_scene not in self._is_kept:
-            self._is_kept[tile_of_scene] = not self._duplicates.repeats(tile.hash)
-        return self._is_kept[tile_of_scene]
+        clean_tile = pair.gt, tile.position
+        if clean_tile not in self._is_kept:
+            self._is_kept[clean_tile] = not self._duplicates.repeats(tile.hash)
+        return self._is_kept[clean_tile]
 
     def _put(self, lmdb: str, tile: PackedTile, side: str, data: bytes) -> None:
         if lmdb not in self._writers:
-            self._writers[lmdb] = LmdbWriter(self._folder / f'{lmdb}.lmdb')
+            self._writers[lmdb] = self._files.enter_context(LmdbWriter(self._folder / f'{lmdb}.lmdb'))
             self._digests[lmdb] = hashlib.sha256()
         size = self._summary.options.tiling.size
         self._writers[lmdb].put(tile.key, data, (size, size, 3))
         self._digests[lmdb].update(entry_bytes(tile.key, tile.digests[side]))
 
-    def _name(self, image: Image | None) -> str:
-        if image is None:
-            return ''
+    def _relative_path(self, image: Image) -> str:
         return os.path.relpath(image.path, self._root) if self._root else image.path
 
 
 def entry_bytes(key: str, digest: bytes) -> bytes:
-    """What a tile adds to the hash of its LMDB."""
+    """Return what a tile contributes to the hash of its LMDB."""
     return key.encode() + b'\0' + digest
 
 
 def content_hash(hashes: Mapping[str, str]) -> str:
-    """The hash of a dataset, from those of its LMDBs."""
+    """Return the hash of a dataset from the hashes of its LMDBs."""
     return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
 
 
 def _finish(folder: Path, summary: PackSummary) -> None:
+    """Complete the summary, and write it and the contact sheet."""
     for split in SPLITS:
         if not summary.tiles.get(split):
             raise DataError(
-                f'no {split} tile is left ({drops(summary)}): use smaller --tile-pixels, a lower --flat-threshold or '
-                'another --split'
+                f'{summary.dataset}: no {split} tile is left ({describe_drops(summary)}); use smaller --tile-pixels, a '
+                'lower --flat-threshold or another --split'
             )
     summary.tiles = {split: summary.tiles[split] for split in SPLITS}
     iterations = EPOCHS * (summary.tiles['train'] // BATCH_SIZE)
@@ -300,10 +295,10 @@ def _finish(folder: Path, summary: PackSummary) -> None:
     write_contact_sheet(
         folder / SHEET, {'corrupted': [lq[key] for key in chosen], 'clean': [gt[key] for key in chosen]}
     )
-    TileStore.close_all()  # the folder is renamed
+    TileStore.close_all()  # the caller renames the folder
 
 
-def drops(summary: PackSummary) -> str:
-    """What was dropped and why, in words."""
+def describe_drops(summary: PackSummary) -> str:
+    """Return the numbers of dropped tiles by reason, as text."""
     reasons = {**summary.dropped, 'skipped': len(summary.skipped)}
     return 'dropped: ' + (', '.join(f'{count:,} {reason}' for reason, count in reasons.items() if count) or 'none')

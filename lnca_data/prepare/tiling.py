@@ -1,4 +1,4 @@
-"""Tile, shrink, clean: from photographs to the small tiles that networks train on (paper section 4.1)."""
+"""Tiling and downscaling of images, and detection of flat, duplicate and misaligned tiles (paper section 4.1)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,18 +12,18 @@ import PIL.Image
 from lnca_data.io.images import to_8_bits
 from lnca_utils.errors import DataError
 
-SHIFT_REACH = 8
-SHIFT_GAIN = 0.02  # in correlation; less is chance
-SHIFT_MIN_SIDE = 64  # smaller images correlate by chance
+MAX_OFFSET = 8  # pixels
+MIN_CORRELATION_GAIN = 0.02  # of an offset; smaller gains are chance
+MIN_SIDE = 64  # pixels; smaller images correlate by chance
 
 
 class TileGrid(NamedTuple):
-    """An image of tiles, each shrunk to ``size``×``size`` pixels.
+    """Downscaled tiles of an image, side by side.
 
     Attributes:
         image: ``(rows·size, columns·size, 3)`` uint8 RGB.
-        size: side of a shrunk tile, in pixels.
-        height, width: of a tile before it was shrunk, in pixels; 0 if the image as a whole is the only tile.
+        size: side of a downscaled tile, in pixels.
+        height, width: size of a tile in the original image, in pixels; 0 if the whole image is the only tile.
     """
 
     image: np.ndarray
@@ -32,25 +32,25 @@ class TileGrid(NamedTuple):
     width: int
 
     def tiles(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Row by row: where a tile was, as the ending of a key, and its ``(size, size, 3)`` pixels."""
+        """Yield the tiles row by row: position in the original image, as a suffix of keys, and ``(size, size, 3)``."""
         side = f'{self.height}px' if self.height == self.width else f'{self.width}x{self.height}px'
         for top in range(0, self.image.shape[0], self.size):
             for left in range(0, self.image.shape[1], self.size):
                 row, column = top // self.size, left // self.size
-                place = f'_{side}_y{row * self.height:05d}_x{column * self.width:05d}' if self.height else ''
-                yield place, self.image[top : top + self.size, left : left + self.size]
+                position = f'_{side}_y{row * self.height:05d}_x{column * self.width:05d}' if self.height else ''
+                yield position, self.image[top : top + self.size, left : left + self.size]
 
 
 @dataclass(frozen=True)
 class TilingSpec:
-    """How an image becomes tiles.
+    """How to divide an image into tiles.
 
     Attributes:
-        size: side of a tile when it is packed, in pixels.
-        pixels: sides of the tiles in the image, in pixels; one patchwork for each. What is left over at the right and
-            at the bottom is not used.
+        size: side of a packed tile, in pixels.
+        pixels: sides of the tiles in the image, in pixels; one grid for each. Remainders at the right and at the bottom
+            are not used.
         grid: rows and columns of tiles, instead of ``pixels``.
-        whole: resize images as they are, with Lanczos, instead of cutting them.
+        whole: whether to resize whole images, with Lanczos, instead of cutting tiles.
     """
 
     size: int = 32
@@ -59,22 +59,23 @@ class TilingSpec:
     whole: bool = False
 
     def check(self) -> None:
-        """Raise DataError for what makes no sense."""
+        """Raise DataError if the values do not fit together."""
         if self.size < 1:
             raise DataError(f'--tile-size {self.size}: must be at least 1')
         if self.grid and min(self.grid) < 1:
             raise DataError(f'--grid {self.grid[0]} {self.grid[1]}: must be at least 1 row and 1 column')
         if not self.whole and not self.grid:
             if not self.pixels or len(set(self.pixels)) < len(self.pixels):
-                raise DataError(f'--tile-pixels {" ".join(map(str, self.pixels))}: each side may stand there once')
+                raise DataError(f'--tile-pixels {" ".join(map(str, self.pixels))}: name each side once')
             if min(self.pixels) < self.size:
-                raise DataError(
-                    f'--tile-pixels {min(self.pixels)}: tiles of {min(self.pixels)} pixels cannot be shrunk to '
-                    f'--tile-size {self.size}'
-                )
+                raise DataError(f'--tile-pixels {min(self.pixels)}: must be at least --tile-size, which is {self.size}')
 
     def extract(self, image: np.ndarray) -> list[TileGrid]:
-        """The patchworks of an image ``(H, W, 3)`` uint8 or uint16 RGB; none of tiles for which it is too small."""
+        """Return the tile grids of an image, without those whose tiles do not fit.
+
+        Args:
+            image: ``(H, W, 3)`` uint8 or uint16 RGB.
+        """
         if self.whole:
             resized = PIL.Image.fromarray(to_8_bits(image)).resize((self.size, self.size), PIL.Image.Resampling.LANCZOS)
             return [TileGrid(np.asarray(resized), self.size, 0, 0)]
@@ -84,33 +85,33 @@ class TilingSpec:
             layouts = [(image_height // rows, image_width // columns, rows, columns)]
         else:
             layouts = [(side, side, image_height // side, image_width // side) for side in self.pixels]
-        patchworks = []
+        grids = []
         for height, width, rows, columns in layouts:
             if min(height, width) < self.size or not rows or not columns:
                 continue
-            # All tiles at once: their borders are pixels' borders before and after, so none sees its neighbour.
+            # One call for all tiles: their borders coincide with pixel borders, so area averaging does not mix tiles.
             used = image[: rows * height, : columns * width]
             shrunk = cv2.resize(used, (columns * self.size, rows * self.size), interpolation=cv2.INTER_AREA)
-            patchworks.append(TileGrid(to_8_bits(shrunk), self.size, height, width))
-        return patchworks
+            grids.append(TileGrid(to_8_bits(shrunk), self.size, height, width))
+        return grids
 
 
 def is_flat(tile: np.ndarray, threshold: float) -> bool:
-    """Whether a tile shows next to nothing: the standard deviation of each channel is below ``threshold`` (0 … 255)."""
+    """Return whether the standard deviation (0 … 255) of every channel is below a threshold."""
     return bool(cv2.meanStdDev(tile)[1].max() < threshold)
 
 
 def perceptual_hash(tile: np.ndarray) -> int:
-    """The 64 bits of the pHash of a ``(H, W, 3)`` uint8 RGB tile: alike for tiles that look alike."""
+    """Return the 64-bit pHash of a tile ``(H, W, 3)`` uint8 RGB; similar tiles differ in few bits."""
     grey = PIL.Image.fromarray(cv2.cvtColor(tile, cv2.COLOR_RGB2GRAY))
     return int.from_bytes(np.packbits(imagehash.phash(grey).hash).tobytes(), 'big')
 
 
 class NearDuplicates:
-    """Remembers the hashes of tiles and recognises those that nearly repeat one.
+    """Detects hashes similar to an earlier one.
 
     Args:
-        threshold: bits, of 64, in which two tiles may differ and still be the same.
+        threshold: largest Hamming distance of near-duplicates, in bits.
     """
 
     def __init__(self, threshold: int) -> None:
@@ -119,7 +120,7 @@ class NearDuplicates:
         self._count = 0
 
     def repeats(self, value: int) -> bool:
-        """Whether a hash is like an earlier one; if not, it is remembered."""
+        """Return whether a hash is a near-duplicate of an earlier one; remember it if it is not."""
         distances = np.bitwise_count(self._seen[: self._count] ^ np.uint64(value))
         if self._count and distances.min() <= self.threshold:
             return True
@@ -131,21 +132,25 @@ class NearDuplicates:
 
 
 def estimate_offset(gt: np.ndarray, lq: np.ndarray) -> tuple[int, int]:
-    """How far the content of one image is off that of another of the same size, down and to the right, in pixels.
+    """Estimate the offset between two images of one size.
 
-    The best match by normalised correlation, within 8 pixels; none for images of less than 64. A blurred image
-    correlates best where it is, also when its blur is long, which does not hold for phase correlation.
+    The offset maximizes the normalized cross-correlation, within 8 pixels. Unlike phase correlation, it is not biased
+    by long blur.
 
     Args:
         gt, lq: ``(H, W, 3)`` uint8 RGB.
+
+    Returns:
+        Offset of the content of ``lq`` from that of ``gt``, down and to the right, in pixels; (0, 0) for images below
+        64 pixels.
     """
-    if min(gt.shape[:2]) < SHIFT_MIN_SIDE:
+    if min(gt.shape[:2]) < MIN_SIDE:
         return 0, 0
-    inner = cv2.cvtColor(lq, cv2.COLOR_RGB2GRAY)[SHIFT_REACH:-SHIFT_REACH, SHIFT_REACH:-SHIFT_REACH]
+    inner = cv2.cvtColor(lq, cv2.COLOR_RGB2GRAY)[MAX_OFFSET:-MAX_OFFSET, MAX_OFFSET:-MAX_OFFSET]
     if inner.std() < 1:
         return 0, 0
     scores = cv2.matchTemplate(cv2.cvtColor(gt, cv2.COLOR_RGB2GRAY), inner, cv2.TM_CCOEFF_NORMED)
     top, left = np.unravel_index(scores.argmax(), scores.shape)
-    if scores[top, left] < scores[SHIFT_REACH, SHIFT_REACH] + SHIFT_GAIN:
+    if scores[top, left] < scores[MAX_OFFSET, MAX_OFFSET] + MIN_CORRELATION_GAIN:
         return 0, 0
-    return SHIFT_REACH - int(top), SHIFT_REACH - int(left)
+    return MAX_OFFSET - int(top), MAX_OFFSET - int(left)

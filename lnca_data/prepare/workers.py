@@ -1,4 +1,4 @@
-"""Work on all cores, with results in the order of the tasks and few of them in memory."""
+"""A parallel ``map`` with ordered results and bounded memory."""
 
 import multiprocessing
 import os
@@ -20,18 +20,22 @@ Result = TypeVar('Result')
 
 
 def ordered_map(function: Callable[[Task], Result], tasks: Iterable[Task], workers: int) -> Iterator[Result]:
-    """``map(function, tasks)`` in ``workers`` processes.
+    """Apply a function to tasks in several processes and yield the results in order.
+
+    Args:
+        function: picklable function.
+        tasks: its arguments; consumed a few ahead of the results.
+        workers: number of processes.
 
     Raises:
-        DataError: a process died, most likely for want of memory.
+        DataError: if a process dies, most likely for lack of memory.
     """
-    # Not forked from this process, where OpenCV, PyTorch and LibRaw may have threads: they would be missing there, and
-    # waiting for them would never end.
+    # Forking this process could deadlock: OpenCV, PyTorch and LibRaw may have threads, which a fork does not copy.
     context = multiprocessing.get_context('spawn' if sys.platform == 'win32' else 'forkserver')
     if sys.platform != 'win32':
-        # Imported once for all; ``func`` is what a partial is of.
+        # Import the function's module once for all workers; a partial has its function as ``func``.
         context.set_forkserver_preload([__name__, getattr(function, 'func', function).__module__])
-    pool = ProcessPoolExecutor(workers, context, initializer=_begin)
+    pool = ProcessPoolExecutor(workers, context, initializer=_init_worker)
     try:
         pending: deque[Future[Result]] = deque()
         for task in tasks:
@@ -41,20 +45,20 @@ def ordered_map(function: Callable[[Task], Result], tasks: Iterable[Task], worke
         while pending:
             yield pending.popleft().result()
     except BrokenProcessPool:
-        raise DataError('a worker process died, perhaps for want of memory; use fewer --workers') from None
+        raise DataError('a worker process died, perhaps for lack of memory; use fewer --workers') from None
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _begin() -> None:
-    # OpenCV, libpng and LibRaw write there, in their words, what an exception says in one line.
+def _init_worker() -> None:
+    # Silence OpenCV, libpng and LibRaw, whose errors are reported as exceptions.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def _end_with_parent() -> None:
-    """A parent that is killed cannot tell its processes to stop."""
+def _exit_with_parent() -> None:
+    """End this process when its parent is killed, which cannot shut the pool down."""
     multiprocessing.parent_process().join()
     os._exit(1)

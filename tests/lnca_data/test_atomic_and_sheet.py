@@ -1,4 +1,4 @@
-"""Outputs that are complete or not there; sheets of tiles."""
+"""Atomic files and folders; contact sheets."""
 
 import errno
 import os
@@ -120,7 +120,7 @@ def test_folder_in_place_of_a_file(tmp_path):
     ],
 )
 def test_sheet(tmp_path, count, groups, rows):
-    """Each tile is where it belongs: corrupted left, clean right, four rows, then further columns."""
+    """Corrupted tiles are left of clean ones, in four rows and as many columns as needed."""
     clean = [np.full((64, 32, 3), (255, 20 * index, 0), np.uint8) for index in range(count)]
     path = tmp_path / 'sheet.png'
     write_contact_sheet(path, {'corrupted': [255 - image for image in clean], 'clean': clean}, rows=4)

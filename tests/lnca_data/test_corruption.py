@@ -1,4 +1,4 @@
-"""Noise and motion blur: the golden kernels, the law of the noise, the curriculum."""
+"""Noise and motion blur: golden kernels, distribution of the noise, curriculum."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def test_golden_kernels(golden):
 
 
 def test_golden_blurred_images(golden):
-    """Each image of a batch with a kernel of its own."""
+    """Each image of a batch is convolved with its own kernel."""
     expected = golden('motion_blur')
     image = expected['image_hwc'].permute(2, 0, 1)
     cases = golden_cases(expected)
@@ -60,7 +60,7 @@ def test_noise_is_clipped(level):
     noisy = Noise()(torch.full_like(GREY, level))
     assert noisy.min() >= 0
     assert noisy.max() <= 1
-    # The half of the values that point out of the range is clipped away.
+    # Half of the values leave the range and are clipped.
     assert (noisy != level).float().mean() == pytest.approx(0.25, abs=0.02)
 
 
@@ -74,7 +74,7 @@ def test_noise_curriculum(progress, share):
     [(0.0, 4), (0.25, 4), (0.3, 4), (0.35, 5), (0.4, 6), (0.5, 7), (0.65, 9), (0.7, 10), (1.0, 10), (None, 7)],
 )
 def test_blur_curriculum(progress, size):
-    """A blurred point is the kernel, upside down."""
+    """A blurred point is the flipped kernel."""
     point = torch.zeros(3, 3, 31, 31)
     point[:, :, 15, 15] = 1
     blurred = MotionBlur()(point, progress)
@@ -83,7 +83,7 @@ def test_blur_curriculum(progress, size):
     got = blurred[:, :, end - size : end, end - size : end].flip(2, 3)
     distance = (got.unsqueeze(2) - motion_kernels(size)).abs().amax((3, 4))
     assert (distance.amin(2) < 1e-6).all()
-    # One direction for the channels of an image, and not one for all images.
+    # The channels of an image share a direction; images differ.
     assert torch.equal(blurred[:, 0], blurred[:, 2])
     assert not torch.equal(blurred[0], blurred[1])
 

@@ -1,11 +1,14 @@
-"""Writing and reading BasicSR-format LMDBs, whole and damaged ones."""
+"""Writing, verification and reading of BasicSR-format LMDBs, including damaged ones."""
 
 import multiprocessing
 import os
 import re
 import shutil
 import struct
+import subprocess
+import sys
 import zlib
+from unittest import mock
 
 import cv2
 import lmdb
@@ -13,15 +16,17 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
-from lnca_data.io import lmdb_store
-from lnca_data.io.lmdb_store import META_INFO, LmdbWriter, TileStore, check_pair, encode_png, image_sizes, write_lmdb
+from lnca_data.io import lmdb_store, lmdb_verification, lmdb_writer
+from lnca_data.io.lmdb_store import TileStore, check_pair, image_sizes
+from lnca_data.io.lmdb_verification import META_INFO, file_states
+from lnca_data.io.lmdb_writer import LmdbWriter, encode_png, write_lmdb
 from lnca_data.tile_dataset import TileDataset
 from lnca_utils.errors import LNCAError
 
 
 def images_of(count, size=(8, 10)):
     pixels = np.random.default_rng(count).integers(0, 256, (count, *size, 3), dtype=np.uint8)
-    # Last key first: what is read back is sorted.
+    # In reverse order; reading sorts them.
     return [(f'tile_{index:03d}', pixels[index]) for index in reversed(range(count))]
 
 
@@ -75,7 +80,7 @@ def test_count_is_returned_and_images_may_be_an_iterator(tmp_path, images):
 
 
 def test_format_is_that_of_basicsr(path, images):
-    """Keys without suffix, PNGs whose colours OpenCV reads as BGR, and a line an image in meta_info.txt."""
+    """Keys have no suffix, OpenCV reads the PNGs as BGR, and meta_info.txt has one line per image."""
     lines = (path / 'meta_info.txt').read_text().splitlines()
     assert lines == [f'{key}.png (8,10,3) 0' for key, _ in images]
     key, image = images[0]
@@ -87,8 +92,8 @@ def test_format_is_that_of_basicsr(path, images):
 
 @pytest.mark.parametrize('batch', [7, 1000])
 def test_map_grows(tmp_path, monkeypatch, batch):
-    monkeypatch.setattr(lmdb_store, 'FIRST_MAP_SIZE', 1 << 16)
-    monkeypatch.setattr(lmdb_store, 'BATCH', batch)
+    monkeypatch.setattr(lmdb_writer, 'FIRST_MAP_SIZE', 1 << 16)
+    monkeypatch.setattr(lmdb_writer, 'BATCH', batch)
     images = images_of(60, (40, 40))
     path = tmp_path / 'some.lmdb'
     assert write_lmdb(path, images) == 60
@@ -105,16 +110,16 @@ def test_full_disk_is_named(tmp_path, little_room, room):
 
 
 def committed(path, copy):
-    """The keys that are in an LMDB which is still being written."""
+    """Return the keys committed so far to an LMDB that is being written."""
     shutil.copytree(path, copy)
     with lmdb.open(str(copy), readonly=True, lock=False) as environment, environment.begin() as transaction:
         return [key.decode() for key, _ in transaction.cursor()]
 
 
 def test_batches(tmp_path, monkeypatch):
-    """What was put is written as soon as it is many images, or large."""
+    """A batch is committed when it has many images, or large ones."""
     images = [(key, encode_png(image), image.shape) for key, image in images_of(12)]
-    monkeypatch.setattr(lmdb_store, 'BATCH_BYTES', 4 * len(images[0][1]))
+    monkeypatch.setattr(lmdb_writer, 'BATCH_BYTES', 4 * len(images[0][1]))
     writer = LmdbWriter(tmp_path / 'some.lmdb')
     counts = []
     for number, image in enumerate(images):
@@ -122,8 +127,8 @@ def test_batches(tmp_path, monkeypatch):
         counts.append(len(committed(writer.path, tmp_path / f'copy_{number}')))
     assert counts == [0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12]
 
-    monkeypatch.setattr(lmdb_store, 'BATCH', 3)
-    writer.put('large', bytes(lmdb_store.BATCH_BYTES), (1, 1, 3))
+    monkeypatch.setattr(lmdb_writer, 'BATCH', 3)
+    writer.put('large', bytes(lmdb_writer.BATCH_BYTES), (1, 1, 3))
     for key in 'abcd':
         writer.put(key, b'small', (1, 1, 3))
     assert len(committed(writer.path, tmp_path / 'copy')) == 12 + 1 + 3
@@ -136,12 +141,12 @@ def open_files():
 
 
 def test_writing_given_up(tmp_path):
-    """Nothing more is written, and nothing stays open."""
+    """Nothing else is written, and no file stays open."""
     before = open_files()
     writer = LmdbWriter(tmp_path / 'some.lmdb')
     for key, image in images_of(3):
         writer.put(key, encode_png(image), image.shape)
-    writer.close(is_whole=False)
+    writer.close(commit=False)
     assert open_files() == before
     assert not committed(writer.path, tmp_path / 'copy')
     shutil.rmtree(writer.path)
@@ -158,7 +163,7 @@ def test_images_that_fail(tmp_path):
     with pytest.raises(ZeroDivisionError) as caught:
         write_lmdb(tmp_path / 'some.lmdb', images())
     assert open_files() == before
-    assert str(caught.value) == 'no more'  # and till now its trace kept the writer
+    assert str(caught.value) == 'no more'  # its traceback referenced the writer until here
     refusal(TileStore, tmp_path / 'some.lmdb')
 
 
@@ -175,6 +180,107 @@ def test_missing(tmp_path):
 def test_missing_file(path, name):
     (path / name).unlink()
     assert f'{name} is missing' in refusal(TileStore, path)
+
+
+@pytest.fixture
+def scans(monkeypatch):
+    """The number of images that each verification locates."""
+    counts, run = [], lmdb_verification.subprocess.run
+
+    def count(*arguments, **keywords):
+        counts.append(len(keywords['input'].split()))
+        return run(*arguments, **keywords)
+
+    monkeypatch.setattr(lmdb_verification.subprocess, 'run', count)
+    lmdb_store._verified_keys.cache_clear()
+    return counts
+
+
+def open_anew(path, **keywords):
+    """Open an LMDB as another process would."""
+    lmdb_store._verified_keys.cache_clear()
+    TileStore.close_all()
+    return TileStore(path, **keywords)
+
+
+def test_verified_in_full_once_per_machine(path, images, scans, cache_home):
+    TileStore(path)
+    TileStore(path)
+    assert scans == [12]
+    assert_same(read_all(open_anew(path)), images)
+    assert scans == [12, 0]
+    assert (cache_home / 'lnca').stat().st_mode & 0o777 == 0o700
+    open_anew(path, use_cache=False)
+    assert scans == [12, 0, 12]
+    path.rename(path.with_name('other.lmdb'))
+    open_anew(path.with_name('other.lmdb'))
+    assert scans == [12, 0, 12, 0]
+
+
+@pytest.mark.parametrize('name', ['data.mdb', META_INFO])
+def test_verified_again_when_a_file_changes(path, scans, name):
+    TileStore(path)
+    (path / name).touch()
+    open_anew(path)
+    assert scans == [12, 12]
+    content = (path / name).read_bytes()
+    (path / name).unlink()
+    (path / name).write_bytes(content)
+    open_anew(path)
+    assert scans == [12, 12, 12]
+
+
+def test_a_failed_verification_is_not_remembered(path, scans, cache_home):
+    os.truncate(path / 'data.mdb', 3 * (path / 'data.mdb').stat().st_size // 4)
+    for _ in range(2):
+        assert 'truncated' in refusal(open_anew, path)
+    assert scans == [12, 12]
+    assert not list(cache_home.iterdir())
+
+
+@pytest.mark.parametrize('damage', ['truncated', 'one more key'])
+def test_what_is_verified_is_still_checked_for_size_and_entries(path, scans, damage):
+    TileStore(path)
+    if damage == 'truncated':
+        os.truncate(path / 'data.mdb', 3 * (path / 'data.mdb').stat().st_size // 4)
+    else:
+        with open(path / META_INFO, 'a') as file:
+            file.write('one_more.png (8,10,3) 1\n')
+    lmdb_verification._marker(file_states(path)).touch()
+    message = refusal(open_anew, path)
+    assert 'truncated' in message or 'lists 13 images, data.mdb contains 12' in message
+    assert scans == [12, 0]
+
+
+@pytest.mark.parametrize('reason', ['a file in the place of the folder', 'no home', 'no permission'])
+def test_verified_each_time_without_a_cache_folder(path, scans, monkeypatch, cache_home, reason):
+    if reason == 'no home':
+        monkeypatch.delenv('XDG_CACHE_HOME')
+        monkeypatch.setattr(lmdb_verification.Path, 'home', mock.Mock(side_effect=RuntimeError))
+    elif reason == 'no permission':
+        denied = mock.Mock(side_effect=PermissionError)
+        monkeypatch.setattr(lmdb_verification.Path, 'exists', denied)
+        monkeypatch.setattr(lmdb_verification.Path, 'touch', denied)
+    else:
+        (cache_home / 'lnca').touch()
+    TileStore(path)
+    open_anew(path)
+    assert scans == [12, 12]
+
+
+WITHOUT_FORK = """
+import os, random, sys
+import lmdb, numpy, torch, lnca_arch
+del os.register_at_fork
+from lnca_data.io.lmdb_store import TileStore
+print(len(TileStore(sys.argv[1])))
+"""
+
+
+def test_a_system_without_fork(path):
+    """Windows has no os.register_at_fork."""
+    child = subprocess.run([sys.executable, '-c', WITHOUT_FORK, path], capture_output=True, text=True, timeout=120)
+    assert child.stdout.strip() == '12', child.stderr
 
 
 def test_empty(tmp_path):
@@ -203,7 +309,7 @@ def test_not_an_lmdb(path):
 def test_other_count_in_meta_info(path):
     with open(path / 'meta_info.txt', 'a') as file:
         file.write('one_more.png (8,10,3) 1\n')
-    assert 'meta_info.txt lists 13 images, data.mdb holds 12' in refusal(TileStore, path)
+    assert 'meta_info.txt lists 13 images, data.mdb contains 12' in refusal(TileStore, path)
 
 
 def test_other_key_in_meta_info(path):
@@ -212,9 +318,9 @@ def test_other_key_in_meta_info(path):
     assert "data.mdb has no 'tile_3', which meta_info.txt lists" in refusal(TileStore, path)
 
 
-@pytest.mark.parametrize(('share', 'message'), [(2, 'data.mdb cannot be read'), (0.3, 'images overlap')])
+@pytest.mark.parametrize(('share', 'message'), [(2, 'data.mdb is damaged, it cannot be read'), (0.3, 'images overlap')])
 def test_an_image_of_another_length(tmp_path, share, message):
-    """It would go on behind the file, which kills the process that reads it, or in other images."""
+    """It extends beyond the file, which kills a process that reads it, or into other images."""
     path = tmp_path / 'some.lmdb'
     write_lmdb(path, images_of(40, (36, 36)))  # a page each, nearly full
     data = bytearray((path / 'data.mdb').read_bytes())
@@ -226,20 +332,20 @@ def test_an_image_of_another_length(tmp_path, share, message):
 
 def test_a_key_twice(tmp_path, images):
     write_lmdb(tmp_path / 'some.lmdb', [*images, images[0]])
-    assert f'names {images[0][0]} twice' in refusal(TileStore, tmp_path / 'some.lmdb')
+    assert f'lists {images[0][0]} twice' in refusal(TileStore, tmp_path / 'some.lmdb')
 
 
 def test_a_key_twice_in_the_place_of_another(path):
     lines = (path / META_INFO).read_text().splitlines()
     (path / META_INFO).write_text('\n'.join([lines[1], *lines[1:]]))
-    assert f'names {lines[1].partition(".")[0]} twice' in refusal(TileStore, path)
+    assert f'lists {lines[1].partition(".")[0]} twice' in refusal(TileStore, path)
 
 
 def test_a_long_key_among_many_short_ones(path):
-    """An array of them would take 350 MB."""
+    """An array of these keys would take 350 MB."""
     lines = [f'{number}.png (4,4,3) 0' for number in range(700_000)]
     (path / META_INFO).write_text('\n'.join([f'{"x" * 500}.png (4,4,3) 0', *lines]))
-    assert 'names a key of 500 letters among much shorter ones' in refusal(TileStore, path)
+    assert 'lists a key of 500 letters among much shorter ones' in refusal(TileStore, path)
 
 
 def test_unreadable_image(path, images):
@@ -285,7 +391,7 @@ def test_opened_twice(path, images, monkeypatch):
     first, second = TileStore(path), TileStore(str(path))
     assert_same(read_all(first), images)
     assert_same(read_all(second), images)
-    # Also when it is open already, by another name, and once more after that.
+    # Also by another path while it is open.
     monkeypatch.chdir(path.parent)
     assert_same(read_all(TileStore('some.lmdb')), images)
     assert_same(read_all(first), images)
@@ -338,15 +444,15 @@ def test_meta_info_lies_about_sizes(path):
     key = TileStore(path).keys[0]
     lines = (path / META_INFO).read_text()
     (path / META_INFO).write_text(re.sub(r'\(\d+,\d+,', '(7,9,', lines))
-    with pytest.raises(LNCAError, match=f'{key} is .*, which meta_info.txt says of no image; pack the dataset again'):
+    with pytest.raises(LNCAError, match=f'{key} is .*, a size not listed in meta_info.txt; pack the dataset again'):
         TileStore(path)[key]
     (path / META_INFO).write_text(re.sub(r'\(.*\)', '', lines))
-    with pytest.raises(LNCAError, match='meta_info.txt names no sizes'):
+    with pytest.raises(LNCAError, match='meta_info.txt lists no sizes'):
         TileStore(path)[key]
 
 
 def test_a_small_png_of_a_huge_image_is_not_decoded(path):
-    """Of 10 gigapixels, said by its header alone; decoded it would take 30 GB."""
+    """The header claims 10 gigapixels, which would take 30 GB."""
     key = TileStore(path).keys[0]
     header = struct.pack('>II5B', 100_000, 100_000, 8, 2, 0, 0, 0)
     chunk = b'IHDR' + header
@@ -360,5 +466,5 @@ def test_a_small_png_of_a_huge_image_is_not_decoded(path):
 def test_keys_of_no_letter_or_too_many(path, name):
     lines = (path / META_INFO).read_text().splitlines()
     (path / META_INFO).write_text('\n'.join([f'{name}.png (4,4,3) 0', *lines[1:]]))
-    with pytest.raises(LNCAError, match='names a key of no letter, or of more than 511'):
+    with pytest.raises(LNCAError, match='lists an empty key, or one above 511 letters'):
         TileStore(path)

@@ -1,4 +1,4 @@
-"""From pairs of images to LMDBs, with images that are held in memory."""
+"""Packing of pairs, with images in memory."""
 
 import csv
 import errno
@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from lnca_data.corruptions import MotionBlur, Noise
+from lnca_data.io import lmdb_store, lmdb_verification
 from lnca_data.io.lmdb_store import TileStore
 from lnca_data.prepare import packing
 from lnca_data.prepare.dataset_source import Pair
@@ -81,7 +82,7 @@ def synthetic(name, split='train', seed=None, **more):
 
 
 def paired(name, split='train', **more):
-    """The damaged image is the clean one, darker: where a tile was cut is seen."""
+    """The corrupted image is a darker copy, so that the position of a tile is recognizable."""
     pair = synthetic(name, split, **more)
     return replace(pair, lq=picture(f'{name}_lq.png', (pair.gt.read() // 3).astype(pair.gt.dtype)))
 
@@ -102,7 +103,7 @@ def pairs():
 
 
 def rest():
-    """Pairs for the splits that a test does not look at, since none may be empty."""
+    """Pairs for the other splits, which may not be empty."""
     return [paired(f'rest_{split}', split) for split in ('val', 'test')]
 
 
@@ -120,7 +121,7 @@ def contents(folder):
 
 
 def extract(image, name):
-    """What becomes of an image, tile by tile."""
+    """Return the expected tiles of an image by key."""
     pixels = image.read()
     tiles = {}
     for side in (8, 16):
@@ -157,7 +158,7 @@ def refusal(*arguments, kind=LNCAError, **more):
 
 
 def assert_whole(folder, summary, lmdbs):
-    """The files are there, the summary says what they hold, and so does the content hash."""
+    """Check that the files exist and that the summary describes them."""
     assert {file.name for file in folder.iterdir()} == {
         *(f'{name}.lmdb' for name in lmdbs),
         'summary.json',
@@ -187,6 +188,17 @@ def test_pairs(pairs, tmp_path):
     assert summary.tiles == {'train': 2 * (24 + 6), 'val': 30, 'test': 30}
     assert summary.dropped == {'flat': 0, 'near-duplicate': 0, 'too small': 0}
     assert not summary.misaligned
+
+
+def test_verify_does_not_trust_an_earlier_verification(pairs, tmp_path, monkeypatch):
+    pack('some', pairs, tmp_path / 'packed', PAIRS)
+    verify(tmp_path / 'packed')
+    lmdb_store._verified_keys.cache_clear()
+    scan = mock.Mock(side_effect=lmdb_verification.subprocess.run)
+    monkeypatch.setattr(lmdb_verification.subprocess, 'run', scan)
+    verify(tmp_path / 'packed')
+    assert len(scan.call_args_list) == 6
+    assert all(call.kwargs['input'] for call in scan.call_args_list)
 
 
 def test_synthetic(clean, tmp_path):
@@ -283,7 +295,7 @@ def test_flat_tiles_are_dropped_on_both_sides(tmp_path):
 
 
 def repeating():
-    """Its second tile is nearly its first."""
+    """An image whose second tile nearly repeats its first."""
     pixels = noise()
     pixels[:8, 8:16] = pixels[:8, :8] // 2 + 60
     return pixels
@@ -293,7 +305,7 @@ EIGHT = replace(PAIRS, tiling=TilingSpec(8, (8,)))
 
 
 def test_near_duplicates_of_a_scene(tmp_path):
-    """Within an image and between those of a scene, not between scenes."""
+    """They are dropped within a scene, not between scenes."""
     lq = picture('lq.png', noise(seed=1))
     pairs = [Pair(name, name[0], picture(f'{name}.png', repeating()), lq, 'train') for name in ('a1', 'a2', 'b1')]
     summary = pack('some', [*pairs, *rest()], tmp_path / 'packed', EIGHT)
@@ -307,7 +319,7 @@ def test_near_duplicates_of_a_scene(tmp_path):
 
 
 def test_one_clean_image_in_two_scenes(tmp_path):
-    """What was dropped in one scene is not dropped in another for that."""
+    """Tiles dropped in one scene are kept in another."""
     clean = [picture(f'{name}.png', noise(seed=9)) for name in ('first', 'second')]
     lq = picture('lq.png', noise(seed=1))
     pairs = [Pair('a1', 'a', clean[0], lq, 'train'), Pair('a2', 'a', clean[1], lq, 'train')]
@@ -316,14 +328,14 @@ def test_one_clean_image_in_two_scenes(tmp_path):
 
 
 def noisy_photographs(*clean):
-    """Pairs ``a``, ``b`` … of one scene, each of another noisy photograph of one of these."""
+    """Pairs ``a``, ``b`` … of one scene: each clean image with another noisy photograph."""
     return [
         Pair('abcdef'[index], 'scene', image, picture(f'{index}.png', noise(seed=50 + index)), 'train')
         for index, image in enumerate(clean)
     ]
 
 
-def places(folder, name):
+def positions(folder, name):
     return {key.removeprefix(name) for key in keys_of(folder) if key.startswith(f'{name}_')}
 
 
@@ -331,17 +343,17 @@ def test_noisy_photographs_of_one_clean_one_share_its_tiles(tmp_path):
     clean = picture('clean.png', repeating())
     summary = pack('some', [*noisy_photographs(*[clean] * 6), *rest()], tmp_path / 'packed', EIGHT)
     expected = {key.removeprefix('a') for key in extract(clean, 'a') if '_8px' in key} - {'_8px_y00000_x00008'}
-    assert all(places(tmp_path / 'packed', name) == expected for name in 'abcdef')
+    assert all(positions(tmp_path / 'packed', name) == expected for name in 'abcdef')
     assert summary.dropped['near-duplicate'] == 6
     lq = read_all(tmp_path / 'packed' / 'train_lq.lmdb')
     assert not np.array_equal(lq['a_8px_y00008_x00000'], lq['f_8px_y00008_x00000'])
 
 
 def test_noisy_photographs_of_two_clean_ones_in_turn(tmp_path):
-    """They share the tiles of theirs, too, though another comes between."""
+    """They share its tiles also when not adjacent."""
     first, second = picture('first.png', noise(seed=1)), picture('second.png', noise(seed=2))
     pack('some', [*noisy_photographs(first, second, first), *rest()], tmp_path / 'packed', EIGHT)
-    assert [len(places(tmp_path / 'packed', name)) for name in 'abc'] == [24, 24, 24]
+    assert [len(positions(tmp_path / 'packed', name)) for name in 'abc'] == [24, 24, 24]
 
 
 @pytest.mark.parametrize(
@@ -372,7 +384,7 @@ def test_misalignment_is_as_large_in_either_direction(tmp_path):
 def test_sizes_differ(pairs, tmp_path):
     pairs[1] = replace(pairs[1], lq=picture('lq.png', noise(32, 48)))
     message = refusal(pairs, tmp_path / 'packed', PAIRS)
-    assert 'lq.png: has 48×32 pixels, second.png has 32×48' in message
+    assert 'lq.png: 48×32 pixels, but second.png has 32×48' in message
     assert not list(tmp_path.iterdir())
 
 
@@ -389,7 +401,7 @@ def test_bad_images(pairs, tmp_path, kind, side):
     summary = pack('some', pairs, tmp_path / 'packed', PAIRS, skip_bad=True, workers=2)
     bad, narrow = summary.skipped
     assert bad.startswith('bad.png')
-    assert narrow.startswith('narrow.png: has 31×48 pixels')
+    assert narrow.startswith('narrow.png: 31×48 pixels')
     assert keys_of(tmp_path / 'packed') == extract(pairs[0].gt, 'first').keys()
     with open(tmp_path / 'packed' / 'sources.csv', newline='') as file:
         assert [row['tiles'] for row in csv.DictReader(file)] == ['30', '0', '30', '30', '0']
@@ -407,7 +419,7 @@ def test_too_small_images_are_counted(pairs, tmp_path):
     [
         ({'tiling': TilingSpec(8, (49,))}, 'no train tile is left (dropped: 4 too small)'),
         ({'flat_threshold': 200.0}, 'no train tile is left (dropped: 120 flat)'),
-        ({'tiling': TilingSpec(8, (16, 4))}, 'tiles of 4 pixels cannot be shrunk to --tile-size 8'),
+        ({'tiling': TilingSpec(8, (16, 4))}, '--tile-pixels 4: must be at least --tile-size, which is 8'),
         ({'tiling': TilingSpec(8, (), (0, 1))}, '--grid 0 1'),
         ({'corruption': {'type': 'blurr'}}, 'Did you mean blur'),
         ({'corruption': {'type': 'noise', 'size': 3}}, 'corruption.size is unknown'),
@@ -439,7 +451,7 @@ def test_overwrite(pairs, tmp_path):
     assert '--overwrite' in message
     assert str(folder) in message
     assert [file.name for file in folder.iterdir()] == ['mine']
-    # Nor is what was not packed replaced.
+    # A folder that is no packed dataset is not replaced.
     assert 'no packed dataset' in refusal(pairs, folder, PAIRS, overwrite=True)
     assert [file.name for file in folder.iterdir()] == ['mine']
     (folder / 'mine').unlink()
@@ -462,7 +474,7 @@ def test_failure_leaves_what_was_there(pairs, tmp_path, monkeypatch):
         assert 'No space left on device' in refusal(pairs, folder, replace(PAIRS, seed=1), overwrite=True)
     assert contents(folder) == before
     assert list(tmp_path.iterdir()) == [folder]
-    # And the same process goes on.
+    # The process is still usable.
     assert pack('some', [*pairs, paired('more')], folder, PAIRS, overwrite=True).tiles['train'] == 90
     assert verify(folder)['train'] == 90
 

@@ -1,12 +1,12 @@
-"""What each source lists in a dataset as its authors distribute it, and how the images are read."""
+"""Listing of public datasets in their published layouts, and reading of their images."""
 
 import functools
 import gzip
+import hashlib
 import operator
 import os
 import pickle
 import shutil
-import struct
 import tarfile
 import tracemalloc
 from pathlib import Path
@@ -15,6 +15,7 @@ import cv2
 import miniatures
 import numpy as np
 import pytest
+from torchvision.datasets import CIFAR10
 
 from lnca_data.io.images import BundledPhoto, ImageFile, RawFile, to_8_bits
 from lnca_data.prepare.sources import SOURCES
@@ -22,7 +23,8 @@ from lnca_data.prepare.sources import cifar_files as cifar
 from lnca_data.prepare.sources.cifar_files import CifarImage
 from lnca_utils.errors import LNCAError
 
-CIFAR_FORMS = ['cifar10_python', 'cifar10_binary', 'cifar10_python_archive', 'cifar10_binary_archive']
+CIFAR_FORMS = ['cifar10_pickled', 'cifar10_binary', 'cifar10_pickled_archive', 'cifar10_binary_archive']
+PUBLISHED = dict((*CIFAR10.train_list, *CIFAR10.test_list))
 # Miniature → source and its options.
 LISTINGS = {
     'gopro': ('gopro', {'blur': 'blur'}),
@@ -37,13 +39,29 @@ LISTINGS = {
 
 @pytest.fixture(scope='module')
 def miniature(tmp_path_factory):
-    """A miniature's folder by its name. It is made once and stays as it is."""
+    """Return the folder of a miniature; it is created once and not modified."""
     root = tmp_path_factory.mktemp('miniatures')
     return functools.cache(lambda name: getattr(miniatures, name)(root / name))
 
 
+def publish(monkeypatch, count=12):
+    """Replace the MD5s of the published files by those of the miniatures."""
+    md5s = [
+        [batch, hashlib.md5(miniatures.cifar_pickle(batch_images, batch)).hexdigest()]
+        for batch, batch_images in miniatures.cifar_images(count).items()
+    ]
+    monkeypatch.setattr(CIFAR10, 'train_list', md5s[:5])
+    monkeypatch.setattr(CIFAR10, 'test_list', md5s[5:])
+    cifar.cifar_batch.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def published(monkeypatch):
+    publish(monkeypatch)
+
+
 def listed(source, folder, **choices):
-    """Name → scene, split, and the paths of gt and lq in the folder."""
+    """Return name → scene, split, and relative paths of gt and lq."""
     return {
         pair.name: (pair.scene, pair.split, *(os.path.relpath(image.path, folder) for image in images(pair)))
         for pair in SOURCES[source].list(folder, **choices)
@@ -63,7 +81,7 @@ def refusal(function, *arguments, **keywords):
 
 
 def own_pairs(folder, gt, lq):
-    """List pairs of one's own, after writing a small image under each name below gt and lq."""
+    """Write small images with these names below gt and lq, and list them as pairs."""
     for side, names in (('gt', gt), ('lq', lq)):
         (folder / side).mkdir()
         for name in names:
@@ -71,7 +89,7 @@ def own_pairs(folder, gt, lq):
     return SOURCES['pairs'].list(None, gt=folder / 'gt', lq=folder / 'lq')
 
 
-# --- what is listed
+# --- listings
 
 
 @pytest.mark.parametrize('blur', ['blur', 'blur_gamma'])
@@ -124,7 +142,7 @@ def test_sid_cameras(miniature, tmp_path):
 
 
 def test_sid_exposures(miniature):
-    """The ratio is read from the names, and 300 at most; the long exposure stays as it is."""
+    """The ratio comes from the names and is limited to 300; the long exposure is not scaled."""
     pairs = {pair.name: pair for pair in SOURCES['sid'].list(miniature('sid'), cameras=['Sony'])}
     assert {name: pair.lq.brightness for name, pair in pairs.items()} == pytest.approx(
         {
@@ -180,7 +198,7 @@ def test_tinyimagenet(miniature):
 
 @pytest.mark.parametrize('form', CIFAR_FORMS)
 def test_cifar10(miniature, form):
-    """Names, splits and the very pixels."""
+    """Names, splits and pixels."""
     pairs = {pair.name: pair for pair in SOURCES['cifar10'].list(miniature(form))}
     expected = miniatures.cifar_images()
     assert len(pairs) == 6 * 12
@@ -192,7 +210,7 @@ def test_cifar10(miniature, form):
             np.testing.assert_array_equal(pair.gt.read(), image)
 
 
-@pytest.mark.parametrize('form', ['cifar10_python', 'cifar10_binary'])
+@pytest.mark.parametrize('form', ['cifar10_pickled', 'cifar10_binary'])
 def test_cifar10_given_its_inner_folder(miniature, form):
     folder = miniature(form)
     (inner,) = folder.iterdir()
@@ -200,8 +218,8 @@ def test_cifar10_given_its_inner_folder(miniature, form):
 
 
 def test_miniature_of_cifar10_is_of_python_2(miniature):
-    """What other programs read it as, and that its strings are those of Python 2."""
-    data = (miniature('cifar10_python') / 'cifar-10-batches-py' / 'data_batch_3').read_bytes()
+    """It unpickles as the published file does, and its strings are those of Python 2."""
+    data = (miniature('cifar10_pickled') / 'cifar-10-batches-py' / 'data_batch_3').read_bytes()
     batch = pickle.loads(data, encoding='bytes')
     assert batch.keys() == {b'batch_label', b'labels', b'data', b'filenames'}
     assert batch[b'data'].shape == (12, 3072)
@@ -210,7 +228,7 @@ def test_miniature_of_cifar10_is_of_python_2(miniature):
 
 
 def test_pairs(tmp_path):
-    """Those in a subfolder are one scene; formats may differ; what a Mac leaves behind does not count."""
+    """A subfolder is a scene; formats may differ; hidden files of macOS are ignored."""
     pairs = own_pairs(
         tmp_path,
         gt=['bed room/1.png', 'bed room/2.png', 'hall/deep/1.png', 'cat.png', 'dog.tiff', '._cat.png'],
@@ -274,7 +292,7 @@ def test_photos():
 
 @pytest.mark.parametrize('name', LISTINGS)
 def test_order_is_the_same_everywhere(miniature, name, monkeypatch):
-    """Pairs of a scene follow each other, whatever order the file system lists its files in."""
+    """Pairs of a scene are adjacent, and independent of the order of files on disk."""
     source, choices = LISTINGS[name]
     before = SOURCES[source].list(miniature(name), **choices)
     glob = Path.glob
@@ -285,12 +303,12 @@ def test_order_is_the_same_everywhere(miniature, name, monkeypatch):
     assert all(Path(image.path).exists() for pair in before for image in images(pair))
 
 
-# --- what is refused
+# --- refused input
 
 
 @pytest.mark.parametrize(('source', 'choices'), dict(LISTINGS.values()).items())
 def test_wrong_folder(tmp_path, source, choices):
-    """A folder of something else, and one that is not there: one line, which says what was expected."""
+    """Another or a missing folder is refused in one line that names the expected files."""
     miniatures.save(tmp_path / 'some' / 'holidays' / '1.gif', np.zeros((4, 4, 3), np.uint8))
     for folder in (tmp_path / 'some', tmp_path / 'nowhere', tmp_path / 'some' / 'holidays' / '1.gif'):
         message = refusal(SOURCES[source].list, folder, **choices)
@@ -329,7 +347,7 @@ def test_wrong_folder_of_pairs(tmp_path):
 def test_list_that_leads_out_of_the_folder(tmp_path, source, choices, file, row, place, name):
     (tmp_path / file).write_text(row.replace(row.split()[place], name))
     message = refusal(SOURCES[source].list, tmp_path, **choices)
-    assert message == f'{tmp_path}: its list names {name!r}, which is outside of the folder'
+    assert message == f'{tmp_path}: its list names {name!r}, which is outside the folder; download the list again'
 
 
 def test_list_with_half_a_line(tmp_path):
@@ -355,13 +373,19 @@ def test_two_pairs_of_one_key(tmp_path, names):
 
 
 class Hostile:
-    """Its pickle calls something."""
+    """An object whose pickle calls a function."""
 
     def __init__(self, function, *arguments):
         self.call = function, arguments
 
     def __reduce__(self):
         return self.call
+
+
+NOT_PUBLISHED = (
+    'not the published batch of CIFAR-10, its MD5 differs; download it again, or use the binary version, '
+    'cifar-10-binary.tar.gz'
+)
 
 
 @pytest.mark.parametrize('protocol', [0, 2, 4])
@@ -378,58 +402,49 @@ def test_hostile_cifar10(tmp_path, protocol, wrap, function, code):
     (place / 'data_batch_1').write_bytes(pickle.dumps(value, protocol))
     message = refusal(SOURCES['cifar10'].list, tmp_path)
     assert not done.exists()
-    assert message.startswith(f'{place / "data_batch_1"}: not a batch of CIFAR-10 (it asks for ')
-    assert function.__name__ in message
-    assert message.endswith('nothing was run')
-
-
-@pytest.mark.parametrize('form', ['cifar10_python', 'cifar10_binary'])
-def test_a_batch_of_cifar10_that_is_too_large(tmp_path, monkeypatch, form):
-    folder = getattr(miniatures, form)(tmp_path / 'right')
-    monkeypatch.setattr(cifar, 'LARGEST_BATCH', 1 << 20)
-    (batch,) = folder.glob('*/data_batch_2*')
-    with open(batch, 'ab') as file:
-        file.truncate((1 << 20) + 1)
-    assert refusal(SOURCES['cifar10'].list, folder) == f'{batch}: has more than 1 MB, and should not'
+    assert message == f'{place / "data_batch_1"}: {NOT_PUBLISHED}'
 
 
 def test_hostile_cifar10_in_an_archive(tmp_path):
     batch = tmp_path / 'data_batch_1'
     batch.write_bytes(pickle.dumps(Hostile(os.system, f'touch {tmp_path / "done"}'), 2))
-    with tarfile.open(tmp_path / 'cifar-10-python.tar.gz', 'w:gz') as archive:
+    archive_path = tmp_path / 'cifar-10-python.tar.gz'
+    with tarfile.open(archive_path, 'w:gz') as archive:
         archive.add(batch, 'cifar-10-batches-py/data_batch_1')
-    assert 'nothing was run' in refusal(SOURCES['cifar10'].list, tmp_path)
+    message = refusal(SOURCES['cifar10'].list, tmp_path)
+    assert message == f'{archive_path}: cifar-10-batches-py/data_batch_1: {NOT_PUBLISHED}'
     assert not (tmp_path / 'done').exists()
 
 
-TEXT = b'X' + struct.pack('<I', 1 << 20) + b'a' * (1 << 20) + b'q\x00'  # unicode, put in place 0
-ENCODED = b'c_codecs\nencode\nh\x00X\x06\x00\x00\x00latin1\x86R'
+def test_the_published_md5s():
+    """They are those of the files that torchvision downloads."""
+    assert list(PUBLISHED) == list(miniatures.CIFAR_LABELS)
+    assert PUBLISHED['test_batch'] == '40351d587109b95175f43aff81a1287e'
 
 
-@pytest.mark.parametrize(
-    ('content', 'words'),
-    [
-        (b'\x80\x02}r\xff\xff\xff\x7f.', 'not a batch'),  # put in place 2147483647
-        (b'\x80\x02}p2147483647\n.', 'not a batch'),
-        (b'\x80\x05\x96' + struct.pack('<Q', 1 << 40) + b'.', 'not a batch'),  # a bytearray
-        (b'\x80\x02' + TEXT + 300 * (ENCODED + b'0') + b'.', 'unpacks to more than any batch'),
-        (b'\x80\x04' + (2 << 20) * b'\x8f' + b'.', 'it has more than 200,000 instructions'),  # sets
-        (
-            b'\x80\x02})' + 24 * b'2\x86' + b'Ns.',
-            "unhashable type: 'list'",
-        ),  # a tuple of twice the one before, as a key
-    ],
-)
-def test_a_small_pickle_that_takes_much_memory_or_time(tmp_path, content, words):
-    place = tmp_path / 'cifar-10-batches-py'
-    place.mkdir()
-    (place / 'data_batch_1').write_bytes(content)
-    tracemalloc.start()
-    message = refusal(SOURCES['cifar10'].list, tmp_path)
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert words in message
-    assert peak < 200 << 20
+def test_a_batch_in_the_place_of_another(tmp_path):
+    """Otherwise test images could be used for training."""
+    folder = miniatures.cifar10_pickled(tmp_path) / 'cifar-10-batches-py'
+    shutil.copy(folder / 'test_batch', folder / 'data_batch_2')
+    assert refusal(SOURCES['cifar10'].list, tmp_path) == f'{folder / "data_batch_2"}: {NOT_PUBLISHED}'
+
+
+@pytest.mark.parametrize('form', ['cifar10_pickled', 'cifar10_binary'])
+def test_a_batch_of_cifar10_that_is_too_large(tmp_path, monkeypatch, form):
+    folder = getattr(miniatures, form)(tmp_path / 'right')
+    monkeypatch.setattr(cifar, 'MAX_BATCH_BYTES', 1 << 20)
+    (batch,) = folder.glob('*/data_batch_2*')
+    with open(batch, 'ab') as file:
+        file.truncate((1 << 20) + 1)
+    assert refusal(SOURCES['cifar10'].list, folder) == f'{batch}: larger than 1 MB; not a file of this dataset'
+
+
+@pytest.mark.parametrize('form', ['cifar10_pickled_archive', 'cifar10_binary_archive'])
+def test_a_batch_in_an_archive_that_is_too_large(tmp_path, monkeypatch, form):
+    folder = getattr(miniatures, form)(tmp_path / 'right')
+    monkeypatch.setattr(cifar, 'MAX_BATCH_BYTES', 1 << 10)
+    message = refusal(SOURCES['cifar10'].list, folder)
+    assert 'is larger than the batches of CIFAR-10; download it again' in message
 
 
 def archive_header(kind, size, goes_on=False):
@@ -441,37 +456,42 @@ def archive_header(kind, size, goes_on=False):
     return bytes(data)
 
 
+@pytest.mark.parametrize('name', ['cifar-10-python.tar.gz', 'cifar-10-binary.tar.gz'])
 @pytest.mark.parametrize(
     'content',
     [
         archive_header(tarfile.XHDTYPE, 8 << 30),
         archive_header(tarfile.GNUTYPE_LONGNAME, 8 << 30),
+        archive_header(tarfile.GNUTYPE_LONGNAME, 8 << 30) + bytes(64 << 20),
         500 * archive_header(tarfile.GNUTYPE_LONGLINK, 0),  # each read within the one before
         500 * (archive_header(tarfile.XGLTYPE, 512) + b'512 key=' + bytes(504)),
         archive_header(tarfile.GNUTYPE_SPARSE, 0, goes_on=True) + 500 * (21 * b'00000000001\0' + b'1\0\0\0'),  # and on
+        # tarfile raises IndexError for this truncated sparse map.
+        archive_header(tarfile.GNUTYPE_SPARSE, 0, goes_on=True),
     ],
 )
-def test_an_archive_whose_headers_take_much_memory(tmp_path, content):
-    (tmp_path / 'cifar-10-python.tar.gz').write_bytes(gzip.compress(content))
-    assert 'it has headers of more than 64 kB' in refusal(SOURCES['cifar10'].list, tmp_path)
+def test_an_archive_of_headers(tmp_path, monkeypatch, content, name):
+    monkeypatch.setattr(cifar, 'MAX_ARCHIVE_BYTES', 32 << 20)
+    (tmp_path / name).write_bytes(gzip.compress(content))
+    tracemalloc.start()
+    message = refusal(SOURCES['cifar10'].list, tmp_path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert message.startswith(f'{tmp_path / name}: not a readable archive')
+    assert peak < 100 << 20
 
 
-def test_an_archive_that_ends_in_a_header(tmp_path):
-    """In the map of a sparse file, where tarfile raises IndexError."""
-    archive = tmp_path / 'cifar-10-python.tar.gz'
-    archive.write_bytes(gzip.compress(archive_header(tarfile.GNUTYPE_SPARSE, 0, goes_on=True)))
-    assert refusal(SOURCES['cifar10'].list, tmp_path).startswith(f'{archive}: not a readable archive')
-
-
-def test_an_archive_that_unpacks_to_too_much(tmp_path, monkeypatch):
-    (archive,) = miniatures.cifar10_python_archive(tmp_path / 'right', count=2).iterdir()
-    monkeypatch.setattr(cifar, 'LARGEST_ARCHIVE', len(gzip.decompress(archive.read_bytes())) - (2 << 20))
-    assert 'it holds more than' in refusal(SOURCES['cifar10'].list, archive.parent)
+@pytest.mark.parametrize('form', ['cifar10_pickled_archive', 'cifar10_binary_archive'])
+def test_an_archive_that_unpacks_to_too_much(tmp_path, monkeypatch, form):
+    (archive,) = getattr(miniatures, form)(tmp_path / 'right', count=2).iterdir()
+    monkeypatch.setattr(cifar, 'MAX_ARCHIVE_BYTES', len(gzip.decompress(archive.read_bytes())) // 2)
+    assert 'it contains more than' in refusal(SOURCES['cifar10'].list, archive.parent)
 
 
 @pytest.mark.parametrize('form', CIFAR_FORMS)
 @pytest.mark.parametrize('share', [0, 0.3, 0.9])
-def test_truncated_cifar10(tmp_path, form, share):
+def test_truncated_cifar10(tmp_path, monkeypatch, form, share):
+    publish(monkeypatch, count=2)
     folder = getattr(miniatures, form)(tmp_path / 'some', count=2)
     file = next(
         file
@@ -484,8 +504,9 @@ def test_truncated_cifar10(tmp_path, form, share):
 
 
 @pytest.mark.parametrize('form', CIFAR_FORMS[2:])
-def test_damaged_archive_of_cifar10(tmp_path, form):
-    """Whatever byte a download got wrong: refused, unless the pixels are right none the less."""
+def test_damaged_archive_of_cifar10(tmp_path, monkeypatch, form):
+    """An archive with a wrong byte is refused, unless all pixels are right."""
+    publish(monkeypatch, count=2)
     (archive,) = getattr(miniatures, form)(tmp_path / 'some', count=2).iterdir()
     data = archive.read_bytes()
     expected = np.concatenate(list(miniatures.cifar_images(2).values()))
@@ -507,10 +528,10 @@ def test_damaged_archive_of_cifar10(tmp_path, form):
 def test_not_a_batch_of_cifar10(tmp_path, value):
     (tmp_path / 'cifar-10-batches-py').mkdir()
     (tmp_path / 'cifar-10-batches-py' / 'test_batch').write_bytes(miniatures.python2_pickle(value))
-    assert 'not a batch of CIFAR-10' in refusal(SOURCES['cifar10'].list, tmp_path)
+    assert NOT_PUBLISHED in refusal(SOURCES['cifar10'].list, tmp_path)
 
 
-# --- how images are read
+# --- reading of images
 
 
 @pytest.mark.parametrize('suffix', ['.png', '.jpg', '.bmp', '.tiff', '.webp'])
@@ -524,7 +545,7 @@ def test_truncated_image(tmp_path, suffix, share):
 
 
 def test_damaged_png(tmp_path):
-    """As long as it should be, but for a byte that is another."""
+    """The file has its full length and one wrong byte."""
     file = miniatures.save(tmp_path / 'some.png', miniatures.photograph(np.random.default_rng(0)))
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 0xFF
@@ -553,7 +574,7 @@ FINE_COLOURS = np.random.default_rng(0).integers(0, 65536, (20, 30, 3), np.uint1
 @pytest.mark.parametrize('suffix', ['.png', '.tiff'])
 @pytest.mark.parametrize(('pixels'), [COLOURS, FINE_COLOURS])
 def test_colours_grey_and_alpha(tmp_path, suffix, pixels):
-    """8 and 16 bits; grey becomes RGB; alpha is dropped and does not darken."""
+    """Of 8 and 16 bits; grey becomes RGB; alpha is dropped without effect on the colours."""
     blue_green_red = pixels[..., ::-1]
     alpha = np.concatenate([blue_green_red, np.zeros_like(pixels[..., :1])], axis=2)
     green = pixels[..., 1]
@@ -579,7 +600,7 @@ def test_grey_jpeg(miniature):
 
 def test_floating_point_is_refused(tmp_path):
     cv2.imwrite(str(tmp_path / 'some.tiff'), np.zeros((4, 4, 3), np.float32))
-    assert '8 or 16 bits a channel' in refusal(ImageFile(str(tmp_path / 'some.tiff')).read)
+    assert '8 or 16 bits per channel' in refusal(ImageFile(str(tmp_path / 'some.tiff')).read)
 
 
 def test_16_bits_become_8():
@@ -591,7 +612,7 @@ def test_16_bits_become_8():
 @pytest.mark.parametrize('peak', [0.5, 0.8])
 @pytest.mark.parametrize('ratio', [8, 100])
 def test_raw_files_are_amplified_linearly(tmp_path, peak, ratio):
-    """An exposure of less light, amplified as many times, is the long one, however bright that one is."""
+    """A short exposure, amplified by the ratio, equals the long one at any brightness."""
     light = 0.02 + (peak - 0.02) * miniatures.photograph(np.random.default_rng(0))[..., 0] / 255
     long, short = (
         str(miniatures.write_raw(tmp_path / f'{name}.ARW', values))
@@ -603,7 +624,7 @@ def test_raw_files_are_amplified_linearly(tmp_path, peak, ratio):
     def difference(image):
         return np.abs(image / 65535 - expected / 65535).mean()
 
-    # A sensor counts in whole numbers, so that they are not quite the same.
+    # Quantization makes them differ slightly.
     assert difference(amplified) < 0.005
     assert difference(dark) > 0.2
 

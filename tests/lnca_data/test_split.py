@@ -1,4 +1,4 @@
-"""Who goes where: shares, no leak between the sides, and the same draw everywhere."""
+"""Splits: their shares, no scene in two splits, and reproducibility."""
 
 import os
 import random
@@ -71,7 +71,7 @@ def test_the_seed_matters():
 
 
 def test_same_on_every_machine():
-    # As `printf 0/scene/scene_0 | sha256sum` says, halved.
+    # Half of `printf 0/scene/scene_0 | sha256sum`.
     assert draw(0, 'scene/scene_0') == 0x4E1FE22DF29E9ECF >> 1
     splits = split_scenes(pairs_of(names(10)), 0)
     assert splits == dict.fromkeys(names(10), 'train') | {
@@ -128,7 +128,7 @@ def test_no_official_split(split):
 
 
 def test_too_few_scenes():
-    assert refusal(pairs_of(names(2), each=9), 'scene', 0).startswith('2 scenes cannot be divided')
+    assert refusal(pairs_of(names(2), each=9), 'scene', 0).startswith('--split scene: 2 scenes cannot be divided')
 
 
 def test_official_training_of_one_scene():

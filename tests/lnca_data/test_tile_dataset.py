@@ -1,4 +1,4 @@
-"""TileDataset: what BasicSR's loaders get."""
+"""TileDataset: items, augmentation, caching and refused options."""
 
 import itertools
 import random
@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from lnca_data.io.lmdb_store import write_lmdb
+from lnca_data.io.lmdb_writer import write_lmdb
 from lnca_data.tile_dataset import TileDataset, to_image, to_tensor
 from lnca_utils.errors import LNCAError
 
@@ -24,7 +24,7 @@ def pixels(height=4, width=4):
 
 @pytest.fixture
 def pair(tmp_path):
-    """Pairs whose lq is gt with the colours inverted."""
+    """Options of pairs whose lq is the negative of gt."""
     images = [(f'tile_{index}', pixels() // (index + 1)) for index in range(3)]
     write_lmdb(tmp_path / 'gt.lmdb', images)
     write_lmdb(tmp_path / 'lq.lmdb', [(key, 255 - image) for key, image in images])
@@ -54,7 +54,7 @@ def test_pairs(pair):
     dataset = TileDataset(pair | {'phase': 'val', 'use_hflip': True, 'use_rot': True})
     assert len(dataset) == 3
     for index in range(3):
-        # Neither flipped nor turned, whatever the options say: this is not training.
+        # Not augmented, since the phase is not training.
         for _ in range(4):
             item = dataset[index]
             assert item.keys() == {'gt', 'gt_path', 'lq', 'lq_path'}
@@ -107,11 +107,11 @@ def test_other_colours(pair):
         changed += 1
         assert torch.equal(item['gt'], dataset[place]['gt'])
         assert 0 <= item['gt'].min() <= item['gt'].max() <= 1
-        # The same is done to both: their sum, which was 1 everywhere, is constant.
+        # Both have the same jitter: their sum, originally 1, is constant.
         sums = (item['gt'] + item['lq']).flatten(1)
         torch.testing.assert_close(sums, sums[:, :1].expand_as(sums))
         for channel in item['gt']:
-            # What the channel is made of rises as it does, by a quarter at least.
+            # The channel is a linear function of its source, with a slope of at least a quarter.
             slopes = [torch.corrcoef(torch.stack([channel.flatten(), of.flatten()]))[0, 1] for of in stored['gt']]
             source = stored['gt'][int(torch.stack(slopes).nan_to_num().argmax())]
             span = (channel.max() - channel.min()) / (source.max() - source.min())
@@ -168,8 +168,8 @@ def test_sizes_that_make_no_batch(tmp_path):
         write_lmdb(mixed[f'dataroot_{side}'], [('a', pixels()), ('b', pixels(4, 6))])
     message = refusal(mixed | {'phase': 'train'})
     assert 'tiles of one size' in message
-    assert '(4, 4), (4, 6)' in message
-    # Validation may do with them: images of different sizes, one at a time.
+    assert '4×4, 4×6' in message
+    # Validation accepts them, one image at a time.
     assert TileDataset(mixed | {'phase': 'val'})[1]['lq'].shape == (3, 4, 6)
 
 
@@ -235,7 +235,7 @@ def test_unknown_cache_is_named(pair):
 
 
 class SharedMemory(TileDataset):
-    """Says of each batch how many bytes of the tiles' memory other processes see, too, after reading every tile."""
+    """Returns for each batch how many bytes of the cached tiles are shared with other processes."""
 
     def __getitems__(self, indices):
         for index in range(len(self)):

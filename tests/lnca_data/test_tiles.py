@@ -1,4 +1,4 @@
-"""TilingSpec, cleaning and the search for shifts."""
+"""Tiling, flat tiles and near-duplicates, estimation of offsets."""
 
 import cv2
 import numpy as np
@@ -15,7 +15,7 @@ def noise(height, width, dtype=np.uint8, seed=0):
 
 
 def scene(height=160, width=200, seed=0):
-    """Like a photograph: the coarser, the stronger."""
+    """An image with the spectrum of photographs: 1/f."""
     spectrum = np.fft.rfft2(np.random.default_rng(seed).normal(size=(height, width)))
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width))
     frequency[0, 0] = 1
@@ -23,8 +23,8 @@ def scene(height=160, width=200, seed=0):
     return ((grey - grey.min()) / np.ptp(grey) * 255).astype(np.uint8)[..., None].repeat(3, axis=2)
 
 
-def tiles_by_place(patchworks):
-    return {place: tile for patchwork in patchworks for place, tile in patchwork.tiles()}
+def tiles_by_position(grids):
+    return {position: tile for grid in grids for position, tile in grid.tiles()}
 
 
 def resized_one_by_one(image, height, width, size, side):
@@ -48,15 +48,15 @@ def assert_same(tiles, expected):
 @pytest.mark.parametrize(('side', 'size'), [(32, 32), (64, 32), (96, 32), (100, 32), (33, 32), (50, 7)])
 def test_tiles_are_shrunk_as_if_one_by_one(side, size, dtype):
     image = noise(233, 317, dtype)
-    tiles = tiles_by_place(TilingSpec(size, (side,)).extract(image))
+    tiles = tiles_by_position(TilingSpec(size, (side,)).extract(image))
     assert_same(tiles, resized_one_by_one(image, side, side, size, f'{side}px'))
     assert len(tiles) == (233 // side) * (317 // side)
 
 
 def test_integer_factors_average():
     image = noise(16, 32)
-    (patchwork,) = TilingSpec(4, (16,)).extract(image)
-    np.testing.assert_allclose(patchwork.image, image.reshape(4, 4, 8, 4, 3).mean((1, 3)), atol=0.51)
+    (grid,) = TilingSpec(4, (16,)).extract(image)
+    np.testing.assert_allclose(grid.image, image.reshape(4, 4, 8, 4, 3).mean((1, 3)), atol=0.51)
 
 
 def test_16_bits_are_rounded_once():
@@ -69,8 +69,8 @@ def test_16_bits_are_rounded_once():
 
 def test_several_sides_in_the_order_given():
     image = noise(70, 70)
-    patchworks = TilingSpec(8, (32, 8, 71)).extract(image)
-    assert [(patchwork.height, patchwork.width, patchwork.image.shape[0]) for patchwork in patchworks] == [
+    grids = TilingSpec(8, (32, 8, 71)).extract(image)
+    assert [(grid.height, grid.width, grid.image.shape[0]) for grid in grids] == [
         (32, 32, 16),
         (8, 8, 64),
     ]
@@ -81,15 +81,15 @@ def test_several_sides_in_the_order_given():
 )
 def test_grid(grid, height, width, side):
     image = noise(233, 317)
-    tiles = tiles_by_place(TilingSpec(16, (), grid).extract(image))
+    tiles = tiles_by_position(TilingSpec(16, (), grid).extract(image))
     used = image[: grid[0] * height, : grid[1] * width]
     assert_same(tiles, resized_one_by_one(used, height, width, 16, side))
     assert len(tiles) == grid[0] * grid[1]
 
 
 def test_grid_of_square_tiles_and_its_exact_number():
-    # 20 columns of 1 pixel are left over: a 21st would fit.
-    tiles = tiles_by_place(TilingSpec(8, (), (4, 10)).extract(noise(32, 89)))
+    # The remainder of 9 pixels would fit another column of tiles.
+    tiles = tiles_by_position(TilingSpec(8, (), (4, 10)).extract(noise(32, 89)))
     assert len(tiles) == 40
     assert list(tiles)[-1] == '_8px_y00024_x00072'
 
@@ -97,9 +97,9 @@ def test_grid_of_square_tiles_and_its_exact_number():
 @pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
 def test_whole(dtype):
     image = noise(50, 30, dtype)
-    (patchwork,) = TilingSpec(32, (), whole=True).extract(image)
+    (grid,) = TilingSpec(32, (), whole=True).extract(image)
     expected = PIL.Image.fromarray(to_8_bits(image)).resize((32, 32), PIL.Image.Resampling.LANCZOS)
-    assert_same(tiles_by_place([patchwork]), {'': np.asarray(expected)})
+    assert_same(tiles_by_position([grid]), {'': np.asarray(expected)})
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_too_small_an_image_has_no_tiles(tiling):
         (TilingSpec(8, (), (0, 3)), '--grid 0 3'),
         (TilingSpec(8, ()), '--tile-pixels'),
         (TilingSpec(8, (16, 32, 16)), '--tile-pixels 16 32 16'),
-        (TilingSpec(32, (64, 16)), 'tiles of 16 pixels cannot be shrunk to --tile-size 32'),
+        (TilingSpec(32, (64, 16)), '--tile-pixels 16: must be at least --tile-size, which is 32'),
     ],
 )
 def test_mistakes_are_named(tiling, message):
@@ -184,7 +184,7 @@ def test_near_duplicates():
     assert not duplicates.repeats(0)
     assert duplicates.repeats(0b111)
     assert not duplicates.repeats(0b1111)
-    # What repeats is not remembered itself, what does not is.
+    # Only hashes that are no near-duplicates are remembered.
     assert not duplicates.repeats(0b111000111)
     assert duplicates.repeats(0b1111111)
     assert not duplicates.repeats(2**64 - 1)

@@ -1,4 +1,4 @@
-"""Work in processes of its own, in order."""
+"""The parallel, ordered map."""
 
 import multiprocessing
 import os
@@ -27,7 +27,7 @@ def slow_at_first(number):
 
 
 def meet(folder):
-    """Whether another process comes here before this one has left."""
+    """Return how many processes are here before this one leaves."""
     (folder / str(os.getpid())).touch()
     end = time.monotonic() + 30
     while len(list(folder.iterdir())) < 2 and time.monotonic() < end:
@@ -113,7 +113,7 @@ def test_closed_early():
 
 
 def script(folder, text):
-    """How to run it: with functions that other processes find, whichever way they are started."""
+    """Return arguments that run a script, whose functions spawned processes can import."""
     (folder / 'script.py').write_text(text)
     return {'args': [sys.executable, folder / 'script.py'], 'env': {**os.environ, 'PYTHONPATH': str(ROOT)}}
 
@@ -137,7 +137,7 @@ if __name__ == '__main__':
 
 
 def test_after_threads_were_used(tmp_path):
-    # In a process of its own: what goes wrong is that it never ends.
+    # In a subprocess with a timeout: a failure is a deadlock.
     child = subprocess.run(**script(tmp_path, THREADED), capture_output=True, text=True, timeout=120, check=True)
     assert child.stdout.strip() == '(0, 1, 1) (1, 1, 1) (2, 1, 1) (3, 1, 1) (4, 2, 2)'
 

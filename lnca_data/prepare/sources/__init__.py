@@ -1,4 +1,4 @@
-"""The datasets that can be packed: a short module each, which says which files pair up and which scene they are of."""
+"""Public datasets that can be packed, one module each: which files form pairs, and the scene of each pair."""
 
 from lnca_data.prepare.dataset_source import DatasetSource
 from lnca_data.prepare.sources import celeba, cifar10, gopro, pairs, photos, realblur, renoir, sid, tinyimagenet

@@ -7,7 +7,7 @@ from lnca_data.prepare.dataset_source import DatasetSource, Pair
 from lnca_data.prepare.sources.cifar_files import CifarImage, archive_members, cifar_batch
 from lnca_utils.errors import DataError
 
-FOLDERS = {'cifar-10-batches-py': '', 'cifar-10-batches-bin': '.bin'}  # folder → ending of its files
+FOLDERS = {'cifar-10-batches-py': '', 'cifar-10-batches-bin': '.bin'}  # folder → suffix of its files
 ARCHIVES = ('cifar-10-python.tar.gz', 'cifar-10-binary.tar.gz')
 BATCHES = {**{f'data_batch_{number}': 'train' for number in range(1, 6)}, 'test_batch': 'test'}
 
@@ -27,14 +27,18 @@ def pairs(folder: Path) -> Iterator[Pair]:
 
 
 def find(folder: Path, batch: str) -> tuple[str, str]:
-    """Where a batch is: its file and '', or an archive and its name there; two empty names if it is nowhere."""
-    for name, ending in FOLDERS.items():
-        # The folder itself may be given, too.
-        for place in (folder / name, folder):
-            if place.resolve().name == name and (place / f'{batch}{ending}').is_file():
-                return str(place / f'{batch}{ending}'), ''
-    for archive, (name, ending) in zip(ARCHIVES, FOLDERS.items(), strict=True):
-        member = f'{name}/{batch}{ending}'
+    """Return ``path`` and ``member`` of a batch as in :class:`CifarImage`; two empty strings if it is missing.
+
+    Args:
+        folder: folder of the dataset, or of the batches themselves.
+        batch: name of the batch.
+    """
+    for name, suffix in FOLDERS.items():
+        for parent in (folder / name, folder):
+            if parent.resolve().name == name and (parent / f'{batch}{suffix}').is_file():
+                return str(parent / f'{batch}{suffix}'), ''
+    for archive, (name, suffix) in zip(ARCHIVES, FOLDERS.items(), strict=True):
+        member = f'{name}/{batch}{suffix}'
         if (folder / archive).is_file() and member in archive_members(folder / archive):
             return str(folder / archive), member
     return '', ''

@@ -1,4 +1,4 @@
-"""GoPro: video frames, sharp and averaged to blurred ones (Nah et al., 2017)."""
+"""GoPro: sharp video frames, and averages of successive frames as blurred ones (Nah et al., 2017)."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +13,7 @@ def pairs(folder: Path, blur: str) -> Iterator[Pair]:
         if sequence.parent.name in ('train', 'test'):
             yield Pair(
                 name=key_part(sequence.name, sharp.stem),
-                # The camera cut a recording into sequences: GOPR0384_11_00 and GOPR0384_11_01 show one place.
+                # Sequences of one recording show one place, such as GOPR0384_11_00 and GOPR0384_11_01.
                 scene=sequence.name.partition('_')[0],
                 gt=ImageFile(str(sharp)),
                 lq=ImageFile(str(sequence / blur / sharp.name)),
@@ -30,7 +30,7 @@ SOURCE = DatasetSource(
         'blur': {
             'choices': ['blur', 'blur_gamma'],
             'default': 'blur',
-            'help': 'frames averaged as they are, or as the light that they show (%(default)s)',
+            'help': 'frames averaged in gamma space, or in linear light (%(default)s)',
         }
     },
 )

@@ -1,4 +1,4 @@
-"""Pairs of your own: a folder of clean images and one of damaged images with the same names."""
+"""Your own pairs: a folder of clean and one of corrupted images with the same names."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,55 +12,48 @@ RAW_FORMATS = ('.arw', '.cr2', '.cr3', '.dng', '.nef', '.orf', '.raf', '.rw2')
 
 
 def pairs(_: None, gt: Path, lq: Path) -> Iterator[Pair]:
-    clean, damaged = listing(gt), listing(lq)
-    stray = sorted(clean.keys() ^ damaged.keys())
-    if stray:
-        side, other = (gt, lq) if stray[0] in clean else (lq, gt)
+    gt_images, lq_images = list_images(gt), list_images(lq)
+    unpaired = sorted(gt_images.keys() ^ lq_images.keys())
+    if unpaired:
+        side, other = (gt, lq) if unpaired[0] in gt_images else (lq, gt)
         raise DataError(
-            f'{side / stray[0]}.*: no image of that name in {other} ({len(stray)} images have no partner); '
+            f'{side / unpaired[0]}.*: no image of that name in {other} ({len(unpaired)} images have no partner); '
             f'expected {SOURCE.layout}'
         )
-    for name in clean:
+    for name, image in gt_images.items():
         folder = Path(name).parent
-        # Images in a subfolder belong together; one that is in none stands for itself.
+        # The images of a subfolder are one scene; outside of subfolders, each image is.
         scene = name if folder == Path() else str(folder)
-        yield Pair(key_part(name), key_part(scene), image_file(clean[name]), image_file(damaged[name]))
+        yield Pair(key_part(name), key_part(scene), image, lq_images[name])
 
 
-def listing(folder: Path) -> dict[str, Path]:
-    """The images below a folder, by their path in it without suffix.
+def list_images(folder: Path) -> dict[str, ImageFile | RawFile]:
+    """Return the images below a folder by their relative paths without suffix; hidden files are left out.
 
     Raises:
-        DataError: there is no such folder, no image in it, or two of one name.
+        DataError: if there are no images, or two of one name.
     """
-    images: dict[str, Path] = {}
+    images: dict[str, ImageFile | RawFile] = {}
     for path in sorted(folder.rglob('*')):
-        if path.suffix.lower() in FORMATS + RAW_FORMATS and not is_hidden(path.relative_to(folder)):
-            name = str(path.relative_to(folder).with_suffix(''))
+        relative, suffix = path.relative_to(folder), path.suffix.lower()
+        if suffix in FORMATS + RAW_FORMATS and not any(part.startswith('.') for part in relative.parts):
+            name = str(relative.with_suffix(''))
             if name in images:
-                raise DataError(f'{path}: there is {images[name].name}, too; keep one of the two')
-            images[name] = path
+                raise DataError(f'{path}: there is {Path(images[name].path).name}, too; keep one of the two')
+            images[name] = (RawFile if suffix in RAW_FORMATS else ImageFile)(str(path))
     if not images:
         raise DataError(f'{folder}: no images there; expected {SOURCE.layout}')
     return images
 
 
-def is_hidden(path: Path) -> bool:
-    return any(part.startswith('.') for part in path.parts)
-
-
-def image_file(path: Path) -> ImageFile | RawFile:
-    return (RawFile if path.suffix.lower() in RAW_FORMATS else ImageFile)(str(path))
-
-
 SOURCE = DatasetSource(
     name='pairs',
-    title='pairs of your own',
+    title='your own pairs',
     layout='images of the same names below --gt and --lq; those in one subfolder are one scene',
     pairs=pairs,
     choices={
         'gt': {'type': Path, 'required': True, 'help': 'folder of clean images'},
-        'lq': {'type': Path, 'required': True, 'help': 'folder of damaged images with the same names'},
+        'lq': {'type': Path, 'required': True, 'help': 'folder of corrupted images with the same names'},
     },
     needs_folder=False,
     max_workers=4,

@@ -1,4 +1,4 @@
-"""The colour photographs that scikit-image and scikit-learn bring along: enough to train and score a small network."""
+"""Colour photographs bundled with scikit-image and scikit-learn: enough to train and evaluate a small network."""
 
 from collections.abc import Iterator
 
@@ -15,15 +15,14 @@ TRAINING = {
     'motorcycle_right': 'stereo_motorcycle/1',
 }
 TEST = {'chelsea': 'chelsea', 'china': 'china.jpg', 'flower': 'flower.jpg'}
-# Seven photographs are too few to keep some for validation: the bottom fifth of each is. The border is where tiles of
-# 32 and of 64 pixels end.
-BORDER = 0.8
-ROWS = 64
+# Seven photographs are too few to keep some for validation; their bottom fifths are used. The border is a multiple of
+# the tile sides, 32 and 64 pixels.
+BORDER, ROWS = 0.8, 64
 
 
 def pairs(_: None) -> Iterator[Pair]:
     for name, data in TRAINING.items():
-        scene = name.partition('_')[0] if name.startswith('motorcycle') else name  # one scene from two sides
+        scene = name.partition('_')[0] if name.startswith('motorcycle') else name  # a stereo pair
         yield Pair(f'{name}_top', scene, BundledPhoto(data, last=BORDER, rows=ROWS), split='train')
         yield Pair(f'{name}_bottom', scene, BundledPhoto(data, first=BORDER, rows=ROWS), split='val')
     for name, data in TEST.items():
@@ -32,8 +31,8 @@ def pairs(_: None) -> Iterator[Pair]:
 
 SOURCE = DatasetSource(
     name='photos',
-    title="scikit-image's and scikit-learn's colour photographs, three of them held out for the test",
-    layout='nothing: they are installed',
+    title='colour photographs of scikit-image and scikit-learn, three of them held out for the test',
+    layout='nothing, they are installed',
     pairs=pairs,
     synthetic=True,
     tile_pixels=(32, 64),

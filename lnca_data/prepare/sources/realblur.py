@@ -1,4 +1,4 @@
-"""RealBlur: a sharp and a blurred photograph at once, by two cameras (Rim et al., 2020)."""
+"""RealBlur: sharp and blurred photographs taken at once by two cameras (Rim et al., 2020)."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,7 +35,7 @@ SOURCE = DatasetSource(
         'variant': {
             'choices': ['J', 'R'],
             'default': 'J',
-            'help': "the camera's JPEGs, or developed from its raw files (%(default)s)",
+            'help': "the camera's JPEGs, or images developed from its raw files (%(default)s)",
         }
     },
 )

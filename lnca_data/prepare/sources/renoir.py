@@ -1,4 +1,4 @@
-"""Renoir: photographs of low light and of long exposure, aligned (Anaya and Barbu, 2018)."""
+"""Renoir: aligned photographs with low noise and with the noise of low light (Anaya and Barbu, 2018)."""
 
 from collections.abc import Iterator
 from pathlib import Path

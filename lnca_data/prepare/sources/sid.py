@@ -1,4 +1,4 @@
-"""See-in-the-Dark: raw photographs with a short and a long exposure (Chen et al., 2018)."""
+"""See-in-the-Dark: raw photographs with short and long exposure (Chen et al., 2018)."""
 
 import re
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from lnca_data.prepare.dataset_source import DatasetSource, Pair, inside, key_pa
 from lnca_utils.errors import DataError
 
 CAMERAS = ('Sony', 'Fuji')
-MAX_RATIO = 300
+MAX_RATIO = 300  # of the exposures, as in the authors' code
 
 
 def pairs(folder: Path, cameras: list[str] | None) -> Iterator[Pair]:
@@ -30,14 +30,14 @@ def pairs(folder: Path, cameras: list[str] | None) -> Iterator[Pair]:
 
 
 def exposure(name: str) -> float:
-    """Seconds, read from a name such as ``00001_00_0.04s.ARW``.
+    """Return the exposure in a file name such as ``00001_00_0.04s.ARW``, in seconds.
 
     Raises:
-        DataError: there are none.
+        DataError: if the name contains none.
     """
     found = re.search(r'_(\d+(?:\.\d+)?)s\.\w+$', name)
     if not found or not float(found[1]):
-        raise DataError(f'{name}: the name does not tell the exposure; expected a name like 00001_00_0.04s.ARW')
+        raise DataError(f'{name}: no exposure in the name; expected a name like 00001_00_0.04s.ARW')
     return float(found[1])
 
 
@@ -46,6 +46,6 @@ SOURCE = DatasetSource(
     title='SID',
     layout='{Sony,Fuji}_{train,val,test}_list.txt and {Sony,Fuji}/{short,long}/NNNNN_NN_EXPOSUREs.{ARW,RAF}',
     pairs=pairs,
-    choices={'cameras': {'nargs': '+', 'choices': CAMERAS, 'help': 'those that are in the folder unless given'}},
+    choices={'cameras': {'nargs': '+', 'choices': CAMERAS, 'help': 'default: those in the folder'}},
     max_workers=3,
 )

@@ -1,4 +1,4 @@
-"""TinyImageNet: 120,000 images of 64×64 pixels of 200 classes (Le and Yang, 2015)."""
+"""TinyImageNet: 120,000 images of 64×64 pixels in 200 classes (Le and Yang, 2015)."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,11 +6,11 @@ from pathlib import Path
 from lnca_data.io.images import ImageFile
 from lnca_data.prepare.dataset_source import DatasetSource, Pair
 
-PLACES = {'train': 'train/n*/images/*.JPEG', 'val': 'val/images/*.JPEG', 'test': 'test/images/*.JPEG'}
+PATTERNS = {'train': 'train/n*/images/*.JPEG', 'val': 'val/images/*.JPEG', 'test': 'test/images/*.JPEG'}
 
 
 def pairs(folder: Path) -> Iterator[Pair]:
-    for split, pattern in PLACES.items():
+    for split, pattern in PATTERNS.items():
         for image in folder.glob(pattern):
             yield Pair(name := image.stem, name, ImageFile(str(image)), split=split)
 
