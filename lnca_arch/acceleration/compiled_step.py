@@ -38,6 +38,7 @@ class CompiledOrEager:
         self._compiled: Callable[..., Tensor] | None = torch.compile(function)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Call the function, compiled if possible."""
         if self._compiled is not None:
             try:
                 return self._compiled(*args, **kwargs)

@@ -40,6 +40,7 @@ class Graph:
             torch.set_autocast_cache_enabled(cached)
 
     def __call__(self, fixed: Tensor, mutable: Tensor) -> Tensor:
+        """Return ``run(fixed, mutable)`` for tensors of the captured shapes."""
         with self._lock:
             self._fixed.copy_(fixed)
             self._mutable.copy_(mutable)

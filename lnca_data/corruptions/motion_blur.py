@@ -36,6 +36,7 @@ class MotionBlur:
         self.curriculum = curriculum
 
     def __call__(self, images: Tensor, progress: float | None = None, generator: Generator | None = None) -> Tensor:
+        """Corrupt images ``(N, C, H, W)`` in [0, 1], see :class:`~lnca_data.corruptions.Corruption`."""
         size = self.size if progress is None else int(np.clip(self.full_size * progress, *self.curriculum))
         angles = torch.randint(ANGLES, (len(images),), device=images.device, generator=generator)
         return motion_blur(images, motion_kernels(size).to(images.device)[angles])
@@ -46,8 +47,8 @@ def motion_kernel(size: int, angle: int) -> np.ndarray:
     kernel = np.zeros((size, size), np.float32)
     kernel[(size - 1) // 2] = 1
     centre = (size / 2 - 0.5, size / 2 - 0.5)
-    kernel = cv2.warpAffine(kernel, cv2.getRotationMatrix2D(centre, angle, 1.0), (size, size))
-    return kernel / kernel.sum()
+    rotated = cv2.warpAffine(kernel, cv2.getRotationMatrix2D(centre, angle, 1.0), (size, size))
+    return rotated / rotated.sum()
 
 
 @functools.cache

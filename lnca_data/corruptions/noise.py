@@ -32,6 +32,7 @@ class Noise:
         self.curriculum = curriculum
 
     def __call__(self, images: Tensor, progress: float | None = None, generator: Generator | None = None) -> Tensor:
+        """Corrupt images ``(N, C, H, W)`` in [0, 1], see :class:`~lnca_data.corruptions.Corruption`."""
         probability = self.probability if progress is None else float(np.clip(progress, *self.curriculum))
         n, _, h, w = images.shape
         hit = torch.rand(n, 1, h, w, device=images.device, generator=generator) < probability

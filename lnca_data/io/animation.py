@@ -44,7 +44,7 @@ def _write_gif(path: Path, frames: Sequence[np.ndarray]) -> None:
 def _write_video(path: Path, frames: Sequence[np.ndarray]) -> None:
     # The codec requires even sides.
     height, width = (max(2, side // 2 * 2) for side in frames[0].shape[:2])
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'mp4v'), FRAMES_PER_SECOND, (width, height))
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*'mp4v'), FRAMES_PER_SECOND, (width, height))
     if not writer.isOpened():
         raise OSError(f'{path}: OpenCV cannot write the video')
     frames = [*frames, *[frames[-1]] * (LAST_FRAME_REPEATS - 1)]

@@ -3,7 +3,7 @@
 import contextlib
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -18,14 +18,12 @@ from lnca_utils.errors import DataError, one_line
 MAX_PIXELS = 1 << 28
 
 
-class Image(Protocol):
-    """An image that has not been read yet.
+class Image(Hashable, Protocol):
+    """An image that has not been read yet."""
 
-    Attributes:
-        path: the file that contains it.
-    """
-
-    path: str
+    @property
+    def path(self) -> str:
+        """The file that contains it."""
 
     def read(self) -> np.ndarray:
         """Return the image: ``(H, W, 3)`` RGB, uint8 or uint16.
@@ -52,11 +50,12 @@ class ImageFile:
     path: str
 
     def read(self) -> np.ndarray:
+        """Return the image, see :meth:`Image.read`."""
         content = read_bytes(self.path)
         size = (0, 0)
         # Pillow knows fewer formats than OpenCV.
-        with contextlib.suppress(OSError, ValueError, SyntaxError), open_header(content) as image:
-            size = image.size
+        with contextlib.suppress(OSError, ValueError, SyntaxError), open_header(content) as header:
+            size = header.size
         check_size(self.path, *size)
         data = np.frombuffer(content, np.uint8)
         try:
@@ -71,6 +70,7 @@ class ImageFile:
         return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
     def stored_bytes(self) -> int:
+        """Return the approximate size on disk, in bytes."""
         return os.stat(self.path).st_size
 
 
@@ -87,6 +87,7 @@ class RawFile:
     brightness: float = 1.0
 
     def read(self) -> np.ndarray:
+        """Return the image, see :meth:`Image.read`."""
         import rawpy
 
         try:
@@ -102,6 +103,7 @@ class RawFile:
             raise DataError(f'{self.path}: not a readable raw file ({one_line(error)})') from None
 
     def stored_bytes(self) -> int:
+        """Return the approximate size on disk, in bytes."""
         return os.stat(self.path).st_size
 
 
@@ -122,6 +124,7 @@ class BundledPhoto:
     rows: int = 1
 
     def read(self) -> np.ndarray:
+        """Return the image, see :meth:`Image.read`."""
         name, _, number = self.path.partition('/')
         if name.endswith('.jpg'):
             from sklearn.datasets import load_sample_image
@@ -139,6 +142,7 @@ class BundledPhoto:
         return image[top:bottom]
 
     def stored_bytes(self) -> int:
+        """Return the approximate size on disk, in bytes."""
         return 1 << 20
 
 
@@ -180,7 +184,7 @@ def write_image(path: Path | str, image: np.ndarray) -> None:
     """
     _, encoded = cv2.imencode(Path(path).suffix, image)
     with atomic_file(path) as temporary:
-        temporary.write_bytes(encoded)
+        temporary.write_bytes(encoded.tobytes())
 
 
 def read_bytes(path: str, limit: int | None = None) -> bytes:

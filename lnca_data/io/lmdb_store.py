@@ -141,7 +141,7 @@ def _environment(path: Path | str) -> lmdb.Environment:
     name = os.path.realpath(path)
     inode = (Path(name) / 'data.mdb').stat().st_ino
     environment, known = TileStore._open.get(name, (None, None))
-    if known != inode:
+    if environment is None or known != inode:
         if environment is not None:
             environment.close()
         environment = lmdb.open(name, readonly=True, lock=False, readahead=False, create=False)

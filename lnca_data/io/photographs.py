@@ -157,14 +157,14 @@ def _read_with_opencv(path: str, data: bytes) -> tuple[np.ndarray, bytes | None,
 
 
 def _write_with_opencv(path: Path, photograph: Photograph) -> bool:
-    blocks = {cv2.IMAGE_METADATA_EXIF: photograph.exif, cv2.IMAGE_METADATA_ICCP: photograph.profile}
-    kinds = [kind for kind, block in blocks.items() if block]
+    metadata = {cv2.IMAGE_METADATA_EXIF: photograph.exif, cv2.IMAGE_METADATA_ICCP: photograph.profile}
+    kinds = [kind for kind, block in metadata.items() if block]
     options = [cv2.IMWRITE_WEBP_QUALITY, QUALITY] if path.suffix.lower() in WEBP else []
-    blocks = [np.frombuffer(blocks[kind], np.uint8) for kind in kinds]
+    blocks = [np.frombuffer(block, np.uint8) for block in metadata.values() if block]
     # Encode in memory: OpenCV crashes on file names that are not UTF-8.
     done, data = cv2.imencodeWithMetadata(path.suffix, _swap_red_blue(photograph.pixels), kinds, blocks, options)
     if done:
-        path.write_bytes(data)
+        path.write_bytes(data.tobytes())
     return done
 
 
@@ -185,7 +185,8 @@ def _read_tiff(path: str, data: bytes) -> tuple[np.ndarray, bytes | None, bytes 
     try:
         with tifffile.TiffFile(io.BytesIO(data)) as file:
             # In a damaged file, a page may name itself as the next page.
-            page, *others = itertools.islice(file.pages, MAX_PAGES + 1)
+            pages: list[Any] = list(itertools.islice(file.pages, MAX_PAGES + 1))
+            page, others = pages[0], pages[1:]
             # Depth and more than four samples take memory, too.
             check_size(path, page.imagewidth * page.imagedepth * -(-page.samplesperpixel // 4), page.imagelength)
             exceeds_limit = len(others) == MAX_PAGES
@@ -199,7 +200,7 @@ def _read_tiff(path: str, data: bytes) -> tuple[np.ndarray, bytes | None, bytes 
         raise DataError(f'{path}: not a readable image; it may be truncated ({one_line(error)})') from None
 
 
-def _decode_page(path: str, page: tifffile.TiffPage) -> tuple[np.ndarray, bytes | None, bytes | None]:
+def _decode_page(path: str, page: Any) -> tuple[np.ndarray, bytes | None, bytes | None]:
     """Decode a page of a TIFF. Raises anything if the file is damaged."""
     pixels, tags = page.asarray(), {tag.code: tag.value for tag in page.tags}
     bits, photometric, compression = page.bitspersample, page.photometric, page.compression
@@ -235,7 +236,8 @@ def _unpremultiply(pixels: np.ndarray) -> np.ndarray:
 
 
 def _write_tiff(path: Path, photograph: Photograph) -> None:
-    pixels, tags = photograph.pixels, [(ORIENTATION, 'H', 1, photograph.orientation, True)]
+    pixels = photograph.pixels
+    tags: list[tuple[int, str, int, int | bytes, bool]] = [(ORIENTATION, 'H', 1, photograph.orientation, True)]
     if photograph.profile:
         tags.append((ICC_PROFILE, 'B', len(photograph.profile), photograph.profile, True))
     grey = pixels.shape[-1] == 1

@@ -131,7 +131,7 @@ def _extract_pair(pair: Pair, split: str | None, options: PackConfig) -> Extract
             images = {'gt': tile}
             if lq_tiles:
                 images['lq'] = lq_tiles[number]
-            elif tile_split != 'train':
+            elif corruption is not None and tile_split != 'train':
                 images['lq'] = corrupted(tile, corruption, draw(options.seed, f'corruption/{key}'))
             tiles.append(
                 PackedTile(
@@ -169,4 +169,4 @@ def corrupted(tile: np.ndarray, corruption: Corruption, seed: int) -> np.ndarray
 
 def pixel_digest(image: np.ndarray) -> bytes:
     """Return the SHA-256 of the pixels of an image."""
-    return hashlib.sha256(np.ascontiguousarray(image)).digest()
+    return hashlib.sha256(np.ascontiguousarray(image).data).digest()

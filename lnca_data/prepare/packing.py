@@ -69,7 +69,7 @@ class PackSummary:
     dropped: dict[str, int] = field(default_factory=lambda: {'flat': 0, 'near-duplicate': 0, 'too small': 0})
     misaligned: list[dict[str, Any]] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
-    epochs: dict[str, int] = field(default_factory=dict)
+    epochs: dict[str, Any] = field(default_factory=dict)
     hashes: dict[str, str] = field(default_factory=dict)
     content_hash: str = ''
 
@@ -137,7 +137,7 @@ def pack(
                     bar.update(len(task))
             _finish(folder, summary)
         except OSError as error:
-            needed = writer.bytes * len(pairs) / max(1, writer.count)
+            needed = writer.stored_bytes * len(pairs) / max(1, writer.count)
             used = sum(file.stat().st_size for file in folder.rglob('*') if file.is_file())
             free = shutil.disk_usage(folder).free + used
             raise DataError(
@@ -230,7 +230,7 @@ class _DatasetWriter:
         self._table.writerow([pair.name, gt, lq, pair.scene, split or 'by tile', len(kept)])
 
     @property
-    def bytes(self) -> int:
+    def stored_bytes(self) -> int:
         """Approximate size of the LMDBs on disk so far."""
         return sum(writer.bytes for writer in self._writers.values())
 

@@ -11,6 +11,7 @@ SPLITS = {'0': 'train', '1': 'val', '2': 'test'}
 
 
 def pairs(folder: Path) -> Iterator[Pair]:
+    """Yield the pairs of the dataset."""
     partition = folder / PARTITION
     splits = {row[0]: SPLITS.get(row[1]) for row in rows_of(partition)} if partition.is_file() else {}
     for image in (folder / 'img_align_celeba').glob('*.jpg'):

@@ -13,6 +13,7 @@ BATCHES = {**{f'data_batch_{number}': 'train' for number in range(1, 6)}, 'test_
 
 
 def pairs(folder: Path) -> Iterator[Pair]:
+    """Yield the pairs of the dataset."""
     missing = []
     for batch, split in BATCHES.items():
         path, member = find(folder, batch)

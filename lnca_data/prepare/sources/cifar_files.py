@@ -36,9 +36,11 @@ class CifarImage:
     member: str = ''
 
     def read(self) -> np.ndarray:
+        """Return the image, see :meth:`~lnca_data.io.images.Image.read`."""
         return cifar_batch(self.path, self.member)[self.index]
 
     def stored_bytes(self) -> int:
+        """Return the approximate size on disk, in bytes."""
         return RECORD_BYTES
 
 
@@ -100,7 +102,9 @@ def _read_member(path: str, name: str) -> bytes:
             raise DataError(f'{path}: {name} is missing in the archive; download it again')
         if member.size > MAX_BATCH_BYTES:
             raise DataError(f'{path}: {name} is larger than the batches of CIFAR-10; download it again')
-        return archive.extractfile(member).read()
+        file = archive.extractfile(member)
+        assert file is not None  # it is a file
+        return file.read()
 
 
 @contextlib.contextmanager

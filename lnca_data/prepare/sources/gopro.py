@@ -8,6 +8,7 @@ from lnca_data.prepare.dataset_source import DatasetSource, Pair, key_part
 
 
 def pairs(folder: Path, blur: str) -> Iterator[Pair]:
+    """Yield the pairs of the dataset."""
     for sharp in folder.glob('*/GOPR*/sharp/*.png'):
         sequence = sharp.parent.parent
         if sequence.parent.name in ('train', 'test'):

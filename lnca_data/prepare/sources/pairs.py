@@ -12,6 +12,7 @@ RAW_FORMATS = ('.arw', '.cr2', '.cr3', '.dng', '.nef', '.orf', '.raf', '.rw2')
 
 
 def pairs(_: None, gt: Path, lq: Path) -> Iterator[Pair]:
+    """Yield the pairs of the dataset."""
     gt_images, lq_images = list_images(gt), list_images(lq)
     unpaired = sorted(gt_images.keys() ^ lq_images.keys())
     if unpaired:

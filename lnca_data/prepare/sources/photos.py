@@ -21,6 +21,7 @@ BORDER, ROWS = 0.8, 64
 
 
 def pairs(_: None) -> Iterator[Pair]:
+    """Yield the pairs of the dataset."""
     for name, data in TRAINING.items():
         scene = name.partition('_')[0] if name.startswith('motorcycle') else name  # a stereo pair
         yield Pair(f'{name}_top', scene, BundledPhoto(data, last=BORDER, rows=ROWS), split='train')

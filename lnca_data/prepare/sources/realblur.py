@@ -8,6 +8,7 @@ from lnca_data.prepare.dataset_source import DatasetSource, Pair, inside, key_pa
 
 
 def pairs(folder: Path, variant: str) -> Iterator[Pair]:
+    """Yield the pairs of the dataset."""
     for split in ('train', 'test'):
         list_file = folder / f'RealBlur_{variant}_{split}_list.txt'
         if not list_file.is_file():

@@ -10,6 +10,7 @@ CAMERAS = ('Mi3', 'T3i', 'S90')
 
 
 def pairs(folder: Path) -> Iterator[Pair]:
+    """Yield the pairs of the dataset."""
     for camera in CAMERAS:
         for batch in (folder / f'{camera}_Aligned').glob('Batch_*'):
             references = sorted(batch.glob('*Reference.bmp'))

@@ -13,6 +13,7 @@ MAX_RATIO = 300  # of the exposures, as in the authors' code
 
 
 def pairs(folder: Path, cameras: list[str] | None) -> Iterator[Pair]:
+    """Yield the pairs of the dataset."""
     for camera in cameras or CAMERAS:
         lists = [folder / f'{camera}_{split}_list.txt' for split in ('train', 'val', 'test')]
         if cameras and not any(file.is_file() for file in lists):

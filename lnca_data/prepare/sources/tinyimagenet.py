@@ -10,6 +10,7 @@ PATTERNS = {'train': 'train/n*/images/*.JPEG', 'val': 'val/images/*.JPEG', 'test
 
 
 def pairs(folder: Path) -> Iterator[Pair]:
+    """Yield the pairs of the dataset."""
     for split, pattern in PATTERNS.items():
         for image in folder.glob(pattern):
             yield Pair(name := image.stem, name, ImageFile(str(image)), split=split)
