@@ -10,6 +10,7 @@ import torch
 
 from lnca_data.io.lmdb_store import check_pair
 from lnca_model.config import schema
+from lnca_model.config.model_checks import check_model
 from lnca_model.config.yaml_options import (
     Options,
     add_derived_dataset_options,
@@ -81,7 +82,7 @@ def check_options(opt: Options) -> None:
         partial(_check_dataset, name, dataset) for name, dataset in opt['datasets'].items()
     ]
     if is_ours(opt['model_type']):
-        checks.append(lambda: model.check_options(opt))
+        checks.append(partial(check_model, model, opt))
     checks.append(partial(_check_gpus, opt['num_gpu']))
     if opt['is_train']:
         checks.append(partial(_check_loading, opt))

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from lnca_arch.networks.automaton_network import AutomatonNetwork
 from lnca_model import distributed
-from lnca_model.models.restoration_model import RestorationModel, training_sizes
+from lnca_model.config.model_checks import training_sizes
+from lnca_model.models.restoration_model import RestorationModel
 from lnca_model.training.phases import Phase
 from lnca_model.training.sample_pool import SamplePool
 from lnca_utils.errors import ConfigError

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from lnca_arch.networks.latent_networks import LatentNetwork
+from lnca_model.config.model_checks import pretrained_weights, training_sizes
 from lnca_model.models.automaton_model import AutomatonModel
-from lnca_model.models.restoration_model import training_sizes
 from lnca_model.training.phases import Phase
 from lnca_utils.errors import ConfigError
 
@@ -78,7 +78,8 @@ class LNCAModel(AutomatonModel):
             )
         if network.blend is not None and opt['is_train']:
             joint = opt['train'].get('joint') or {}
-            if not joint.get('iters') and not any(name.startswith('blend.') for name in cls.weights_for(network, opt)):
+            is_pretrained = any(name.startswith('blend.') for name in pretrained_weights(network, opt))
+            if not joint.get('iters') and not is_pretrained:
                 raise ConfigError(
                     'network_g.blend: only the phase train.joint trains it; add that as in '
                     'options/lnca_plus_photos.yml, name a network with a trained blend under path.pretrain_network_g, '

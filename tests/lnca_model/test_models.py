@@ -3,6 +3,8 @@
 import copy
 import csv
 import io
+import logging
+import math
 import os
 import sys
 
@@ -15,6 +17,8 @@ from lnca_arch import PixelViTCA
 from lnca_model import LNCAModel, distributed
 from lnca_model.checkpointing.checkpointer import Checkpointer
 from lnca_model.checkpointing.resume import list_checkpoints, touch_as_latest
+from lnca_model.config.model_checks import check_model
+from lnca_model.evaluation import scores
 from lnca_model.evaluation.evaluator import Evaluator
 from lnca_model.models.restoration_model import NonFiniteError
 from lnca_utils import checkpoint
@@ -22,6 +26,7 @@ from lnca_utils.errors import LNCAError
 
 from basicsr.data import build_dataloader, build_dataset
 from basicsr.models import build_model
+from basicsr.utils import get_root_logger
 
 
 def loader_of(opt, name):
@@ -42,6 +47,14 @@ def evaluator_of(model, opt, *names):
     """What scores a model on datasets of the options, or on loaders."""
     loaders = [loader_of(opt, name) if isinstance(name, str) else name for name in names]
     return Evaluator(model, loaders, opt, Checkpointer(model, opt['path']))
+
+
+@pytest.fixture
+def log(monkeypatch, caplog):
+    """What is logged; BasicSR's logger does not propagate messages, and is silent without a log file."""
+    monkeypatch.setattr(get_root_logger(), 'propagate', True)
+    caplog.set_level(logging.INFO, logger=get_root_logger().name)
+    return caplog
 
 
 def state_of(module):
@@ -119,21 +132,21 @@ def test_the_third_phase_trains_everything_on_the_image(model_options):
 def test_a_blend_needs_the_phase_that_trains_it(model_options):
     opt = with_blend(model_options)
     with pytest.raises(LNCAError, match='network_g.blend: only the phase train.joint trains it'):
-        LNCAModel.check_options(opt)
-    LNCAModel.check_options(with_joint_phase(opt))
+        check_model(LNCAModel, opt)
+    check_model(LNCAModel, with_joint_phase(opt))
     with pytest.raises(LNCAError, match='network_g.blend'):
-        LNCAModel.check_options(with_joint_phase(opt, iters=0))
+        check_model(LNCAModel, with_joint_phase(opt, iters=0))
 
 
 def test_a_blend_that_does_not_train_comes_trained(model_options, tmp_path):
     trained = build_model(with_blend(with_joint_phase(model_options))).network.state_dict()
     checkpoint.save({'params': trained}, tmp_path / 'net.pth')
     model_options['path'].update(pretrain_network_g=str(tmp_path / 'net.pth'), strict_load_g=False)
-    LNCAModel.check_options(with_blend(model_options))
+    check_model(LNCAModel, with_blend(model_options))
     without = {name: value for name, value in trained.items() if not name.startswith('blend.')}
     checkpoint.save({'params': without}, tmp_path / 'net.pth')
     with pytest.raises(LNCAError, match='name a network with a trained blend'):
-        LNCAModel.check_options(with_blend(model_options))
+        check_model(LNCAModel, with_blend(model_options))
 
 
 def test_states_of_the_pool_are_given_what_the_encoder_sees_now(model_options, monkeypatch):
@@ -354,6 +367,31 @@ def test_metrics_of_basicsr_work_too(model_options, tmp_path):
         assert float(first['restored']) == pytest.approx(float(second['restored']), abs=1e-9)
 
 
+def test_a_gain_is_positive_where_lower_is_better(model_options, tmp_path, monkeypatch, log):
+    # The PSNR with its sign reversed, as it were.
+    monkeypatch.setattr(scores, '_sum_of_scores', lambda images, truth, options: len(images) * 9.0 - images.mean() / 99)
+    model_options['val']['metrics'] = {'error': {'type': 'calculate_psnr', 'crop_border': 0, 'better': 'lower'}}
+    model_options['val']['selection_metric'] = 'error'
+    model = build_model(model_options)
+    model.update_learning_rate(4)
+    written = {}
+
+    class Writer:
+        add_image = staticmethod(lambda *arguments, **more: None)
+        add_scalar = staticmethod(lambda name, value, iteration: written.update({name: value}))
+
+    loader = loader_of(model_options, 'val')
+    evaluator = Evaluator(model, [loader], model_options, Checkpointer(model, model_options['path']), Writer())
+    evaluator.evaluate(4)
+    with open(tmp_path / 'scores.csv', newline='') as file:
+        (row,) = csv.DictReader(file)
+    gain = float(row['corrupted']) - float(row['restored'])
+    assert gain != 0
+    assert float(row['gain']) == written['metrics/photos_val/error_gain'] == pytest.approx(gain)
+    assert evaluator.gains['photos_val']['error'] == pytest.approx(gain / float(row['corrupted']))
+    assert f'gain: {gain:+.4f}' in log.text
+
+
 def test_the_autoencoder_is_scored_by_its_ceiling(model_options):
     model = build_model(model_options)
     model.update_learning_rate(1)
@@ -544,9 +582,9 @@ def test_training_lowers_the_loss(model_options):
 def test_a_batch_of_one_without_negatives(model_options):
     model_options['datasets']['train']['batch_size_per_gpu'] = 1
     with pytest.raises(LNCAError, match='the negatives of distance_opt'):
-        LNCAModel.check_options(model_options)
+        check_model(LNCAModel, model_options)
     del model_options['train']['autoencoder']['distance_opt']
-    LNCAModel.check_options(model_options)
+    check_model(LNCAModel, model_options)
     model = build_model(model_options)
     train(model, model_options, [1])
     assert 'l_autoencoder_reconstruction' in model.log_dict
@@ -654,6 +692,68 @@ def test_a_state_of_other_options_is_refused_in_one_line(model_options, tmp_path
     with pytest.raises(LNCAError, match=f'5.state: is of a training with other options.*{words}') as error:
         model.resume_training(state)
     assert '\n' not in str(error.value)
+
+
+@pytest.fixture
+def resumed(model_options, tmp_path):
+    """A model with changed options of its autoencoder's optimiser, resumed after two iterations."""
+
+    def resume(before, after):
+        options = model_options['train']['autoencoder']['optim_g']
+        options.clear()
+        options.update({'lr': 0.01, **before})
+        model = build_model(model_options)
+        train(model, model_options, [1, 2])
+        model.save(0, 2)
+        options.clear()
+        options.update({'type': before['type'], 'lr': 0.01, **after})
+        other = build_model(model_options)
+        other.resume_training(checkpoint.load(tmp_path / 'training_states' / '2.state'))
+        return other
+
+    return resume
+
+
+def test_options_of_the_optimiser_may_change_on_resuming(resumed, model_options, log):
+    after = {'weight_decay': 0.1, 'betas': [0.5, 0.9], 'lr': 0.02, 'amsgrad': True}
+    model = resumed({'type': 'Adam', 'eps': 1e-6}, after)
+    (group,) = model.optimizers[0].param_groups
+    assert (group['weight_decay'], list(group['betas']), group['initial_lr'], group['eps']) == (
+        0.1,
+        [0.5, 0.9],
+        0.02,
+        1e-8,
+    )
+    assert group['lr'] == pytest.approx(2 * 0.01 * (1 + math.cos(math.pi / 3)) / 2)
+    (line,) = [line for line in log.text.splitlines() if 'optim_g: changed' in line]
+    assert (
+        'train.autoencoder.optim_g: changed amsgrad from the default to True, '
+        'betas from the default to [0.5, 0.9], '
+        'eps from 1e-06 to the default, lr from 0.01 to 0.02, weight_decay from the default to 0.1.'
+    ) in line
+    train(model, model_options, [3])
+    assert all(state['step'] == 6 for state in model.optimizer.state.values())
+    assert model.skipped == 0
+
+
+@pytest.mark.parametrize(
+    ('before', 'after'),
+    [
+        ({'type': 'SGD'}, {'momentum': 0.9}),
+        ({'type': 'SGD', 'momentum': 0.9}, {}),
+        ({'type': 'RMSprop'}, {'momentum': 0.9, 'centered': True}),
+    ],
+)
+def test_an_optimiser_resumes_with_more_state_or_less(resumed, model_options, before, after):
+    model = resumed(before, after)
+    train(model, model_options, [3])
+    assert model.skipped == 0
+
+
+def test_an_unchanged_optimiser_resumes_in_silence(resumed, log):
+    same_options = {'type': 'Adam', 'betas': [0.9, 0.99]}
+    resumed(same_options, same_options)
+    assert 'changed' not in log.text
 
 
 def test_a_pool_of_whole_states_is_refused_in_one_line(model_options, tmp_path):

@@ -7,16 +7,20 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import Dataset
 
 from lnca_arch import LatentNAFCA, LatentViTCA
+from lnca_data.tile_dataset import TileDataset
 from lnca_model.evaluation.scores import batch_by_shape
 from lnca_model.metrics import calculate_psnr_batch, calculate_ssim_batch
 from lnca_model.models.lnca_model import derangement
-from lnca_model.training.optimizers import build_optimizer, build_scheduler, normalize_gradients
+from lnca_model.training.optimizers import OPTIMIZERS, build_scheduler, normalize_gradients
 from lnca_model.training.phases import phase_at, phases_of
+from lnca_model.training.resumable_sampler import ResumableSampler
 from lnca_model.training.sample_pool import SamplePool
 from lnca_utils import checkpoint
 from lnca_utils.errors import LNCAError
+from lnca_utils.option_checks import construct
 
 from basicsr.metrics import calculate_psnr, calculate_ssim
 
@@ -26,7 +30,7 @@ def test_golden_optimiser(golden):
     weight, bias = (nn.Parameter(expected[name].clone()) for name in ('w0', 'b0'))
     steps = int(expected['total_steps'])
     options = {'type': 'Adam', 'lr': expected['lr0'].item(), 'eps': expected['adam_eps'].item()}
-    optimizer = build_optimizer(options, 'optim_g', [weight, bias])
+    optimizer = construct(options, OPTIMIZERS.items(), 'optim_g', [weight, bias])
     scheduler = build_scheduler({'type': 'CosineAnnealingRestartLR'}, 'scheduler', optimizer, steps)
     for step in range(steps):
         if step:
@@ -148,6 +152,55 @@ def test_batches_join_neighbours_of_one_size():
     batches = list(batch_by_shape(items, 2))
     assert [batch['lq_path'] for batch in batches] == [['0', '1'], ['2'], ['3'], ['4']]
     assert [batch['lq'].shape[-1] for batch in batches] == [4, 4, 6, 4]
+
+
+def test_batches_of_large_images_are_small():
+    items = [{'lq': torch.zeros(1, 3, size, size), 'lq_path': [str(size)]} for size in [4] * 5 + [9] * 2]
+    assert [len(batch['lq']) for batch in batch_by_shape(items, 64, max_pixels=3 * 4 * 4)] == [3, 2, 1, 1]
+    assert [len(batch['lq']) for batch in batch_by_shape(items, 2, max_pixels=3 * 4 * 4)] == [2, 2, 1, 1, 1]
+    photographs = [{'lq': torch.zeros(1, 1, 600, 400)} for _ in range(3)]
+    assert [len(batch['lq']) for batch in batch_by_shape(photographs, 64)] == [1, 1, 1]
+
+
+class Images(Dataset):
+    """Ten images that are their own index."""
+
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, index):
+        return index
+
+
+def test_the_seed_determines_the_order():
+    def order(seed, epoch=0):
+        sampler = ResumableSampler(Images(), 1, 0, seed=seed)
+        sampler.set_epoch(epoch)
+        return list(sampler)
+
+    assert order(3) == order(3)
+    assert sorted(order(3)) == sorted(order(4)) == list(range(10))
+    assert order(3) != order(4)
+    assert order(3) != order(3, epoch=1)
+
+
+def test_the_seed_determines_flips_and_turns(tiles):
+    root = str(tiles / 'train_gt.lmdb')
+    dataset = TileDataset({'name': 'train', 'phase': 'train', 'dataroot_gt': root, 'use_hflip': True, 'use_rot': True})
+
+    def augmentations(seed, ranks=1):
+        """Key → augmentation in the first epoch."""
+        samplers = [ResumableSampler(dataset, ranks, rank, seed=seed) for rank in range(ranks)]
+        return {
+            dataset.keys[place % len(dataset)]: dataset._augmentation(place)
+            for sampler in samplers
+            for place in sampler
+        }
+
+    assert len(augmentations(0)) == len(dataset) == 21
+    assert augmentations(5) == augmentations(5) == augmentations(5, ranks=3)
+    changed = [augmentations(5)[key] != augmentations(6)[key] for key in dataset.keys]
+    assert 10 < sum(changed) < 21
 
 
 def test_a_failed_save_leaves_the_earlier_file(tmp_path, monkeypatch):

@@ -252,6 +252,34 @@ def test_numbers_in_yaml():
     assert yaml.load('a: [1e-2, 2E+3, !!float 1e-7, 3, x1e2]', Loader=SafeLoader)['a'] == [0.01, 2000, 1e-7, 3, 'x1e2']
 
 
+def test_names_that_begin_like_numbers(parse, options):
+    options['name'] = 'NAME'
+    text = yaml.safe_dump(options).replace('NAME', '7e42a1c')
+    assert parse(text)['name'] == '7e42a1c'
+
+
+@pytest.mark.parametrize(
+    ('is_train', 'own', 'other'), [(True, 'experiments', 'results'), (False, 'results', 'experiments')]
+)
+def test_runs_are_written_where_the_options_say(options, tmp_path, is_train, own, other):
+    def paths(roots):
+        opt = yaml.safe_load(yaml.safe_dump(options))
+        opt['path'].update(roots)
+        file = tmp_path / 'options.yml'
+        file.write_text(yaml.safe_dump(opt))
+        return load_options(read_command_line(['-opt', str(file)]), tmp_path, is_train)['path']
+
+    roots = {f'{name}_root': str(tmp_path / f'my_{name}') for name in (own, other)}
+    for given, parent in ((roots, f'my_{own}'), ({f'{own}_root': None}, own), ({}, own)):
+        folder = tmp_path / parent / 'lnca_photos'
+        found = paths(given)
+        expected = {f'{own}_root': folder, 'log': folder, 'visualization': folder / 'visualization'}
+        if is_train:
+            expected |= {'models': folder / 'models', 'training_states': folder / 'training_states'}
+        assert {name: found.get(name) for name in expected} == {name: str(path) for name, path in expected.items()}
+        assert f'{other}_root' not in found
+
+
 def test_all_mistakes_are_named_at_once(parse, options):
     options['train']['autoencoder']['optim_g']['lr'] = -1
     options['train']['automaton']['pool_sise'] = 3
