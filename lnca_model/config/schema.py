@@ -88,6 +88,8 @@ def schema() -> Schema:
                         'resume_state': PATH,
                         'strict_load_g': BOOLEAN,
                         'param_key_g': PATH,
+                        'experiments_root': PATH,
+                        'results_root': PATH,
                         'ignore_resume_networks': {'type': 'array', 'items': STRING},
                     }
                 ),

@@ -268,8 +268,8 @@ class Evaluator:
         rows = []
         gains: dict[str, float] = {}
         for metric, value in restored.items():
-            gain = value - corrupted[metric]
-            gains[metric] = _relative(gain if self.is_higher_better(metric) else -gain, corrupted[metric])
+            gain = value - corrupted[metric] if self.is_higher_better(metric) else corrupted[metric] - value
+            gains[metric] = _relative(gain, corrupted[metric])
             lines.append(f'\t # {metric}: {value:.4f}\tcorrupted: {corrupted[metric]:.4f}\tgain: {gain:+.4f}')
             rows.append((iteration, self._model.score_label, name, metric, value, corrupted[metric], gain))
             if self._tb_logger:

@@ -18,22 +18,26 @@ from lnca_utils.atomic import atomic_file
 from basicsr.metrics import calculate_metric
 
 SHEET_TILES = 20
+MAX_BATCH_PIXELS = 1 << 18  # so that whole photographs are restored one at a time
 CSV_COLUMNS = ('iteration', 'scored', 'dataset', 'metric', 'restored', 'corrupted', 'gain')
 
 Batch = dict[str, Any]
 
 
-def batch_by_shape(items: Iterable[Batch], size: int) -> Iterator[Batch]:
+def batch_by_shape(items: Iterable[Batch], max_images: int, max_pixels: int = MAX_BATCH_PIXELS) -> Iterator[Batch]:
     """Join consecutive items of equal shape into batches.
 
     Args:
-        items: of a loader of batch size 1, as BasicSR validates with: ``{'lq', 'gt': (1, C, H, W), 'lq_path',
-            'gt_path': [key]}``, of which some may be missing.
-        size: largest number of items in a batch.
+        items: from a loader of batch size 1: ``{'lq', 'gt': (1, C, H, W), 'lq_path', 'gt_path': [key]}``, of which
+            some may be missing.
+        max_images: limit of the number of images in a batch.
+        max_pixels: limit of the number of pixels of the low-quality images in a batch of several images.
     """
     waiting: list[Batch] = []
     for item in items:
-        if waiting and (len(waiting) == size or _shapes(item) != _shapes(waiting[0])):
+        height, width = item['lq'].shape[-2:]
+        is_full = len(waiting) == max_images or (len(waiting) + 1) * height * width > max_pixels
+        if waiting and (is_full or _shapes(item) != _shapes(waiting[0])):
             yield _join(waiting)
             waiting = []
         waiting.append(item)

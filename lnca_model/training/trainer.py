@@ -230,7 +230,9 @@ def build_loaders(
     start = {key: (state or {}).get(key, 0) for key in ('iter', 'epoch', 'seen')}
     train_set = build_dataset(train_opt)
     ratio = train_opt.get('dataset_enlarge_ratio', 1)
-    sampler = ResumableSampler(train_set, ranks, opt['rank'], ratio)
+    # A resumed run keeps its order, also if manual_seed is not set or has changed.
+    seed = (state or {}).get('data_seed', opt['manual_seed'])
+    sampler = ResumableSampler(train_set, ranks, opt['rank'], ratio, seed)
     seen = min(start['seen'] // ranks, len(sampler))
     sampler.start = (start['epoch'], seen)
     train_loader = _build_loader(train_set, train_opt, opt, sampler)
@@ -250,6 +252,7 @@ def build_loaders(
         batches_left=(len(sampler) - seen) // train_loader.batch_size,
         batches_per_epoch=len(train_loader),
         batch_size=train_loader.batch_size * ranks,
+        seed=seed,
     )
     total = int(opt['train']['total_iter'])
     get_root_logger().info(
