@@ -1,6 +1,6 @@
-"""Training with several ranks: each computes the gradients of its own images, and all take the same step with the mean.
+"""Data-parallel training: each rank computes the gradients of its own images, and all step with their mean.
 
-Without a launcher there is one rank, and every function returns at once.
+Without a launcher there is one rank, and the collectives return at once.
 """
 
 from lnca_model.distributed.collectives import (

@@ -342,10 +342,10 @@ def test_a_full_disk_in_validation(model_options, tmp_path, little_room, monkeyp
     model_options['val']['save_img'] = 'tile' in full_for
     evaluator = evaluator_of(model, model_options, 'val')
     if full_for == 'scores.csv':
-        monkeypatch.setattr(evaluator, '_write_pictures', lambda *_: None)
+        monkeypatch.setattr(evaluator, '_write_sheets', lambda *_: None)
         monkeypatch.setattr(evaluator, '_keep_if_best', lambda *_: '')
     monkeypatch.setattr(sys, 'stderr', io.StringIO())  # pytest's own is a file
-    with little_room(10), pytest.raises(LNCAError, match='make room, then go on with --auto_resume') as error:
+    with little_room(10), pytest.raises(LNCAError, match='make room, then resume with --auto_resume') as error:
         evaluator.evaluate(4)
     assert full_for in str(error.value)
     assert '\n' not in str(error.value)

@@ -57,7 +57,7 @@ def change(options, path, value):
             r'train.automaton.scheduler: periods \[2\] end before the phase, which has',
         ),
         ('num_gpu', 'all', "num_gpu must be a whole number of at least 0, or 'auto'"),
-        ('datasets.train.persistent_workers', True, 'datasets.train.persistent_workers: there are none'),
+        ('datasets.train.persistent_workers', True, 'datasets.train.persistent_workers: there are no workers'),
         ('datasets.train.prefetch_mode', 'cuda', 'cuda needs a GPU and pin_memory: true'),
         ('val.val_freq', None, 'val.val_freq is missing'),
         (
