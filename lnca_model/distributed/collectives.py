@@ -1,7 +1,10 @@
-"""Collectives over all ranks. A rank that is gone is reported in one line.
+"""Collectives over all ranks, which report a lost peer in one line.
 
-Gradients are averaged here rather than by DistributedDataParallel, which reduces the gradients of its module's forward
-once per backward: a batch is two optimiser steps on losses of the encoder, decoder or automaton alone.
+Gradients are averaged here, not by DistributedDataParallel. That computes the same gradients, on CPUs with gloo as well,
+but needs a new wrapper with ``find_unused_parameters`` for every phase, as phases freeze different parameters. Above all
+it reduces within the backward pass, where a lost peer is a plain RuntimeError like any other error of that pass.
+torch.nn.SyncBatchNorm raises a ValueError for tensors on the CPU, so :mod:`lnca_model.distributed.sync_batch_norm`
+replaces it.
 """
 
 import os

@@ -96,8 +96,8 @@ def change(options, path, value):
         ('train.automaton.steps', [8, 4], r'train.automaton.steps must be \[least, most\]'),
         (
             'train.automaton.activation_checkpointing',
-            'lo',
-            'train.automaton.activation_checkpointing .lo. is unknown. Did you mean low?',
+            'ful',
+            'train.automaton.activation_checkpointing .ful. is unknown. Did you mean full?',
         ),
         ('train.automaton.pool_size', 0, 'train.automaton.pool_size must be a whole number of at least 1'),
         (
