@@ -1,8 +1,8 @@
 """Collectives over all ranks, which report a lost peer in one line.
 
-Gradients are averaged here, not by DistributedDataParallel. That computes the same gradients, on CPUs with gloo as well,
-but needs a new wrapper with ``find_unused_parameters`` for every phase, as phases freeze different parameters. Above all
-it reduces within the backward pass, where a lost peer is a plain RuntimeError like any other error of that pass.
+Gradients are averaged here, not by DistributedDataParallel. It computes the same gradients, also on CPUs with gloo,
+but needs a new wrapper with ``find_unused_parameters`` for every phase, as phases freeze different parameters. Above
+all, it reduces within the backward pass, where a lost peer is a plain RuntimeError like any other error of that pass.
 torch.nn.SyncBatchNorm raises a ValueError for tensors on the CPU, so :mod:`lnca_model.distributed.sync_batch_norm`
 replaces it.
 """
@@ -37,8 +37,8 @@ def _report_lost_peer() -> Iterator[None]:
     except RuntimeError as error:
         who = f'process {os.environ.get("RANK")} of {os.environ.get("WORLD_SIZE")}'
         raise DistributedError(
-            f'{who} has lost the others: one of them has ended, and says why itself; --auto_resume goes on from the '
-            f'last checkpoint ({first_line(error).partition(". ")[0]})'
+            f'{who} has lost the others: one of them has exited, see its own error; resume with --auto_resume '
+            f'({first_line(error).partition(". ")[0]})'
         ) from None
 
 
