@@ -1,4 +1,4 @@
-"""Optimisation, pool, phases, metrics and checkpoints."""
+"""Optimisers, the sample pool, phases, the sampler, metrics and checkpoints."""
 
 import os
 import zipfile
@@ -226,7 +226,7 @@ def test_weights_of_another_network(tmp_path):
     with pytest.raises(LNCAError, match='not a checkpoint of this LatentViTCA.*are missing.*are unknown') as error:
         checkpoint.read_weights(target, path, True, 'params')
     assert '\n' not in str(error.value)
-    # Not strictly, the autoencoder that both have is taken.
+    # Not strictly, the weights of the autoencoder load, which both networks have.
     weights = checkpoint.read_weights(target, path, False, 'params')
     assert {name for name in weights if name.startswith('autoencoder.')} == set(weights) - {
         name for name in weights if name.startswith('automaton.')
@@ -251,7 +251,7 @@ def test_truncated_foreign_and_hostile_checkpoints(tmp_path):
 
 
 class Hostile:
-    """Its pickle calls something."""
+    """An object whose pickle runs a function."""
 
     def __init__(self, marker):
         self.marker = marker
@@ -281,7 +281,7 @@ def test_a_compressed_checkpoint_is_refused_before_it_is_unpacked(tmp_path):
 
 
 def test_a_pool_of_another_size_goes_on():
-    """A full pool whose next place is in its middle; nothing is drawn that was never put in."""
+    """The next place of the full pool is in its middle; only samples that were added are drawn."""
     pool = SamplePool(10)
     for first in range(0, 15, 5):
         values = torch.arange(first, first + 5.0).view(5, 1, 1, 1) + 1

@@ -1,4 +1,4 @@
-"""Options that are wrong are named before anything is created."""
+"""Mistakes in options are reported before anything is created."""
 
 import shutil
 import sys
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def parse(tmp_path):
-    """The options of an option file made of ``options``, as train.py reads them."""
+    """A function that writes options to an option file and loads it as train.py does."""
 
     def call(options):
         file = tmp_path / 'options.yml'
@@ -385,7 +385,7 @@ def test_one_process_alone_copies_the_option_file(tmp_path, monkeypatch):
     assert first.startswith('# ')
     assert first.endswith(': train.py -opt mine.yml')
     assert rest == ['name: x']
-    trainer._copy_option_file(folder / 'mine.yml', folder)  # a run that goes on with its own copy
+    trainer._copy_option_file(folder / 'mine.yml', folder)  # a run that resumes with its own copy
     assert (folder / 'mine.yml').read_text().splitlines() == [first, *rest]
 
 
