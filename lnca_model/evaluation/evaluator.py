@@ -127,8 +127,7 @@ class Evaluator:
         for loader in self._during:
             name = loader.dataset.opt['name']
             if self._evaluated.get(name) != iteration:
-                with fork_rng():
-                    self._guarded(loader, iteration)
+                self._evaluate_in_training(loader, iteration)
                 self._evaluated[name] = iteration
 
     def evaluate_best(self, iteration: int) -> None:
@@ -145,8 +144,7 @@ class Evaluator:
             return
         with self._best_network():
             for loader in self._final_tests:
-                with fork_rng():
-                    self._guarded(loader, iteration)
+                self._evaluate_in_training(loader, iteration)
 
     def evaluate_all(self, label: str) -> None:
         """Score all datasets with the current network.
@@ -158,9 +156,11 @@ class Evaluator:
             get_root_logger().info(f'Testing {loader.dataset.opt["name"]}...')
             self._evaluate_dataset(loader, label)
 
-    def _guarded(self, loader: DataLoader, iteration: int) -> None:
+    def _evaluate_in_training(self, loader: DataLoader, iteration: int) -> None:
+        """Score a dataset without changing the random numbers of the training; report a full disk as LNCAError."""
         try:
-            self._evaluate_dataset(loader, iteration)
+            with fork_rng():
+                self._evaluate_dataset(loader, iteration)
         except OSError as error:
             if error.errno not in DISK_FULL:
                 raise

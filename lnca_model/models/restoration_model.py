@@ -116,10 +116,10 @@ class RestorationModel(SRModel):
                 raise ConfigError(f'{phase.where}.{key} is unknown. {did_you_mean(key, [f"{k}_opt" for k in known])}')
             losses[name] = construct(options, LOSS_REGISTRY, f'{phase.where}.{key}')
             if getattr(losses[name], 'reduction', 'mean') == 'none':
-                raise ConfigError(f'{phase.where}.{key}: training needs a number; use reduction: mean or sum')
+                raise ConfigError(f'{phase.where}.{key}: not a scalar; use reduction: mean or sum')
         if not losses:
             known = cls.known_losses.get(phase.name, ('pixel',))
-            raise ConfigError(f'{phase.where} has no loss; give at least one of {", ".join(f"{k}_opt" for k in known)}')
+            raise ConfigError(f'{phase.where}: no loss; set at least one of {", ".join(f"{k}_opt" for k in known)}')
         return losses
 
     # --- construction

@@ -56,7 +56,7 @@ def phases_of(train_options: Mapping[str, Any], names: Sequence[str]) -> list[Ph
     last = phases[-1].last if phases else 0
     if last != total:
         sum_of = ' + '.join(f'{phase.where}.iters' for phase in phases) or f'the sum of {", ".join(names)}'
-        raise ConfigError(f'train.total_iter is {total}, but {sum_of} is {last}; make them equal')
+        raise ConfigError(f'train.total_iter: is {total}, but {sum_of} is {last}; make them equal')
     return phases
 
 

@@ -18,6 +18,7 @@ from lnca_model.training.optimizers import OPTIMIZERS, build_scheduler, normaliz
 from lnca_model.training.phases import phase_at, phases_of
 from lnca_model.training.resumable_sampler import ResumableSampler
 from lnca_model.training.sample_pool import SamplePool
+from lnca_model.training.trainer import build_loaders
 from lnca_utils import checkpoint
 from lnca_utils.errors import LNCAError
 from lnca_utils.option_checks import construct
@@ -105,7 +106,7 @@ def test_phases():
 
 
 def test_phases_that_do_not_add_up():
-    with pytest.raises(LNCAError, match='total_iter is 6, but .* is 5'):
+    with pytest.raises(LNCAError, match='total_iter: is 6, but .* is 5'):
         phases_of({'total_iter': 6, 'a': {'iters': 2}, 'b': {'iters': 3}}, ['a', 'b'])
 
 
@@ -182,6 +183,15 @@ def test_the_seed_determines_the_order():
     assert sorted(order(3)) == sorted(order(4)) == list(range(10))
     assert order(3) != order(4)
     assert order(3) != order(3, epoch=1)
+
+
+def test_a_resumed_run_keeps_the_seed_of_its_data(model_options):
+    """Also without manual_seed, when every start draws another one."""
+    first, _, position = build_loaders(model_options | {'manual_seed': 7})
+    assert position.at(2) == {'epoch': 0, 'seen': 8, 'data_seed': 7}
+    second, _, resumed = build_loaders(model_options | {'manual_seed': 8}, {'iter': 2, **position.at(2)})
+    assert resumed.at(3) == position.at(3)
+    assert list(second.sampler) == list(first.sampler)[8:]
 
 
 def test_the_seed_determines_flips_and_turns(tiles):

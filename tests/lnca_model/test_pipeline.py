@@ -106,7 +106,7 @@ def change(options, path, value):
             'train.automaton.pool_size must be a whole number of at least 1, got 1000.0',
         ),
         ('train.automaton.steps', [8, 32.0], r'train.automaton.steps.1. must be a whole number'),
-        ('train.total_iter', 8, 'train.total_iter is 8, but .* is 7; make them equal'),
+        ('train.total_iter', 8, 'train.total_iter: is 8, but .* is 7; make them equal'),
         ('train.warmup_iter', 5, 'train.warmup_iter must be -1: warm-up is not supported, got 5'),
         ('train', None, 'train missing'),
         ('datasets.train', None, 'datasets.train is missing'),
