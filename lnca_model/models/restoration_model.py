@@ -365,7 +365,7 @@ class RestorationModel(SRModel):
             network.load_state_dict(snapshot[key])
         groups = self.optimizer.state_dict()['param_groups']
         # The optimiser updates the tensors that it loads in place.
-        self.optimizer.load_state_dict({'state': deepcopy(snapshot['optimizer']), 'param_groups': groups})
+        load_optimizer_state(self.optimizer, {'state': deepcopy(snapshot['optimizer']), 'param_groups': groups})
         self.skipped_in_a_row = 0
 
     @property

@@ -39,8 +39,8 @@ class DivergenceDetector:
     A phase diverges when one of :data:`WATCHED_LOSSES` exceeds :data:`FACTOR` times the median of the
     :data:`WINDOW` iterations before, :data:`PATIENCE` times in a row, or when a validation falls clearly below the
     corrupted input after an earlier one was clearly above it. A median above :data:`MAX_DRIFT` times the phase's lowest
-    counts as that much, so that a slow divergence does not become its own baseline. Losses below zero, such as minus
-    the PSNR in dB, have no such multiple and are not compared.
+    counts as that much, so that a slow divergence does not become its own baseline. Negative losses, such as the
+    negative PSNR, are not compared.
     """
 
     def __init__(self) -> None:
@@ -61,6 +61,7 @@ class DivergenceDetector:
         return next(filter(None, reasons), None)
 
     def _observe_loss(self, name: str, loss: float) -> str | None:
+        """Take one loss of an iteration; return what has diverged, or None."""
         history = [*self._history.get(name, []), loss][-WINDOW - PATIENCE :]
         self._history[name] = history
         before, recent = history[:-PATIENCE], history[-PATIENCE:]
@@ -98,6 +99,7 @@ class DivergenceDetector:
         return {'history': deepcopy(self._history), 'lowest': dict(self._lowest)}
 
     def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs, as plain data."""
         return {**self.losses, 'best_gain': self._best_gain}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:

@@ -36,8 +36,8 @@ def train(model_options, tmp_path, unused_port):
             for own in environments
         ]
         for process in processes:
-            _, said = process.communicate(timeout=240)
-            assert process.returncode == 0, said
+            _, stderr = process.communicate(timeout=240)
+            assert process.returncode == 0, stderr
         return [torch.load(tmp_path / f'{rank}_of_{count}.pt', weights_only=True) for rank in range(count)]
 
     return start
@@ -95,8 +95,8 @@ torch.save([parameter.grad for parameter in parameters], f'{sys.argv[1]}/{distri
         for rank in range(2)
     ]
     for rank, process in enumerate(processes):
-        _, said = process.communicate(timeout=240)
-        assert process.returncode == 0, said
+        _, stderr = process.communicate(timeout=240)
+        assert process.returncode == 0, stderr
         first, second, third = torch.load(tmp_path / f'{rank}.pt', weights_only=True)
         assert first.tolist() == [2, 2]
         assert second.tolist() == [2.5, 2.5, 2.5]

@@ -89,7 +89,7 @@ def test_a_validation_that_falls_below_the_input_is_divergence(gains, expected):
 
 
 @pytest.fixture(autouse=True)
-def heard(monkeypatch):
+def propagate_log(monkeypatch):
     """Let BasicSR's logger propagate messages to its parents, where caplog listens."""
     monkeypatch.setattr(get_root_logger(), 'propagate', True)
 
