@@ -1,10 +1,10 @@
 """Collectives over all ranks, which report a lost peer in one line.
 
 Gradients are averaged here, not by DistributedDataParallel. It computes the same gradients, also on CPUs with gloo,
-but needs a new wrapper with ``find_unused_parameters`` for every phase, as phases freeze different parameters. Above
-all, it reduces within the backward pass, where a lost peer is a plain RuntimeError like any other error of that pass.
-torch.nn.SyncBatchNorm raises a ValueError for tensors on the CPU, so :mod:`lnca_model.distributed.sync_batch_norm`
-replaces it.
+but needs a new wrapper for every phase, as phases freeze different parameters, and ``find_unused_parameters``, as
+losses can be switched off. Above all, it reduces within the backward pass, where a lost peer is a plain RuntimeError
+like any other error of that pass. torch.nn.SyncBatchNorm raises a ValueError for tensors on the CPU; see
+:mod:`lnca_model.distributed.sync_batch_norm`.
 """
 
 import os

@@ -76,8 +76,8 @@ class LNCAModel(AutomatonModel):
         super().check_network(network, opt)
         if not isinstance(network, LatentNetwork):
             raise ConfigError(
-                f'network_g: {opt["network_g"]["type"]} has no autoencoder; use LatentNAFCA or LatentViTCA, or another '
-                'model_type'
+                f'network_g: {opt["network_g"]["type"]} has no autoencoder; use LatentNAFCA or LatentViTCA, or '
+                'model_type: AutomatonModel'
             )
         if network.blend is not None and opt['is_train']:
             joint = opt['train'].get('joint') or {}
