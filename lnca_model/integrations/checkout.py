@@ -87,6 +87,7 @@ def _digest(content: str) -> str:
 
 
 def main() -> None:
+    """Run the command line."""
     install_excepthook()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('action', choices=('install', 'remove'))

@@ -27,6 +27,7 @@ class Phase:
 
     @property
     def iters(self) -> int:
+        """Number of iterations."""
         return self.last - self.first + 1
 
     def progress(self, iteration: int) -> float:
