@@ -58,7 +58,7 @@ class LNCAModel(AutomatonModel):
             return
         if phase.iters == 0 and not (opt['path'].get('pretrain_network_g') or opt['path'].get('resume_state')):
             raise ConfigError(
-                f'{phase.where}.iters: 0 leaves the autoencoder untrained; name a trained network under '
+                f'{phase.where}.iters is 0, so the autoencoder stays untrained; name a trained network under '
                 'path.pretrain_network_g'
             )
         if (
