@@ -1,5 +1,6 @@
 """Estimate how long the runs of a comparison take, and how many iterations a time budget allows."""
 
+import bisect
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -102,17 +103,15 @@ class Planner:
         self.measure(self._networks)
         spent = time.monotonic() - start
         available = PLANNED_RATIO * (60 * budget - spent)
-        fewest = MIN_ITERATIONS
-        if total_seconds(fewest) > available:
-            minutes = (total_seconds(fewest) / PLANNED_RATIO + spent) / 60
+        choices = range(MIN_ITERATIONS, max(MIN_ITERATIONS, most) + 1)
+        affordable = bisect.bisect_right(choices, available, key=total_seconds)
+        if not affordable:
+            minutes = (total_seconds(MIN_ITERATIONS) / PLANNED_RATIO + spent) / 60
             raise ConfigError(
                 f'--budget: {budget:g} minutes given, these networks need at least {minutes:.1f} minutes here, and '
                 'more to learn anything; raise it'
             )
-        while fewest < most:  # bisection
-            middle = (fewest + most + 1) // 2
-            fewest, most = (middle, most) if total_seconds(middle) <= available else (fewest, middle - 1)
-        return fewest
+        return choices[affordable - 1]
 
 
 def epoch_iterations(task: Options, images: int) -> int:
@@ -127,7 +126,7 @@ def epoch_iterations(task: Options, images: int) -> int:
 
 
 def validations_per_phase(task: Options, iters: int) -> int:
-    """Return the number of validations in a phase of ``iters`` iterations: about one per ``val_freq``, one at its end."""
+    """Return the validations in a phase of ``iters`` iterations: about one per ``val_freq``, the last at its end."""
     return max(1, round(iters / task['val']['val_freq']))
 
 

@@ -185,7 +185,7 @@ def _records(store: ResultsStore, names: Iterable[str]) -> dict[str, list[Any]]:
 
 
 def _experiment_name(output: Path, name: str, seed: int) -> str:
-    """Return the name of a run's folder under ``experiments/``, with a hash unless the results are in the default place."""
+    """Return the name of a run below ``experiments/``, with a hash unless the results are in the default place."""
     is_default = output.resolve().parent == RESULTS
     return f'{output.name}{"" if is_default else f"_{folder_hash(output)}"}_{name}_seed{seed}'
 
@@ -239,7 +239,7 @@ def _inline_yaml(value: Any) -> str:
 
 
 def _yaml(value: Any, **style: Any) -> str:
-    """Return options as YAML. The JSON round trip makes plain dictionaries of the ordered ones that YAML is read into."""
+    """Return options as YAML; PyYAML writes plain dictionaries only, not the ordered ones that it was read into."""
     return yaml.safe_dump(json.loads(json.dumps(value)), sort_keys=False, **style)
 
 

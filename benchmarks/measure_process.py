@@ -118,11 +118,13 @@ def measure(measurement: Measurement) -> Iterator[dict[str, Any]]:
     """Measure inference and training with the models that ``basicsr/train.py`` uses.
 
     Yields:
-        ``parameters``: number of parameters. ``inference_seconds``: of a batch, median of the runs. ``inference_bytes``:
-        peak memory above that of the process before the network was created. ``training_bytes``: the same in training,
-        with the largest number of steps of an automaton. ``iteration_seconds``, ``epoch_seconds``: of a training
-        iteration, and of an epoch with its validation: medians of the epochs, summed over phases, weighted with their
-        ratios. ``validation_seconds``: of an image, in the last phase.
+        parameters: number of parameters.
+        inference_seconds: of a batch, median of the runs.
+        inference_bytes: peak memory above that of the process before the network was created.
+        training_bytes: the same in training, with the largest number of steps of an automaton.
+        iteration_seconds, epoch_seconds: of a training iteration, and of an epoch with its validation; medians of the
+            epochs, summed over phases, weighted with their ratios.
+        validation_seconds: of an image, in the last phase.
     """
     device = device_for(measurement.task)
     torch.backends.cudnn.benchmark = True  # as basicsr/train.py does
