@@ -15,7 +15,7 @@ from pathlib import Path
 import cv2
 import pytest
 import yaml
-from budget_planner import ESTIMATES, LEAST_ITERATIONS, Planner
+from budget_planner import ESTIMATES, MIN_ITERATIONS, Planner
 from network_configs import read_network, read_task, shared_training
 from outcomes import failed_in_one_line
 
@@ -200,7 +200,7 @@ def test_a_budget_shortens_the_training(project, edit):
     ten, twenty = plan.iterations(1, None, 10), plan.iterations(1, None, 20)
     for iters, minutes in ((ten, 10), (twenty, 20)):
         assert plan.seconds('NAFNet', iters) < 0.85 * 60 * minutes
-    assert LEAST_ITERATIONS < ten < twenty < full
+    assert MIN_ITERATIONS < ten < twenty < full
     assert plan.iterations(2, None, 20) == pytest.approx(ten, abs=2)
     assert plan.iterations(1, None, 1e6) == full
     assert plan.iterations(1, 30, None) == 30 * 100  # of 400 tiles in batches of 4
