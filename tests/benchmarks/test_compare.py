@@ -1,4 +1,4 @@
-"""benchmarks/compare.py, run as users run it, on tiny networks."""
+"""benchmarks/compare.py on tiny networks."""
 
 import csv
 import hashlib
@@ -125,7 +125,8 @@ def test_seeds_and_a_network_that_fails(project, benchmark, edit):
     assert {row['network']: row['seeds'] for row in again['rows'][1:]} == {'ViTCA': 2, 'NAFNet': 2}
 
 
-def test_goes_on_after_it_was_killed(project, benchmark, edit):
+@pytest.mark.slow
+def test_goes_on_after_it_was_killed(project, benchmark_process, edit):
     def longer(task):
         task['train'].update(total_iter=800)
         task['train']['autoencoder'].update(iters=400)
@@ -153,7 +154,7 @@ def test_goes_on_after_it_was_killed(project, benchmark, edit):
     assert last < 400
 
     spent = checkpoint.load(states / f'{last}.state')['profiler']
-    result = benchmark(*command)
+    result = benchmark_process(*command)
     assert result.returncode == 0, result.stderr
     results = project / 'results' / 'lnca_photos'
     assert f'iter: {last}.' in (results / 'runs' / 'NAFNet_seed0.log').read_text().replace(',', '')
@@ -254,15 +255,25 @@ def test_a_folder_of_something_else(project, benchmark):
     assert [file.name for file in (project / 'mine').iterdir()] == ['letter.txt']
 
 
-@pytest.mark.parametrize('command', [['compare', '-opt', 'task.yml'], ['efficiency', '--quick']])
+COMMANDS = [['compare', '-opt', 'task.yml'], ['efficiency', '--quick']]
+
+
+@pytest.mark.parametrize('command', COMMANDS)
+def test_matplotlib_that_is_not_installed(benchmark, monkeypatch, command):
+    monkeypatch.setitem(sys.modules, 'matplotlib', None)
+    assert 'pip install -e ".[benchmarks]"' in failed_in_one_line(benchmark(*command))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('command', COMMANDS)
 @pytest.mark.parametrize(
     ('package', 'extra'), [('spandrel_extra_arches', 'restormer-noncommercial'), ('matplotlib', 'benchmarks')]
 )
-def test_an_extra_that_is_not_installed(project, benchmark, command, package, extra):
+def test_an_extra_that_is_not_installed(project, benchmark_process, command, package, extra):
     hidden = project / 'hidden' / package
     hidden.mkdir(parents=True)
     (hidden / '__init__.py').write_text(f'raise ModuleNotFoundError("No module named {package!r}")')
-    result = benchmark(*command, env={'PYTHONPATH': str(hidden.parent)})
+    result = benchmark_process(*command, PYTHONPATH=f'{hidden.parent}{os.pathsep}{os.environ.get("PYTHONPATH", "")}')
     assert f'pip install -e ".[{extra}]"' in failed_in_one_line(result)
 
 

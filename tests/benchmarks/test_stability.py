@@ -1,4 +1,4 @@
-"""benchmarks/stability.py, run as users run it, on tiny networks."""
+"""benchmarks/stability.py on tiny networks."""
 
 import csv
 import json
