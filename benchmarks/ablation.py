@@ -56,11 +56,8 @@ def main() -> None:
     rows = {name: {'recipe': name, 'what it is': recipe['title']} for name, recipe in recipes.items()}
     budget = arguments.budget and arguments.budget / len(TASKS)
     for corruption, task in tasks.items():
-        _add(
-            rows,
-            corruption,
-            compare(task, networks, output / corruption, arguments.seeds, arguments.epochs, budget),
-        )
+        results = compare(task, networks, output / corruption, arguments.seeds, arguments.epochs, budget)
+        _add(rows, corruption, results)
     # Includes the finished recipes of earlier calls.
     rows = {name: row for name, row in rows.items() if all(f'{corruption} epochs' in row for corruption in TASKS)}
     finished = {name: known[name] for name in rows}
@@ -150,16 +147,11 @@ def _add(rows: Mapping[str, dict[str, Any]], corruption: str, results: Iterable[
         row = rows.get(result['network'])
         if row is None:  # the corrupted input, or a recipe of an earlier call that no longer exists
             continue
-        for metric in SCORES:
-            for column in (metric, f'{metric} deviation'):
-                row[f'{corruption} {column}'] = result[column]
-        row |= {
-            'seeds': result['seeds'],
-            'parameters': result['parameters'],
-            f'{corruption} epochs': result['epochs'],
-            f'{corruption} training seconds': result['training seconds'],
-            f'{corruption} peak training memory bytes': result['peak training memory bytes'],
-        }
+        scores = [key for metric in SCORES for key in (metric, f'{metric} deviation')]
+        row |= {f'{corruption} {key}': result[key] for key in scores}
+        row |= {key: result[key] for key in ('seeds', 'parameters')}
+        costs = ('epochs', 'training seconds', 'peak training memory bytes')
+        row |= {f'{corruption} {key}': result[key] for key in costs}
 
 
 def _write_report(output: Path, rows: list[dict[str, Any]]) -> None:

@@ -260,11 +260,7 @@ def _run_options(task: Options, network: Options, iters: int, name: str, seed: i
 def _train(store: ResultsStore, opt: Options, record: str, title: str) -> dict[str, Any]:
     """Train with ``basicsr/train.py``, resuming from the last checkpoint if the options are the same.
 
-    Args:
-        store: the results; the option file and the log are written beside ``record``.
-        opt: the option file.
-        record: path of the run's record in the store.
-        title: label of the progress bar.
+    The option file and the log are written beside ``record``.
 
     Returns:
         The content of ``training.json``; ``'scores'``: metric → scores of the test set; ``'network file'``: path of

@@ -107,20 +107,15 @@ def _measurements(
 ) -> Iterable[tuple[str, str, measure_process.Measurement]]:
     """Yield name, network and measurement, small ones first."""
     train = round(TRAIN_RATIO * protocol.images)
-    for size in protocol.sizes:
-        for batch in protocol.batches:
-            for name, network in networks.items():
-                shape = (size, batch, train, protocol.images - train)
-                yield (
-                    measurement_name(name, size, batch),
-                    name,
-                    measure_process.Measurement(task, network, *shape, protocol.epochs, protocol.runs, protocol.steps),
-                )
+    counts = (train, protocol.images - train, protocol.epochs, protocol.runs, protocol.steps)
+    for shape in protocol.shapes:
+        for name, network in networks.items():
+            measurement = measure_process.Measurement(task, network, *shape, *counts)
+            yield measurement_name(name, *shape), name, measurement
     if GROWTH_NETWORK in networks:
+        counts = (GROWTH_BATCH, 0, GROWTH_EPOCHS, GROWTH_EPOCHS, measure_process.MEAN_STEPS)
         for size in protocol.growth:
-            shape = (size, GROWTH_BATCH, GROWTH_BATCH, 0)
-            counts = (GROWTH_EPOCHS, GROWTH_EPOCHS, measure_process.MEAN_STEPS)
-            measurement = measure_process.Measurement(task, networks[GROWTH_NETWORK], *shape, *counts)
+            measurement = measure_process.Measurement(task, networks[GROWTH_NETWORK], size, GROWTH_BATCH, *counts)
             yield growth_name(size), GROWTH_NETWORK, measurement
 
 

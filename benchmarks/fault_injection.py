@@ -39,6 +39,13 @@ LAST_FAULT = 10  # iterations before the end of a phase or run
 POLL_SECONDS = 2e-4
 EXIT_TIMEOUT = 60  # seconds within which the remaining processes of a lost one must end
 
+# Moment of a kill → what it means that the kill hit this moment.
+MOMENTS = {
+    'at any moment': 'left a half-written file',
+    'while a checkpoint is written': 'left a half-written file',
+    'in a validation': 'came before the scores were written',
+}
+
 Row = dict[str, Any]
 
 
@@ -152,11 +159,6 @@ def _wait(process: subprocess.Popen, condition: Callable[[], Any]) -> None:
         time.sleep(POLL_SECONDS)
 
 
-def _kill(process: subprocess.Popen) -> None:
-    process.kill()
-    process.communicate()
-
-
 def _fault_iteration(turn: int, count: int, iterations: int = len(PHASES) * ITERATIONS) -> int:
     """Return the iteration of a fault; the faults are spread evenly over a phase, or by default over a run."""
     return 1 + turn * (iterations - LAST_FAULT) // count
@@ -168,12 +170,12 @@ def _kills(count: int) -> Iterator[Row]:
         project = Project(Path(folder))
         project.finish('whole')
         for number, phase in enumerate(PHASES):
-            for moment, (kill, hit) in MOMENTS.items():
+            for moment, hit in MOMENTS.items():
                 name = f'{phase}_{moment.replace(" ", "_")}'
                 hits = 0
                 for turn in tqdm(range(count), desc=f'kills, {phase}, {moment}', unit='kill', leave=False):
                     iteration = number * ITERATIONS + _fault_iteration(turn, count, ITERATIONS)
-                    hits += kill(project, name, turn, iteration)
+                    hits += _kill_at(project, name, moment, turn, iteration)
                 project.finish(name)
                 yield _row(
                     f'SIGKILL in phase {phase}, {moment}',
@@ -183,41 +185,27 @@ def _kills(count: int) -> Iterator[Row]:
                 )
 
 
-def _kill_at_any_moment(project: Project, name: str, turn: int, iteration: int) -> bool:
-    process = project.start(name)
-    _wait_for_iteration(process, iteration)
-    time.sleep(random.random() * 0.1)
-    _kill(process)
-    return bool(project.partial_files(name))
+def _kill_at(project: Project, name: str, moment: str, turn: int, iteration: int) -> bool:
+    """Kill a run after an iteration, at one of the :data:`MOMENTS`, and return whether it hit that moment.
 
-
-def _kill_in_a_save(project: Project, name: str, turn: int, iteration: int) -> bool:
-    process = project.start(name)
-    _wait_for_iteration(process, iteration)
-    _wait(process, lambda: project.partial_files(name))
-    _kill(process)
-    return bool(project.partial_files(name))
-
-
-def _kill_in_a_validation(project: Project, name: str, turn: int, iteration: int) -> bool:
-    """Kill a run during a validation; in odd turns, during the one that a resumed run repeats first."""
+    In odd turns the killed validation is the one that a resumed run repeats first.
+    """
+    is_validation = moment == 'in a validation'
     before = project.sheet_times(name)
     process = project.start(name)
-    if turn % 2 == 0:
+    if not is_validation or turn % 2 == 0:
         _wait_for_iteration(process, iteration)
         before = project.sheet_times(name)
     scores = project.scores(name)
-    _wait(process, lambda: project.sheet_times(name) != before)
-    _kill(process)
-    return project.scores(name) == scores
-
-
-# Moment → a function that kills a run after an iteration and returns whether it hit the moment, and what a hit means.
-MOMENTS: dict[str, tuple[Callable[[Project, str, int, int], bool], str]] = {
-    'at any moment': (_kill_at_any_moment, 'left a half-written file'),
-    'while a checkpoint is written': (_kill_in_a_save, 'left a half-written file'),
-    'in a validation': (_kill_in_a_validation, 'came before the scores were written'),
-}
+    if is_validation:
+        _wait(process, lambda: project.sheet_times(name) != before)
+    elif moment == 'at any moment':
+        time.sleep(random.random() * 0.1)
+    else:
+        _wait(process, lambda: project.partial_files(name))
+    process.kill()
+    process.communicate()
+    return project.scores(name) == scores if is_validation else bool(project.partial_files(name))
 
 
 def _signals(count: int) -> Iterator[Row]:

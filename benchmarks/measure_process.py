@@ -4,6 +4,7 @@ Neither memory nor a failure carries over to the next measurement. ``python benc
 :class:`Measurement` as JSON from its standard input and prints the figures as JSON.
 """
 
+import functools
 import json
 import math
 import os
@@ -148,6 +149,19 @@ def measure(measurement: Measurement) -> Iterator[dict[str, Any]]:
     model = build_model(opt)
     yield {'parameters': sum(parameter.numel() for parameter in model.network.parameters())}
 
+    def train(images: torch.Tensor, first: int) -> None:
+        for iteration, gt in enumerate(images.split(measurement.batch), first):
+            model.update_learning_rate(iteration)
+            profiler.start()
+            model.feed_data({'gt': gt})
+            model.optimize_parameters(iteration)
+            profiler.stop()
+
+    def validate() -> None:
+        for gt in validation.split(measurement.batch) if len(validation) else ():
+            model.feed_data({'gt': gt, 'lq': gt})
+            model.test()
+
     model.lq = torch.rand(measurement.batch, *shape, device=device)
     seconds = [_timed(model.test, device) for _ in range(measurement.runs)][1:]
     yield {'inference_seconds': statistics.median(seconds), 'inference_bytes': memory.read()}
@@ -157,7 +171,7 @@ def measure(measurement: Measurement) -> Iterator[dict[str, Any]]:
         model.steps = [max(steps_range)] * 2
     for phase in model.phases:
         for _ in range(2):  # the optimiser allocates its state in the first step
-            _train_once(model, profiler, training[: measurement.batch], phase.first)
+            train(training[: measurement.batch], phase.first)
     yield {'training_bytes': profiler.peak_bytes}
 
     if steps_range:
@@ -166,9 +180,8 @@ def measure(measurement: Measurement) -> Iterator[dict[str, Any]]:
     for phase in model.phases:
         epochs = []
         for epoch in range(1, measurement.epochs + 1):
-            first = phase.first + epoch * iterations
-            trained = _timed(lambda first=first: _train(model, profiler, training, measurement.batch, first), device)
-            validated = _timed(lambda: _validate(model, validation, measurement.batch), device)
+            trained = _timed(functools.partial(train, training, phase.first + epoch * iterations), device)
+            validated = _timed(validate, device)
             epochs.append((trained, validated))
         medians.append([statistics.median(column) for column in zip(*epochs[1:], strict=True)])
     trained, validated = (
@@ -180,26 +193,6 @@ def measure(measurement: Measurement) -> Iterator[dict[str, Any]]:
         'validation_seconds': medians[-1][1] / max(1, measurement.val_images),
         'training_bytes': profiler.peak_bytes,  # by now with more of the pool
     }
-
-
-def _train_once(model: Any, profiler: TrainingProfiler, gt: torch.Tensor, iteration: int) -> None:
-    model.update_learning_rate(iteration)
-    profiler.start()
-    model.feed_data({'gt': gt})
-    model.optimize_parameters(iteration)
-    profiler.stop()
-
-
-def _train(model: Any, profiler: TrainingProfiler, images: torch.Tensor, batch: int, first: int) -> None:
-    for iteration, gt in enumerate(images.split(batch), first):
-        _train_once(model, profiler, gt, iteration)
-
-
-def _validate(model: Any, images: torch.Tensor, batch: int) -> None:
-    if len(images):
-        for gt in images.split(batch):
-            model.feed_data({'gt': gt, 'lq': gt})
-            model.test()
 
 
 def _timed(call: Callable[[], Any], device: torch.device) -> float:

@@ -39,12 +39,7 @@ class Row(NamedTuple):
 
 
 INFERENCE = [
-    Row('LatentNAFCA', 32, 32),
-    Row('LatentNAFCA', 8, 32),
-    Row('LatentNAFCA', 8, 128),
-    Row('LatentViTCA', 32, 32),
-    Row('LatentViTCA', 8, 32),
-    Row('LatentViTCA', 8, 128),
+    *(Row(name, *shape) for name in ('LatentNAFCA', 'LatentViTCA') for shape in ((32, 32), (8, 32), (8, 128))),
     Row('PixelViTCA', 8, 32),
 ]
 TRAINING = [Row('LatentNAFCA', 32, 128), Row('LatentViTCA', 32, 128), Row('PixelViTCA', 32, 32)]

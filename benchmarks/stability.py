@@ -124,18 +124,9 @@ def _options(arguments: argparse.Namespace) -> Options:
 def _train(
     store: ResultsStore, opt: Options, seed: int, iterations: int | None, environment: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Train with a seed, resuming from the last checkpoint if there is one, and write the run's record.
+    """Train with a seed, resuming from the last checkpoint if there is one; write and return the run's record.
 
-    Args:
-        store: the results.
-        opt: the option file.
-        seed: the seed.
-        iterations: iterations of the automaton's phase after which to stop; a run that diverges stops at once. None to
-            train to the end.
-        environment: additional environment variables.
-
-    Returns:
-        The record.
+    With ``iterations``, stop after these iterations of the automaton's phase, or as soon as the run diverges.
 
     Raises:
         ConfigError: if the run failed for another reason than divergence.

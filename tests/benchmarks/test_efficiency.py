@@ -78,7 +78,7 @@ def test_a_measurement_that_fails_is_not_taken_for_a_dash(project, benchmark, ed
 
 @pytest.mark.parametrize(
     ('arguments', 'word'),
-    [(['--models', 'Nafnet'], 'Did you mean NAFNet?'), (['--cell-timeout', '0'], '--cell-timeout must be')],
+    [(['--models', 'Nafnet'], 'Did you mean NAFNet?'), (['--cell-timeout', '0'], '--cell-timeout: must be above 0')],
 )
 def test_bad_arguments(benchmark, arguments, word):
     assert word in failed_in_one_line(benchmark('efficiency', '--quick', *arguments))
