@@ -80,7 +80,7 @@ def _scores(model: str, corruption: str) -> Iterator[dict[str, Any]]:
     """Yield PSNR in dB and SSIM of each photograph before and after restoration."""
     for photograph, gt, lq in _photographs(TASKS[model, corruption]):
         restored = Restorer.from_pretrained(model)(lq)
-        row: dict[str, Any] = {'model': model, 'damage': corruption, 'photograph': photograph}
+        row: dict[str, Any] = {'model': model, 'corruption': corruption, 'photograph': photograph}
         for name, metric in METRICS.items():
             before, after = (float(metric(image, gt, crop_border=0)) for image in (lq, restored))
             # JSON has no infinity, the PSNR of an uncorrupted image.
@@ -146,7 +146,7 @@ def _seams(model: str, corruption: str) -> dict[str, Any]:
         elsewhere.append(differences[~is_border].max())
     return {
         'model': model,
-        'damage': corruption,
+        'corruption': corruption,
         'tiled − whole, largest': float(np.abs(tiled - whole).max()),
         'tiled − whole, mean': float(np.abs(tiled - whole).mean()),
         'step on a border': float(max(at_borders)),
