@@ -102,7 +102,10 @@ def _own_modules() -> Iterator[None]:
 def benchmark(
     project: Path, fork_server: ForkServer, capfd: pytest.CaptureFixture
 ) -> Callable[..., subprocess.CompletedProcess]:
-    """Run ``python benchmarks/NAME.py ARGUMENTS`` in the copy: in this process, what it starts as forks."""
+    """Run ``python benchmarks/NAME.py ARGUMENTS`` in the copy: in this process, what it starts as forks.
+
+    With ``estimated=True`` the speed of a network is not measured; a training iteration is taken to last a second.
+    """
 
     def popen(command: list[str], env: dict[str, str], **_: Any) -> _Fork:
         return _Fork(fork_server, command[1:], env)
@@ -116,7 +119,7 @@ def benchmark(
 
     replaced = {'training_run': {'Popen': popen}, 'measure_process': {'run': run}}
 
-    def command(name: str, *arguments: str) -> subprocess.CompletedProcess:
+    def command(name: str, *arguments: str, estimated: bool = False) -> subprocess.CompletedProcess:
         with pytest.MonkeyPatch.context() as patch, _own_modules():
             patch.chdir(project)
             patch.syspath_prepend(project / 'benchmarks')
@@ -124,6 +127,8 @@ def benchmark(
             patch.setattr(sys, 'excepthook', sys.__excepthook__)
             for module, functions in replaced.items():
                 patch.setattr(f'{module}.subprocess', SimpleNamespace(**{**vars(subprocess), **functions}))
+            if estimated:
+                patch.setattr('measure_process.run', lambda _: {'iteration_seconds': 1.0, 'validation_seconds': 0.01})
             capfd.readouterr()
             code: Any = 0
             try:
