@@ -1,6 +1,6 @@
-"""The plug-in: importing it registers networks, data, losses, metrics and models with BasicSR, and nothing else."""
+"""The plug-in: importing it registers its networks, datasets, losses, metrics and models with BasicSR."""
 
-import lnca_arch.registration  # noqa: F401  first: it mends what keeps BasicSR from being imported
+import lnca_arch.registration  # noqa: F401  first: it makes BasicSR importable
 from lnca_data.tile_dataset import TileDataset
 from lnca_model import losses, metrics
 from lnca_model.models.automaton_model import AutomatonModel

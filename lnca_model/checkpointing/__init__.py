@@ -1,1 +1,1 @@
-"""Saving and resuming."""
+"""Saving and resuming of runs."""

@@ -1,4 +1,4 @@
-"""Saving a run, so that it resumes as if it had never stopped."""
+"""Saving of networks and training states."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,14 +18,12 @@ NETWORK = 'net_g'
 
 
 class Checkpointer:
-    """Writes networks and training states, under BasicSR's names and in BasicSR's layout.
-
-    Every file is written whole or not at all, by rank 0.
+    """Writes networks and training states under BasicSR's file names and in its layout, atomically and on rank 0.
 
     Args:
         model: the model to save.
         paths: the folders ``models`` and ``training_states``.
-        keep_last: number of checkpoints to keep; all if None.
+        keep_last: number of checkpoints to keep; None keeps all.
 
     Attributes:
         last_saved: iteration of the last checkpoint, 0 if there is none.
@@ -39,16 +37,16 @@ class Checkpointer:
         self.last_saved = 0
 
     def save(self, iteration: int, **trainer_state: Any) -> None:
-        """Save the network and the training state of an iteration, and remove checkpoints that are not kept.
+        """Save the network and the training state of an iteration, and remove old checkpoints.
 
-        Nothing is saved of a model that is skipping steps: the network may be the cause.
+        While the model skips steps as non-finite nothing is saved, since the network may be the cause.
 
         Args:
             iteration: number of the iteration.
-            trainer_state: entries that the training state has beside those of the model and the ranks.
+            trainer_state: further entries of the training state.
 
         Raises:
-            CheckpointError: a file cannot be written.
+            CheckpointError: if a file cannot be written.
         """
         if not self._model.is_finite:
             get_root_logger().warning(
@@ -66,14 +64,14 @@ class Checkpointer:
         self.last_saved = iteration
 
     def save_network(self, label: int | str, **entries: Any) -> None:
-        """Save the network, its moving average if there is one, the options that rebuild it, and more entries.
+        """Save the network, the moving average of its weights if there is one, and its options ``network_g``.
 
         Args:
-            label: iteration, or a word, in the file's name.
-            entries: more entries of the file.
+            label: iteration or word in the name of the file.
+            entries: further entries of the file.
 
         Raises:
-            CheckpointError: the file cannot be written.
+            CheckpointError: if the file cannot be written.
         """
         if distributed.rank() > 0:
             return
@@ -88,6 +86,6 @@ class Checkpointer:
         if not self._keep_last:
             return
         for state in list_checkpoints(self._states)[: -self._keep_last]:
-            # The state first: no state is without its network, should this be interrupted.
+            # The state first, so that no state is left without its network if this is interrupted.
             for path in (state, self._models / f'{NETWORK}_{state.stem}.pth'):
                 path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Finding the checkpoint that a run resumes from."""
+"""Search for the checkpoint that a run resumes from."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from lnca_utils import checkpoint
 from lnca_utils.atomic import PARTIAL
 from lnca_utils.errors import CheckpointError, LNCAError
 
-TICK = 10**6  # nanoseconds, which file systems tell apart
+TICK = 10**6  # nanoseconds; shorter differences are lost on some file systems
 
 
 @dataclass
@@ -22,10 +22,10 @@ class ResumePoint:
     """A checkpoint to resume from.
 
     Attributes:
-        path: of the training state.
+        path: path of the training state.
         network: path of the network of the same iteration.
-        state: what the training state holds, on the CPU.
-        damaged: a line for each newer checkpoint that could not be read.
+        state: the training state, on the CPU.
+        damaged: a message for each later checkpoint that cannot be read.
     """
 
     path: Path
@@ -35,13 +35,19 @@ class ResumePoint:
 
 
 def find_resume_point(opt: Mapping[str, Any]) -> ResumePoint | None:
-    """Take the lock of the experiment and find the checkpoint to resume from.
+    """Lock the experiment, and find the checkpoint to resume from.
 
-    Under ``--auto_resume`` it is the latest of the experiment that can be read, else ``path.resume_state``. BasicSR's
-    load_resume_state looks in the current directory, needs a GPU and runs what the file holds.
+    With ``--auto_resume`` it is the latest readable checkpoint of the experiment, otherwise ``path.resume_state``.
+    Replaces BasicSR's load_resume_state, which searches the current directory, needs a GPU and loads arbitrary pickles.
+
+    Args:
+        opt: the options.
+
+    Returns:
+        The checkpoint, None for a new run.
 
     Raises:
-        CheckpointError: if no checkpoint can be read, or another run is writing there.
+        CheckpointError: if none of the checkpoints can be read, or another run is writing to the experiment.
     """
     paths = opt['path']
     distributed.broadcast_from_rank0(lambda: lock(paths['experiments_root']))
@@ -54,42 +60,48 @@ def find_resume_point(opt: Mapping[str, Any]) -> ResumePoint | None:
     if path is None:
         return None
     if distributed.rank() == 0 and path.resolve().parent == Path(paths['training_states']).resolve():
-        touch_as_latest(path)  # also where this run ends before it saves
+        touch_as_latest(path)  # in case this run ends before it saves
     state = checkpoint.load(path)
     if state['iter'] > opt['train']['total_iter']:
         raise CheckpointError(
-            f'{path}: is of iteration {state["iter"]:,}, beyond train.total_iter of {opt["train"]["total_iter"]:,}; '
-            'set that higher, or give the run another name'
+            f'{path}: is of iteration {state["iter"]:,}, train.total_iter is {opt["train"]["total_iter"]:,}; raise it, '
+            'or give the run another name'
         )
     return ResumePoint(path, _network_of(state, Path(paths['models'])), state, damaged)
 
 
 def list_checkpoints(folder: Path | str) -> list[Path]:
-    """The training states in a folder, ``ITERATION.state``, the latest last; files of other names are left alone.
+    """Return the training states in a folder, ``ITERATION.state``, in the order in which they were written.
 
-    They are in the order in which they were written: a run that went back to an earlier one overtakes what it had left
-    behind.
+    A run that resumed from an earlier checkpoint has written its latest one with a lower iteration.
     """
     states = [path for path in Path(folder).glob('*.state') if re.fullmatch('[0-9]+', path.stem)]
     return sorted(states, key=lambda path: (path.stat().st_mtime_ns, int(path.stem)))
 
 
 def touch_as_latest(state: Path) -> None:
-    """Make a training state the last of :func:`list_checkpoints`, also where clocks go back or differ."""
+    """Make a training state the last one of :func:`list_checkpoints`, even if clocks differ or are set back."""
     others = [other.stat().st_mtime_ns + TICK for other in list_checkpoints(state.parent) if other != state]
     moment = max([time.time_ns(), *others])
     os.utime(state, ns=(moment, moment))
 
 
 def _remove_partial_files(paths: Mapping[str, str]) -> None:
-    """Remove the files that a run was writing when it was killed."""
+    """Remove the incomplete files of a killed run."""
     for folder in ('models', 'training_states'):
         for file in Path(paths[folder]).glob(PARTIAL):
             file.unlink(missing_ok=True)
 
 
 def _first_readable(states: Iterable[Path], models: Path) -> tuple[Path | None, list[str]]:
-    """The first training state that can be read, with its network; and why those before it cannot."""
+    """Find the first training state that can be read together with its network.
+
+    Returns:
+        Its path, None if there are no states; and a message for each state before it.
+
+    Raises:
+        CheckpointError: if none of the states can be read.
+    """
     damaged: list[str] = []
     for path in states:
         try:

@@ -1,4 +1,4 @@
-"""The state of all random number generators that training draws from."""
+"""The state of all random number generators that training uses."""
 
 import random
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import torch
 
 
 def rng_state() -> dict[str, Any]:
-    """The state as tensors and plain data, as checkpoints hold it."""
+    """Return the state of the generators of Python, NumPy and PyTorch: tensors and plain data."""
     kind, keys, *rest = np.random.get_state()
     return {
         'python': random.getstate(),
@@ -21,7 +21,7 @@ def rng_state() -> dict[str, Any]:
 
 
 def load_rng_state(state: dict[str, Any]) -> None:
-    """Restore a state of :func:`rng_state`. Where it has none of a GPU, the GPU's generator stays as it is."""
+    """Restore a state from :func:`rng_state`; one from a machine without a GPU leaves the GPU's generator unchanged."""
     version, keys, gauss = state['python']
     random.setstate((version, tuple(keys), gauss))
     kind, keys, *rest = state['numpy']
@@ -33,7 +33,7 @@ def load_rng_state(state: dict[str, Any]) -> None:
 
 @contextmanager
 def fork_rng() -> Iterator[None]:
-    """Leave all generators as they were before the block."""
+    """Restore the state of all generators at the end of the block."""
     state = rng_state()
     try:
         yield

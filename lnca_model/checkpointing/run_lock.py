@@ -1,4 +1,4 @@
-"""A lock that keeps a second run from an experiment."""
+"""A lock that keeps a second run from writing to an experiment."""
 
 import os
 import socket
@@ -12,18 +12,21 @@ try:
 except ModuleNotFoundError:  # Windows
     fcntl = None
 
-# Open as long as the process lives: the lock ends with it, however it ends.
+# Open until the process ends, which releases the lock.
 _held: list[IO[str]] = []
 
 
 def lock(experiment: Path | str) -> None:
-    """Keep other runs from an experiment until this process ends. On file systems that know no locks, and on Windows,
-    nothing is kept from anything.
+    """Lock an experiment until this process ends.
 
-    The file is beside the folder, which BasicSR renames when a run of its name begins anew.
+    On Windows, and on file systems without locks, nothing is locked. The lock file is next to the folder, since BasicSR
+    renames the folder when a new run has its name.
+
+    Args:
+        experiment: the folder of the experiment, which need not exist.
 
     Raises:
-        CheckpointError: another run is writing there.
+        CheckpointError: if another run holds the lock.
     """
     experiment = Path(experiment)
     if fcntl is None:
@@ -31,14 +34,14 @@ def lock(experiment: Path | str) -> None:
     experiment.parent.mkdir(parents=True, exist_ok=True)
     file = open(experiment.with_name(f'.{experiment.name}.lock'), 'a+')  # noqa: SIM115
     try:
-        # Not flock, which workers of a data loader would inherit, and hold for a while after the run was killed.
+        # Data loader workers would inherit a lock of flock, and hold it for a while after the run was killed.
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         file.seek(0)
         who = file.read().strip() or 'another run'
         file.close()
         raise CheckpointError(
-            f'{experiment}: {who} is writing there; wait for its end, or give this run another name'
+            f'{experiment}: {who} is writing there; wait until it ends, or give this run another name'
         ) from None
     except OSError:  # a file system without locks
         file.close()

@@ -1,4 +1,4 @@
-"""Reading the options of a run, and checking them before anything is created."""
+"""Reading and checking of the options of a run, before anything is created."""
 
 import argparse
 import copy
@@ -10,6 +10,7 @@ import torch
 
 from lnca_data.io.lmdb_store import check_pair
 from lnca_model.config import schema
+from lnca_model.config.model_checks import check_model
 from lnca_model.config.yaml_options import (
     Options,
     add_derived_dataset_options,
@@ -30,11 +31,11 @@ def load_options(args: argparse.Namespace, root: Path, is_train: bool) -> Option
 
     Args:
         args: from :func:`lnca_model.config.yaml_options.read_command_line`.
-        root: folder under which paths are looked for and results are written.
+        root: the folder under which relative paths are searched and results are written.
         is_train: whether it is a training.
 
     Raises:
-        ConfigError: the command line or the option file says what would fail later, a line for each mistake.
+        ConfigError: if the command line or the option file is invalid, a line for each mistake.
     """
     opt = read_options(args.opt)
     apply_overrides(opt, args.force_yml)
@@ -49,14 +50,19 @@ def load_options(args: argparse.Namespace, root: Path, is_train: bool) -> Option
 
 
 def is_ours(model_type: object) -> bool:
-    """Whether a ``model_type`` is one of the plug-in's."""
+    """Return whether a ``model_type`` is one of the plug-in's."""
     model = dict(iter(MODEL_REGISTRY)).get(model_type)
     return isinstance(model, type) and issubclass(model, RestorationModel)
 
 
 def validate_schema(opt: Options, path: str | Path, is_train: bool) -> None:
-    """Raise ConfigError, a line for each mistake, for what is missing or unknown in an option file, or has a wrong type
-    or range."""
+    """Raise ConfigError, a line for each mistake, unless an option file is complete and fits the schema.
+
+    Args:
+        opt: the options.
+        path: their file, for messages.
+        is_train: whether they are for a training.
+    """
     check_blocks(opt, path, is_train)
     check_known(opt['model_type'], MODEL_REGISTRY.keys(), 'model_type:')
     if is_ours(opt['model_type']):
@@ -64,14 +70,14 @@ def validate_schema(opt: Options, path: str | Path, is_train: bool) -> None:
 
 
 def _check_valid_datasets(opt: Options, root: Path) -> None:
-    """Check the datasets of options of which other blocks are invalid, so that all mistakes are named at once."""
+    """Check the valid datasets of otherwise invalid options, so that all mistakes are reported at once."""
     datasets = copy.deepcopy(schema.valid_datasets(opt))
     add_derived_dataset_options({**opt, 'path': {}, 'datasets': datasets}, root)
     check_all(partial(_check_dataset, name, dataset) for name, dataset in datasets.items())
 
 
 def check_options(opt: Options) -> None:
-    """Raise ConfigError, a line for each mistake, for what would fail after folders were made and time was spent.
+    """Raise ConfigError, a line for each mistake, for what the schema does not cover and would fail during the run.
 
     Args:
         opt: options that passed :func:`validate_schema`.
@@ -81,7 +87,7 @@ def check_options(opt: Options) -> None:
         partial(_check_dataset, name, dataset) for name, dataset in opt['datasets'].items()
     ]
     if is_ours(opt['model_type']):
-        checks.append(lambda: model.check_options(opt))
+        checks.append(partial(check_model, model, opt))
     checks.append(partial(_check_gpus, opt['num_gpu']))
     if opt['is_train']:
         checks.append(partial(_check_loading, opt))
@@ -91,26 +97,26 @@ def check_options(opt: Options) -> None:
 def _check_gpus(requested: int) -> None:
     available = torch.cuda.device_count()
     if requested > available:
-        raise ConfigError(
-            f'num_gpu: {requested} requested, {available} available; auto takes all there are, 0 trains on the CPU'
-        )
+        raise ConfigError(f'num_gpu: {requested} requested, {available} available; auto uses all, 0 trains on the CPU')
 
 
 def _check_loading(opt: Options) -> None:
-    """Raise ConfigError for what BasicSR's loaders would fail at."""
+    """Raise ConfigError for options that BasicSR's loaders do not accept."""
     train = opt['datasets']['train']
     for name in opt['datasets']:
         if name != 'train' and name.split('_')[0] != 'val':
             raise ConfigError(
-                f'datasets.{name}: only datasets named val_… are scored in training; those with final_test: true once, '
-                'after it'
+                f'datasets.{name}: only datasets named val_… are scored in training; name it val_…, with final_test: '
+                'true to score it once, at the end'
             )
     if train.get('persistent_workers') and not train.get('num_worker_per_gpu'):
-        raise ConfigError('datasets.train.persistent_workers: there are none; set num_worker_per_gpu, or leave it out')
+        raise ConfigError(
+            'datasets.train.persistent_workers: there are no workers; set num_worker_per_gpu, or leave it out'
+        )
     if train.get('prefetch_mode') == 'cuda' and not (train.get('pin_memory') and opt['num_gpu']):
         raise ConfigError('datasets.train.prefetch_mode: cuda needs a GPU and pin_memory: true')
     if opt.get('val') and 'val_freq' not in opt['val']:
-        raise ConfigError('val.val_freq is missing: validate every so many iterations')
+        raise ConfigError('val.val_freq is missing; set the number of iterations between validations')
 
 
 def _check_dataset(name: str, options: Options) -> None:

@@ -1,7 +1,7 @@
-"""The JSON Schema of option files: what :func:`check` holds them against, and what editors complete them by.
+"""The JSON Schema of option files, for :func:`check` and for the completion of editors.
 
-``options/schema.json`` is what :func:`as_json` makes. Blocks that name a ``type``
-are closed for the plug-in's own types; those of BasicSR's other networks, datasets and losses are theirs to check.
+``options/schema.json`` holds the output of :func:`as_json`. A block with a ``type`` may have no unknown options if the
+type is one of the plug-in's; the options of BasicSR's other networks, datasets and losses are not checked here.
 """
 
 import inspect
@@ -36,11 +36,11 @@ LOSSES = (
     *('L1Loss', 'MSELoss', 'CharbonnierLoss'),
 )
 IMAGE_METRICS = ['calculate_psnr', 'calculate_ssim']
-BACKENDS = ['disk', 'lmdb', 'memcached']  # of BasicSR, and what else it hands on to them
-OF_BACKENDS = ('readonly', 'lock', 'readahead', 'server_list_cfg', 'client_cfg', 'sys_path')
-LONGEST_VALUE = 60
+BACKENDS = ['disk', 'lmdb', 'memcached']  # of BasicSR's FileClient
+BACKEND_ARGUMENTS = ('readonly', 'lock', 'readahead', 'server_list_cfg', 'client_cfg', 'sys_path')
+MAX_VALUE_LENGTH = 60  # in messages, in characters
 
-# To JSON 3.0 is a whole number; to what counts with it here it is none.
+# JSON Schema accepts 3.0 as an integer, range() and others do not.
 VALIDATOR = jsonschema.validators.extend(
     jsonschema.Draft202012Validator,
     type_checker=jsonschema.Draft202012Validator.TYPE_CHECKER.redefine(
@@ -62,7 +62,7 @@ NATURAL = {'type': 'integer', 'minimum': 0}
 
 
 def schema() -> Schema:
-    """Of the option files that train.py and test.py take for one of the plug-in's models."""
+    """Return the schema of the option files of the plug-in's models."""
     return {
         '$schema': 'https://json-schema.org/draft/2020-12/schema',
         'title': 'Option file of the LNCA plug-in for BasicSR',
@@ -81,13 +81,15 @@ def schema() -> Schema:
                     'patternProperties': {'^(val|test)(_.*)?$': _dataset({'final_test': BOOLEAN})},
                     'additionalProperties': False,
                 },
-                'network_g': _by_type({name: _of(kind) for name, kind in NETWORKS.items()}),
+                'network_g': _by_type({name: _arguments(kind) for name, kind in NETWORKS.items()}),
                 'path': _block(
                     {
                         'pretrain_network_g': PATH,
                         'resume_state': PATH,
                         'strict_load_g': BOOLEAN,
                         'param_key_g': PATH,
+                        'experiments_root': PATH,
+                        'results_root': PATH,
                         'ignore_resume_networks': {'type': 'array', 'items': STRING},
                     }
                 ),
@@ -105,12 +107,12 @@ def schema() -> Schema:
 
 
 def as_json() -> str:
-    """What ``options/schema.json`` holds."""
+    """Return the content of ``options/schema.json``."""
     return json.dumps(schema(), indent=2, ensure_ascii=False) + '\n'
 
 
 def _block(properties: Mapping[str, Schema], required: tuple[str, ...] = ()) -> Schema:
-    """Of a mapping that has these keys and no others."""
+    """Return the schema of a mapping with these keys and no others."""
     return {
         'type': 'object',
         'properties': dict(properties),
@@ -120,11 +122,16 @@ def _block(properties: Mapping[str, Schema], required: tuple[str, ...] = ()) -> 
 
 
 def _is(key: str, value: str) -> Schema:
+    """Return the schema of a mapping with this entry, for conditions."""
     return {'properties': {key: {'const': value}}, 'required': [key]}
 
 
 def _by_type(known: Mapping[str, Schema]) -> Schema:
-    """Of a block with a ``type``, closed for those that are known here."""
+    """Return the schema of a block with a ``type``.
+
+    Args:
+        known: type → schema of its block; blocks of other types are not checked.
+    """
     return {
         'type': 'object',
         'properties': {'type': {'type': 'string', 'examples': list(known)}},
@@ -133,22 +140,28 @@ def _by_type(known: Mapping[str, Schema]) -> Schema:
     }
 
 
-def _of(kind: Callable, given: int = 0, more: Mapping[str, Schema] | None = None) -> Schema:
-    """Of a block with the arguments of what makes something, but the first that are given."""
-    parameters = list(inspect.signature(kind).parameters.values())[given:]
+def _arguments(kind: Callable) -> Schema:
+    """Return the schema of a block with the arguments of a class or function."""
+    parameters = inspect.signature(kind).parameters.values()
     hints = get_type_hints(kind.__init__ if isinstance(kind, type) else kind)
-    properties = {'type': STRING, **(more or {})}
+    properties = {'type': STRING}
     for parameter in parameters:
         if parameter.kind is parameter.VAR_KEYWORD:
             continue
         properties[parameter.name] = _argument(hints.get(parameter.name), parameter.default)
-    needed = [p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
-    return _block(properties, tuple(needed))
+    required = [p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+    return _block(properties, tuple(required))
 
 
 def _argument(hint: Any, default: Any) -> Schema:
+    """Return the schema of an argument.
+
+    Args:
+        hint: its annotation, None without one.
+        default: its default value, ``inspect.Parameter.empty`` without one.
+    """
     if hint is None and default is not inspect.Parameter.empty:
-        # BasicSR writes no types; its 1.0 is a number, its 'mean' a word.
+        # BasicSR has no annotations: the types of the defaults have to do.
         hint = float if type(default) is int else type(default)
     names = {int: WHOLE, float: NUMBER, bool: BOOLEAN, str: STRING}
     if get_origin(hint) is tuple:
@@ -164,12 +177,18 @@ def _argument(hint: Any, default: Any) -> Schema:
 
 
 def _dataset(more: Mapping[str, Schema], required: tuple[str, ...] = ()) -> Schema:
+    """Return the schema of a dataset.
+
+    Args:
+        more: schemas of further options.
+        required: names of the options that must be present, beside ``name`` and ``type``.
+    """
     common = {
         'name': FOLDER_NAME,
         'type': STRING,
         'dataroot_gt': PATH,
         'dataroot_lq': PATH,
-        'io_backend': _block({'type': {'enum': BACKENDS}, **{name: {} for name in OF_BACKENDS}}, ('type',)),
+        'io_backend': _block({'type': {'enum': BACKENDS}, **{name: {} for name in BACKEND_ARGUMENTS}}, ('type',)),
         'use_hflip': BOOLEAN,
         'use_rot': BOOLEAN,
         'pin_memory': BOOLEAN,
@@ -200,7 +219,7 @@ def _dataset(more: Mapping[str, Schema], required: tuple[str, ...] = ()) -> Sche
 
 
 def _train_set() -> Schema:
-    corruptions = {name: _of(kind) for name, kind in CORRUPTIONS.items()}
+    corruptions = {name: _arguments(kind) for name, kind in CORRUPTIONS.items()}
     loading = {
         'batch_size_per_gpu': COUNT,
         'num_worker_per_gpu': NATURAL,
@@ -208,15 +227,15 @@ def _train_set() -> Schema:
         'corruption': _by_type(corruptions),
         'gt_size': COUNT,
     }
-    # The loader is BasicSR's whatever the dataset.
+    # BasicSR's loader reads these options whatever the type of the dataset.
     return {
         'allOf': [_dataset(loading, ('batch_size_per_gpu', 'num_worker_per_gpu')), {'properties': loading}],
     }
 
 
 def _loss() -> Schema:
-    """Null turns a loss off."""
-    return {**_by_type({name: _of(LOSS_REGISTRY.get(name)) for name in LOSSES}), 'type': ['object', 'null']}
+    """Return the schema of a loss; null switches it off."""
+    return {**_by_type({name: _arguments(LOSS_REGISTRY.get(name)) for name in LOSSES}), 'type': ['object', 'null']}
 
 
 def _optimization() -> dict[str, Schema]:
@@ -236,7 +255,7 @@ def _optimization() -> dict[str, Schema]:
 
 
 def _training(model: type[RestorationModel]) -> Schema:
-    """Of the block ``train`` of a model."""
+    """Return the schema of the block ``train`` of a model."""
     shared = {
         'total_iter': COUNT,
         'warmup_iter': {'type': 'integer', 'maximum': 0, 'title': '-1: warm-up is not supported'},
@@ -251,8 +270,8 @@ def _training(model: type[RestorationModel]) -> Schema:
         block = _block(shared | _optimization(), ('total_iter', 'optim_g'))
         return block | {'patternProperties': {'_opt$': LOSS}}
     phases = {name: _phase(name, model.known_losses[name]) for name in model.phase_names}
-    needed = (name for name in phases if name not in model.optional_phases)
-    return _block(shared | phases, ('total_iter', *needed))
+    required = (name for name in phases if name not in model.optional_phases)
+    return _block(shared | phases, ('total_iter', *required))
 
 
 def _phase(name: str, known_losses: tuple[str, ...]) -> Schema:
@@ -266,18 +285,18 @@ def _phase(name: str, known_losses: tuple[str, ...]) -> Schema:
         },
         'joint': {},
     }
-    found = {f'{loss}_opt': LOSS for loss in known_losses}
-    return _block({'iters': NATURAL, **_optimization(), **own[name], **found}, ('iters', 'optim_g'))
+    losses = {f'{loss}_opt': LOSS for loss in known_losses}
+    return _block({'iters': NATURAL, **_optimization(), **own[name], **losses}, ('iters', 'optim_g'))
 
 
 def _validation() -> Schema:
     metric = {'type': STRING, 'better': {'enum': ['higher', 'lower']}}
-    of_images = metric | {
+    of_image_metric = metric | {
         'crop_border': NATURAL,
         'test_y_channel': BOOLEAN,
         'input_order': {'enum': ['HWC', 'CHW']},
     }
-    known = dict.fromkeys([*BATCH_METRICS, *IMAGE_METRICS], _block(of_images))
+    known = dict.fromkeys([*BATCH_METRICS, *IMAGE_METRICS], _block(of_image_metric))
     return _block(
         {
             'val_freq': COUNT,
@@ -306,32 +325,36 @@ def _logger() -> Schema:
     )
 
 
-# --- holding an option file against it
+# --- validation
 
 
 def check(opt: Mapping[str, Any]) -> None:
-    """Raise ConfigError, a line for each mistake, unless options are as the schema says."""
-    mistakes = list(_beyond_json(opt, '')) or [line for error in _errors(opt) for line in _lines(error)]
+    """Raise ConfigError, a line for each mistake, unless options fit the schema."""
+    mistakes = list(_check_json(opt, '')) or [line for error in _errors(opt) for line in _lines(error)]
     if mistakes:
         raise ConfigError('\n'.join(dict.fromkeys(mistakes)))
 
 
 def valid_datasets(opt: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The datasets in any options whose blocks are as the schema says; none where the block that holds them is not."""
-    if any(_beyond_json(opt, '')) or 'datasets' not in opt:
+    """Return the datasets that fit the schema, of options that may not.
+
+    Returns:
+        Name → block; empty if the block ``datasets`` itself does not fit.
+    """
+    if any(_check_json(opt, '')) or 'datasets' not in opt:
         return {}
-    wrong = [tuple(error.absolute_path)[:2] for error in _errors(opt)]
-    if ('datasets',) in wrong:
+    invalid = [tuple(error.absolute_path)[:2] for error in _errors(opt)]
+    if ('datasets',) in invalid:
         return {}
-    return {name: block for name, block in opt['datasets'].items() if ('datasets', name) not in wrong}
+    return {name: block for name, block in opt['datasets'].items() if ('datasets', name) not in invalid}
 
 
 def _errors(opt: Mapping[str, Any]) -> Iterator[jsonschema.ValidationError]:
     return VALIDATOR(schema()).iter_errors(opt)
 
 
-def _beyond_json(value: Any, where: str) -> Iterator[str]:
-    """JSON has no such numbers, nor keys that are no text."""
+def _check_json(value: Any, where: str) -> Iterator[str]:
+    """Yield a line for each value that JSON lacks: numbers that are not finite, and keys that are not text."""
     if isinstance(value, float) and not math.isfinite(value):
         yield f'{where} must be a finite number, got {value}'
     elif isinstance(value, Mapping):
@@ -339,14 +362,14 @@ def _beyond_json(value: Any, where: str) -> Iterator[str]:
             if not isinstance(key, str):
                 yield f'{where or "the file"}: a key must be text, got {_short(key)}; put it in quotes'
             else:
-                yield from _beyond_json(entry, f'{where}.{key}' if where else key)
+                yield from _check_json(entry, f'{where}.{key}' if where else key)
     elif isinstance(value, list | tuple):
         for index, entry in enumerate(value):
-            yield from _beyond_json(entry, f'{where}[{index}]')
+            yield from _check_json(entry, f'{where}[{index}]')
 
 
 def _lines(error: jsonschema.ValidationError) -> Iterator[str]:
-    """What is wrong in an option file, where, and what to do."""
+    """Yield the lines of a message for a mistake in an option file."""
     where = ''
     for step in error.absolute_path:
         where += f'[{step}]' if isinstance(step, int) else f'.{step}' if where else str(step)
@@ -365,12 +388,12 @@ def _lines(error: jsonschema.ValidationError) -> Iterator[str]:
         case 'enum':
             yield f'{where} {value} is unknown. {did_you_mean(error.instance, [str(entry) for entry in rule if entry])}'
         case _:
-            yield f'{where} must be {error.schema.get("title") or _wanted(error.schema)}, got {value}'
+            yield f'{where} must be {error.schema.get("title") or _describe(error.schema)}, got {value}'
 
 
-def _wanted(rules: Schema) -> str:
-    """What a value must be, in words."""
-    words = {
+def _describe(rules: Schema) -> str:
+    """Describe the values that fit a schema."""
+    names = {
         'object': 'a block of options',
         'array': 'a list',
         'string': 'text',
@@ -379,17 +402,17 @@ def _wanted(rules: Schema) -> str:
         'integer': 'a whole number',
         'null': '~',
     }
-    kinds = rules.get('type', [])
-    text = ' or '.join(words[kind] for kind in ([kinds] if isinstance(kinds, str) else kinds)) or 'something else'
+    types = rules.get('type', [])
+    text = ' or '.join(names[name] for name in ([types] if isinstance(types, str) else types)) or 'something else'
     bounds = {
         'minimum': 'of at least',
         'exclusiveMinimum': 'above',
         'maximum': 'of at most',
         'exclusiveMaximum': 'below',
     }
-    text = ' '.join([text, *(f'{words} {rules[name]}' for name, words in bounds.items() if name in rules)])
+    text = ' '.join([text, *(f'{bound} {rules[name]}' for name, bound in bounds.items() if name in rules)])
     return f'{text} of {rules["minItems"]}' if 'minItems' in rules else text
 
 
 def _short(value: Any) -> str:
-    return textwrap.shorten(repr(value), LONGEST_VALUE, placeholder=' …')
+    return textwrap.shorten(repr(value), MAX_VALUE_LENGTH, placeholder=' …')

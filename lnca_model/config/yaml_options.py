@@ -1,4 +1,4 @@
-"""Option files and command lines of train.py and test.py: read as data, never run."""
+"""Reading of option files and command lines as plain data; replaces BasicSR's parse_options."""
 
 import argparse
 import re
@@ -18,15 +18,15 @@ BLOCKS = ('network_g', 'datasets', 'path')
 TRAINING_BLOCKS = ('train', 'logger')
 TEST_BLOCKS = ('val',)
 DEBUG = 'debug'
-LARGEST_FILE = 1 << 20  # bytes
-MOST_VALUES = 10_000
-LARGEST_NUMBER = 64  # bits
+MAX_FILE_BYTES = 1 << 20
+MAX_VALUES = 10_000
+MAX_INTEGER_BITS = 64
 
 Options = dict[str, Any]
 
 
 class SafeLoader(yaml.SafeLoader):
-    """Reads plain data only, mappings in their order, and ``1e-2`` as the number that people mean by it."""
+    """YAML loader for plain data that refuses duplicate keys and reads ``1e-2`` as a number, unlike YAML 1.1."""
 
 
 def _mapping(loader: SafeLoader, node: yaml.MappingNode) -> OrderedDict:
@@ -40,25 +40,29 @@ def _mapping(loader: SafeLoader, node: yaml.MappingNode) -> OrderedDict:
 
 SafeLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 SafeLoader.add_implicit_resolver(
-    'tag:yaml.org,2002:float', re.compile(r'[-+]?[0-9]+[eE][-+]?[0-9]+'), list('-+0123456789')
+    'tag:yaml.org,2002:float', re.compile(r'[-+]?[0-9]+[eE][-+]?[0-9]+$'), list('-+0123456789')
 )
 
 
 def read_command_line(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """BasicSR's command line."""
+    """Parse BasicSR's command line.
+
+    Args:
+        arguments: the arguments; None takes those of the process.
+    """
     parser = argparse.ArgumentParser()
     parser.add_argument('-opt', required=True, metavar='FILE', help='the option file, in YAML')
     parser.add_argument(
         '--launcher',
         choices=['none', 'pytorch', 'slurm'],
         default='none',
-        help='what has started this process as one of several: torchrun (pytorch) or srun (slurm)',
+        help='what started this process, if there are several: torchrun (pytorch) or srun (slurm)',
     )
-    parser.add_argument('--auto_resume', action='store_true', help='go on from the newest checkpoint, if there is one')
+    parser.add_argument('--auto_resume', action='store_true', help='resume from the latest checkpoint, if there is one')
     parser.add_argument('--debug', action='store_true', help='log, validate and save often')
     parser.add_argument('--local_rank', type=int, default=0, help=argparse.SUPPRESS)  # of older launchers
     parser.add_argument(
-        '--force_yml', nargs='+', default=[], metavar='BLOCK:KEY=VALUE', help='options to change: train:ema_decay=0.999'
+        '--force_yml', nargs='+', default=[], metavar='BLOCK:KEY=VALUE', help='override options: train:ema_decay=0.999'
     )
     return parser.parse_args(arguments)
 
@@ -66,16 +70,19 @@ def read_command_line(arguments: Sequence[str] | None = None) -> argparse.Namesp
 def read_options(path: str | Path) -> Options:
     """Read an option file as plain data.
 
+    Args:
+        path: path of the YAML file.
+
     Raises:
-        ConfigError: it is missing, not YAML, or carries anything but plain data.
+        ConfigError: if the file is missing, too large, not YAML, or holds anything but plain data.
     """
     try:
         with open(path, 'rb') as file:
-            content = file.read(LARGEST_FILE + 1)
+            content = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         raise ConfigError(f'{path}: cannot read the option file ({error.strerror})') from None
-    if len(content) > LARGEST_FILE:
-        raise ConfigError(f'{path}: not an option file: it is larger than {LARGEST_FILE >> 20} MB')
+    if len(content) > MAX_FILE_BYTES:
+        raise ConfigError(f'{path}: not an option file: it is larger than {MAX_FILE_BYTES >> 20} MB')
     opt = _parse(content, str(path))
     if not isinstance(opt, dict):
         raise ConfigError(f'{path}: not an option file: expected NAME: VALUE lines, got {type(opt).__name__}')
@@ -83,31 +90,39 @@ def read_options(path: str | Path) -> Options:
 
 
 def _parse(content: bytes | str, where: str) -> Any:
-    """Plain data from YAML.
+    """Parse YAML as plain data.
+
+    Args:
+        content: the YAML.
+        where: where it is from, for messages.
 
     Raises:
-        ConfigError: it is something else; or aliases make it endless, or much larger than its file.
+        ConfigError: if it is not plain data, or aliases make it infinite or much larger than its source.
     """
     try:
         value = yaml.load(content, Loader=SafeLoader)
         size = _size(value, {})
-    # ValueError: a date that is none, or bytes that are no text. RecursionError: brackets in brackets, or an alias of
-    # what it is in.
+    # ValueError: an impossible date, or bytes that are not UTF-8. RecursionError: deeply nested brackets, or an alias
+    # of its own container.
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         raise ConfigError(f'{where}: not a plain YAML file: {one_line(error)}') from None
-    if size > MOST_VALUES:
-        raise ConfigError(f'{where}: not an option file: written out it has more than {MOST_VALUES:,} values')
+    if size > MAX_VALUES:
+        raise ConfigError(f'{where}: not an option file: with aliases expanded it has more than {MAX_VALUES:,} values')
     return value
 
 
 def _size(value: Any, known: dict[int, int]) -> int:
-    """How many values there are in nested containers if each is counted wherever it stands.
+    """Return the number of values in nested containers, with aliases expanded.
+
+    Args:
+        value: the outermost container.
+        known: sizes of the containers that were counted before, by id.
 
     Raises:
-        ValueError: of a number that is so large that Python does not even print it.
+        ValueError: if an integer is so large that Python refuses to print it.
     """
-    if isinstance(value, int) and value.bit_length() > LARGEST_NUMBER:
-        raise ValueError(f'a number of more than {LARGEST_NUMBER} bits')
+    if isinstance(value, int) and value.bit_length() > MAX_INTEGER_BITS:
+        raise ValueError(f'a number of more than {MAX_INTEGER_BITS} bits')
     if not isinstance(value, dict | list):
         return 1
     if id(value) not in known:
@@ -117,19 +132,19 @@ def _size(value: Any, known: dict[int, int]) -> int:
 
 
 def apply_overrides(opt: Options, entries: Sequence[str]) -> None:
-    """Change options as ``--force_yml`` asks, in place.
+    """Apply the overrides of ``--force_yml`` in place.
 
     Args:
         opt: the options.
-        entries: ``BLOCK:KEY=VALUE``, the value in YAML. The blocks must be there, the key need not.
+        entries: ``BLOCK:KEY=VALUE``, the value in YAML. The blocks must exist, the key need not.
 
     Raises:
-        ConfigError: an entry is none, or its block is not there.
+        ConfigError: if an entry has another form, or its block does not exist.
     """
     for entry in entries:
-        keys, is_one, text = entry.partition('=')
+        keys, separator, text = entry.partition('=')
         *blocks, key = (name.strip() for name in keys.split(':'))
-        if not is_one or not key:
+        if not separator or not key:
             raise ConfigError(f'--force_yml {entry}: expected BLOCK:KEY=VALUE, such as train:ema_decay=0.999')
         value = _parse(text, f'--force_yml {entry}')
         block: Any = opt
@@ -142,7 +157,13 @@ def apply_overrides(opt: Options, entries: Sequence[str]) -> None:
 
 
 def check_blocks(opt: Options, path: str | Path, is_train: bool) -> None:
-    """Raise ConfigError unless everything is there that BasicSR reads without asking."""
+    """Raise ConfigError unless all options and blocks are present that BasicSR reads without a default.
+
+    Args:
+        opt: the options.
+        path: their file, for messages.
+        is_train: whether they are for a training.
+    """
     blocks = BLOCKS + (TRAINING_BLOCKS if is_train else TEST_BLOCKS)
     missing = [name for name in VALUES + blocks if name not in opt]
     if missing:
@@ -158,13 +179,16 @@ def check_blocks(opt: Options, path: str | Path, is_train: bool) -> None:
 
 
 def add_derived_options(opt: Options, args: argparse.Namespace, root: Path, is_train: bool) -> None:
-    """Add what BasicSR's pipeline expects beside what an option file says, in place.
+    """Add the options that BasicSR derives from an option file and the command line, in place.
+
+    A run writes to ``experiments/NAME`` or ``results/NAME`` under ``root``; ``path.experiments_root`` and
+    ``path.results_root`` name other parents of ``NAME``, as in BasicSR's git master.
 
     Args:
-        opt: checked by :func:`check_blocks`.
+        opt: options that passed :func:`check_blocks`.
         args: from :func:`read_command_line`.
-        root: where paths are looked for, see :func:`resolve_paths`, and what a run writes is written.
-        is_train: for train.py.
+        root: the folder under which relative paths are searched, see :func:`resolve_paths`, and results are written.
+        is_train: whether they are for a training.
     """
     opt.update(auto_resume=args.auto_resume, is_train=is_train)
     if args.debug and not opt['name'].startswith(DEBUG):
@@ -172,16 +196,13 @@ def add_derived_options(opt: Options, args: argparse.Namespace, root: Path, is_t
     if opt['num_gpu'] == 'auto':
         opt['num_gpu'] = torch.cuda.device_count()
     add_derived_dataset_options(opt, root)
-    folder = root / ('experiments' if is_train else 'results') / opt['name']
-    paths = {'log': folder, 'visualization': folder / 'visualization'}
+    # make_exp_dirs would create the folder of the other command, too.
+    parents = {kind: opt['path'].pop(f'{kind}_root', None) for kind in ('experiments', 'results')}
+    kind = 'experiments' if is_train else 'results'
+    folder = Path(parents[kind] or root / kind).expanduser() / opt['name']
+    paths = {f'{kind}_root': folder, 'log': folder, 'visualization': folder / 'visualization'}
     if is_train:
-        paths |= {
-            'experiments_root': folder,
-            'models': folder / 'models',
-            'training_states': folder / 'training_states',
-        }
-    else:
-        paths['results_root'] = folder
+        paths |= {'models': folder / 'models', 'training_states': folder / 'training_states'}
     opt['path'].update({name: str(path) for name, path in paths.items()})
     if is_train and DEBUG in opt['name']:
         opt['logger'].update(print_freq=1, save_checkpoint_freq=8)
@@ -190,7 +211,7 @@ def add_derived_options(opt: Options, args: argparse.Namespace, root: Path, is_t
 
 
 def add_derived_dataset_options(opt: Options, root: Path) -> None:
-    """Add what the blocks of datasets take from elsewhere, in place, and :func:`resolve_paths`."""
+    """Add the phase and the scale to the blocks of datasets, in place, and :func:`resolve_paths`."""
     for name, dataset in opt['datasets'].items():
         dataset['phase'] = name.split('_')[0]
         if 'scale' in opt:
@@ -199,7 +220,7 @@ def add_derived_dataset_options(opt: Options, root: Path) -> None:
 
 
 def resolve_paths(opt: Options, root: Path) -> None:
-    """Look for relative paths in the current directory, then under ``root``, so that a command works from anywhere."""
+    """Resolve relative paths in place: against the current directory or else, if missing there, against ``root``."""
     for block in [opt['path'], *opt['datasets'].values()]:
         for key, value in block.items():
             if key.startswith(('dataroot', 'pretrain_network', 'resume_state')) and isinstance(value, str):

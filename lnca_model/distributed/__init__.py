@@ -1,10 +1,9 @@
-"""Training with several ranks: each computes the gradients of its own images, and all take the same step with the mean.
+"""Data-parallel training: each rank computes the gradients of its own images, and all step with their mean.
 
-Without a launcher there is one rank, and every function returns at once.
+Without a launcher there is one rank, and the collectives return at once.
 """
 
 from lnca_model.distributed.collectives import (
-    Sum,
     all_gather,
     all_reduce_gradients,
     all_reduce_mean,
@@ -21,7 +20,6 @@ from lnca_model.distributed.collectives import (
 from lnca_model.distributed.launch import init_process_group, join_ranks
 
 __all__ = [
-    'Sum',
     'all_gather',
     'all_reduce_gradients',
     'all_reduce_mean',

@@ -1,7 +1,10 @@
-"""Collectives over all ranks. A rank that is gone is reported in one line.
+"""Collectives over all ranks, which report a lost peer in one line.
 
-Gradients are averaged here rather than by DistributedDataParallel, which reduces the gradients of its module's forward
-once per backward: a batch is two optimiser steps on losses of the encoder, decoder or automaton alone.
+Gradients are averaged here, not by DistributedDataParallel. It computes the same gradients, also on CPUs with gloo,
+but needs a new wrapper for every phase, as phases freeze different parameters, and ``find_unused_parameters``, as
+losses can be switched off. Above all, it reduces within the backward pass, where a lost peer is a plain RuntimeError
+like any other error of that pass. torch.nn.SyncBatchNorm raises a ValueError for tensors on the CPU; see
+:mod:`lnca_model.distributed.sync_batch_norm`.
 """
 
 import os
@@ -17,12 +20,12 @@ from lnca_utils.errors import DistributedError, LNCAError, first_line
 
 
 def rank() -> int:
-    """The number of this process. Rank 0 writes the files."""
+    """Return the rank of this process, 0 without a launcher. Rank 0 writes the files."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """The number of ranks."""
+    """Return the number of ranks, 1 without a launcher."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -34,28 +37,31 @@ def _report_lost_peer() -> Iterator[None]:
     except RuntimeError as error:
         who = f'process {os.environ.get("RANK")} of {os.environ.get("WORLD_SIZE")}'
         raise DistributedError(
-            f'{who} has lost the others: one of them has ended, and says why itself; --auto_resume goes on from the '
-            f'last checkpoint ({first_line(error).partition(". ")[0]})'
+            f'{who} has lost the others: one of them has exited, see its own error; resume with --auto_resume '
+            f'({first_line(error).partition(". ")[0]})'
         ) from None
 
 
 def all_reduce_mean(tensors: Iterable[Tensor]) -> None:
-    """Replace tensors, of the same sizes on all ranks, by their means over the ranks."""
+    """Replace tensors, of equal shapes on all ranks, by their means over the ranks."""
     tensors = list(tensors)
     if world_size() == 1 or not tensors:
         return
-    together = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
     with _report_lost_peer():
-        dist.all_reduce(together)
-    together /= world_size()
-    for tensor, mean in zip(tensors, together.split([tensor.numel() for tensor in tensors]), strict=True):
+        dist.all_reduce(flat)
+    flat /= world_size()
+    for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
         tensor.copy_(mean.view_as(tensor))
 
 
 def all_reduce_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace the gradients of parameters, in the same order on all ranks, by their means over the ranks.
+    """Replace the gradients of parameters by their means over the ranks.
 
-    A gradient that only other ranks have counts as 0 here; one that no rank has stays None.
+    A gradient that this rank lacks and another one has counts as 0; a gradient that no rank has stays None.
+
+    Args:
+        parameters: the parameters, in the same order on all ranks.
     """
     parameters = list(parameters)
     if world_size() == 1 or not parameters:
@@ -63,20 +69,20 @@ def all_reduce_gradients(parameters: Iterable[nn.Parameter]) -> None:
     missing = [index for index, parameter in enumerate(parameters) if parameter.grad is None]
     for index in missing:
         parameters[index].grad = torch.zeros_like(parameters[index])
-    there = parameters[0].new_ones(len(parameters))
-    there[missing] = 0
-    all_reduce_mean([*(parameter.grad for parameter in parameters if parameter.grad is not None), there])
+    is_present = parameters[0].new_ones(len(parameters))
+    is_present[missing] = 0
+    all_reduce_mean([*(parameter.grad for parameter in parameters), is_present])
     for index in missing:
-        if there[index] == 0:
+        if is_present[index] == 0:
             parameters[index].grad = None
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:
-    """Whether a flag is true on any rank.
+    """Return whether a flag is true on any rank.
 
     Args:
-        flag: this rank's.
-        device: the device the ranks communicate from.
+        flag: the flag of this rank.
+        device: the device that the ranks communicate from.
     """
     if world_size() == 1:
         return flag
@@ -98,25 +104,26 @@ def broadcast_from_rank0(choice: Callable[[], Any]) -> Any:
     """Call a function on rank 0 and return its result on all ranks.
 
     Raises:
-        DistributedError: on all ranks, where the function has raised it on rank 0.
+        LNCAError: on all ranks, if the function raises it on rank 0; a DistributedError if there are several ranks.
     """
     if world_size() == 1:
         return choice()
-    said: list[Any] = [None, None]
+    outcome: list[Any] = [None, None]
     if rank() == 0:
         try:
-            said[0] = choice()
+            outcome[0] = choice()
         except LNCAError as error:
-            said[1] = str(error)
+            outcome[1] = str(error)
     with _report_lost_peer():
-        dist.broadcast_object_list(said, 0)
-    if said[1] is not None:
-        raise DistributedError(said[1])
-    return said[0]
+        dist.broadcast_object_list(outcome, 0)
+    result, message = outcome
+    if message is not None:
+        raise DistributedError(message)
+    return result
 
 
 def gather(value: Any) -> list[Any]:
-    """The values of all ranks on rank 0; the rank's own value on the others."""
+    """Return the values of all ranks on rank 0, and the rank's own value, in a list, on the others."""
     if world_size() == 1:
         return [value]
     values: list[Any] | None = [None] * world_size() if rank() == 0 else None
@@ -126,7 +133,7 @@ def gather(value: Any) -> list[Any]:
 
 
 def all_gather(value: Any) -> list[Any]:
-    """The values of all ranks."""
+    """Return the values of all ranks."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
@@ -141,14 +148,14 @@ def barrier() -> None:
 
 
 def shard_range(items: int) -> range:
-    """The indices below ``items`` that are this rank's to process. Rank 0 has one whenever there is one."""
+    """Return the range of indices below ``items`` that this rank processes. Rank 0 has one if there is any."""
     return range(-(-items * rank() // world_size()), -(-items * (rank() + 1) // world_size()))
 
 
 def mean_over_ranks(value: Tensor) -> Tensor:
-    """The mean of a value over the ranks, for a loss that is no mean over images.
+    """Return the mean of a value over the ranks, for losses that are nonlinear in means over images.
 
-    Its gradient is that of the rank's own value; :func:`all_reduce_mean` makes it the mean's.
+    Its gradient is that of the rank's own value; averaged over the ranks, it is the gradient of the mean.
     """
     if world_size() == 1:
         return value
@@ -158,7 +165,10 @@ def mean_over_ranks(value: Tensor) -> Tensor:
 
 
 class Sum(torch.autograd.Function):
-    """The sum of tensors over the ranks, whose losses are summed."""
+    """Sum of a tensor over the ranks, differentiable if the losses of the ranks are summed.
+
+    Unlike torch.distributed.nn.functional.all_reduce, it reports a lost peer.
+    """
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:

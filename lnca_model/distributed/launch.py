@@ -1,4 +1,4 @@
-"""Joining the process group that torchrun or Slurm has started."""
+"""Initialization of the process group that torchrun or Slurm started."""
 
 import atexit
 import os
@@ -19,19 +19,22 @@ DEFAULT_PORT = 29500
 
 
 def join_ranks(opt: dict[str, Any], launcher: str) -> None:
-    """Join the process group of a launcher, if there is one, and seed the random numbers of this rank.
+    """Join the process group of a launcher, if there is one, and seed this rank's random number generators.
 
     Args:
-        opt: the options, to which ``dist``, ``rank`` and ``world_size`` are added.
+        opt: the options, to which ``dist``, ``rank``, ``world_size`` and, if it is missing, ``manual_seed`` are added.
         launcher: ``'none'``, ``'pytorch'`` or ``'slurm'``.
+
+    Raises:
+        DistributedError: if the process was not started by the launcher, or the other ranks do not answer.
     """
     opt['dist'] = launcher != 'none'
     if opt['dist']:
         init_process_group(launcher, opt['num_gpu'], **opt.get('dist_params') or {})
     elif opt['num_gpu'] > 1:
         print(
-            f'{opt["num_gpu"]} GPUs: one is used. For all: torchrun --nproc_per_node={opt["num_gpu"]} basicsr/train.py '
-            '-opt FILE --launcher pytorch',
+            f'num_gpu: {opt["num_gpu"]} requested, one is used; for all, run torchrun '
+            f'--nproc_per_node={opt["num_gpu"]} basicsr/train.py -opt FILE --launcher pytorch',
             flush=True,
         )
         opt['num_gpu'] = 1
@@ -46,12 +49,12 @@ def init_process_group(launcher: str, gpus: int, backend: str | None = None, por
 
     Args:
         launcher: ``'pytorch'`` for torchrun, ``'slurm'`` for srun.
-        gpus: number of GPUs of this machine; 0 to train on the CPU.
+        gpus: number of GPUs of this machine; 0 trains on the CPU.
         backend: backend of torch.distributed. Default: gloo for CPU tensors, NCCL for CUDA tensors.
         port: port of rank 0 on Slurm. Default: ``MASTER_PORT``, or 29500.
 
     Raises:
-        DistributedError: the process was not started by the launcher, or the other ranks do not answer.
+        DistributedError: if the process was not started by the launcher, or the other ranks do not answer.
     """
     if launcher == 'slurm':
         _map_slurm_variables(port)
@@ -66,7 +69,7 @@ def init_process_group(launcher: str, gpus: int, backend: str | None = None, por
         local = 0 if launcher == 'slurm' and gpus == 1 else int(os.environ['LOCAL_RANK'])
         if local >= gpus:
             raise DistributedError(
-                f'process {local} of this machine has no GPU: there are {gpus}; start as many processes'
+                f'process {local} of this machine has no GPU: there are {gpus}; start one process per GPU'
             )
         torch.cuda.set_device(local)
     if backend == 'nccl' and not gpus:
@@ -90,7 +93,7 @@ def _map_slurm_variables(port: int | None) -> None:
     except KeyError as missing:
         raise DistributedError(f'--launcher slurm: {missing.args[0]} not set; start it with srun') from None
     if shutil.which('scontrol') is None:
-        raise DistributedError('--launcher slurm: scontrol, which names the first machine, is not there')
+        raise DistributedError('--launcher slurm: scontrol is missing; start on a machine of the Slurm cluster')
     found = subprocess.run(['scontrol', 'show', 'hostnames', nodes], capture_output=True, text=True, check=False)
     if found.returncode or not found.stdout.split():
         raise DistributedError(f'--launcher slurm: scontrol show hostnames {nodes} failed: {found.stderr.strip()}')

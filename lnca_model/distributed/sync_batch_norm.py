@@ -1,4 +1,4 @@
-"""Batch norm over the images of several processes."""
+"""Batch norm over the images of all ranks."""
 
 import torch
 from torch import Tensor, nn
@@ -7,11 +7,13 @@ from lnca_model.distributed.collectives import Sum, world_size
 
 
 class SynchronizedBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm whose mean and variance, in training, are those of the images of all processes. PyTorch's own works on
-    GPUs alone."""
+    """Batch norm that, in training, uses the mean and the variance of the images of all ranks.
+
+    Unlike torch.nn.SyncBatchNorm it works on CPUs, too.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(N, C, H, W)``, N the same in all processes."""
+        """Normalise ``(N, C, H, W)``; N is the same on all ranks."""
         if not self.training or world_size() == 1:
             return super().forward(x)
         mean = Sum.apply(x.mean(dim=(0, 2, 3))) / world_size()
@@ -27,7 +29,7 @@ class SynchronizedBatchNorm2d(nn.BatchNorm2d):
 
 
 def synchronize_batch_norms(network: nn.Module) -> None:
-    """Have every batch norm of a network be a :class:`SynchronizedBatchNorm2d`; parameters and names stay."""
+    """Turn all batch norms of a network into :class:`SynchronizedBatchNorm2d`, in place, with their parameters."""
     for module in network.modules():
         if type(module) is nn.BatchNorm2d:
             module.__class__ = SynchronizedBatchNorm2d

@@ -1,1 +1,1 @@
-"""Scores of a network on validation and test sets."""
+"""Scoring of networks on validation and test sets."""

@@ -1,4 +1,4 @@
-"""Scores of a network on the validation sets while it trains, and of the best network at the end."""
+"""Validation during training, final tests with the best network, and tests of trained networks."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,33 +34,34 @@ if TYPE_CHECKING:
 
 DEFAULT_BATCH_SIZE = 64
 SELECTION_METRIC = 'ssim'
-BEST = 'best'  # label of the best network's file, and its entry that says by which score
+BEST = 'best'  # label of the best network's file, and the entry in it that holds its score
 EXIT_BELOW_INPUT = 3  # exit code of a training whose network scores below its corrupted input
 
 
 class PreemptedError(Exception):
-    """A signal asks the run to end; the dataset that was being scored is scored when the run resumes."""
+    """The run was preempted during an evaluation, which the resumed run repeats."""
 
 
 class Evaluator:
     """Restores and scores datasets with a model.
 
-    Scores go to the log, to TensorBoard and to ``scores.csv``, pictures to ``visualization/DATASET``. The network that
-    is best by ``val.selection_metric`` on the first dataset, in the last phase, is kept as ``net_g_best.pth``.
+    Scores are written to the log, to TensorBoard and to ``scores.csv``, images to ``visualization/DATASET``. A gain is
+    the score of the restored images compared with that of the corrupted ones, positive if they are better. The network
+    with the best ``val.selection_metric`` on the first dataset, in the last phase, is kept as ``net_g_best.pth``.
 
     Args:
-        model: the model; its phase decides what is scored.
-        loaders: loaders of batch size 1. Datasets with ``final_test: true`` are scored by :meth:`evaluate_best` alone.
-        opt: the options; the block ``val`` and the paths ``log`` and ``visualization`` are used.
+        model: the model; its phase determines what is scored.
+        loaders: loaders of batch size 1. :meth:`evaluate_best` scores the datasets with ``final_test: true``,
+            :meth:`evaluate` the others.
+        opt: the options, of which ``name``, ``val`` and ``path`` are used.
         checkpointer: saves the best network; None in a test.
-        tb_logger: a TensorBoard writer, on rank 0.
+        tb_logger: a TensorBoard writer on rank 0, or None.
 
     Attributes:
         best: ``{'value', 'iter'}`` of the best network; empty while there is none.
-        gains: dataset → metric → gain of its last evaluation over the corrupted images, positive where the restored
-            images are better, and relative to the score of the corrupted ones.
-        best_gains: the same of the best network on the dataset that chose it.
-        ceiling_gains: the same for the autoencoder with the latents of the ground truth.
+        gains: dataset → metric → gain in the last evaluation, relative to the score of the corrupted images.
+        best_gains: metric → such a gain of the best network on the dataset that chose it.
+        ceiling_gains: like ``gains``, of the autoencoder with the latents of the ground truth.
     """
 
     def __init__(
@@ -88,15 +89,19 @@ class Evaluator:
 
     @property
     def selection_metric(self) -> str:
+        """Name of the metric that chooses the best network."""
         return self._val.get('selection_metric', SELECTION_METRIC)
 
     def is_higher_better(self, metric: str) -> bool:
+        """Return whether higher values of a metric are better."""
         return self._val['metrics'][metric].get('better', 'higher') == 'higher'
 
     @property
     def final_gains(self) -> tuple[str | None, dict[str, float]]:
-        """The dataset that says how good the best network is, and its gains: the last with ``final_test``, else the one
-        that chose the network."""
+        """Name of the dataset that the best network is judged by, and metric → gain of the network there.
+
+        It is the last dataset with ``final_test``, or else the one that chose the network.
+        """
         if self._final_tests:
             name = self._final_tests[-1].dataset.opt['name']
             return name, self.gains.get(name, {})
@@ -110,48 +115,63 @@ class Evaluator:
     # --- when
 
     def evaluate(self, iteration: int) -> None:
-        """Score every dataset that is scored in training and was not yet in this iteration.
+        """Score the datasets without ``final_test`` that have not been scored in this iteration yet.
+
+        Args:
+            iteration: number of the iteration.
 
         Raises:
-            PreemptedError: a signal asks the run to end.
-            LNCAError: the disk is full.
+            PreemptedError: if a signal asks the run to end.
+            LNCAError: if the disk is full.
         """
         for loader in self._during:
             name = loader.dataset.opt['name']
             if self._evaluated.get(name) != iteration:
-                with fork_rng():
-                    self._guarded(loader, iteration)
+                self._evaluate_in_training(loader, iteration)
                 self._evaluated[name] = iteration
 
     def evaluate_best(self, iteration: int) -> None:
-        """Score the datasets with ``final_test: true`` with the best network; raises as :meth:`evaluate`."""
+        """Score the datasets with ``final_test: true`` with the best network.
+
+        Args:
+            iteration: number of the last iteration.
+
+        Raises:
+            PreemptedError: if a signal asks the run to end.
+            LNCAError: if the disk is full.
+        """
         if not self._final_tests:
             return
         with self._best_network():
             for loader in self._final_tests:
-                with fork_rng():
-                    self._guarded(loader, iteration)
+                self._evaluate_in_training(loader, iteration)
 
     def evaluate_all(self, label: str) -> None:
-        """Score every dataset with the network as it is, for a test run. A label takes the iteration's place."""
+        """Score all datasets with the current network.
+
+        Args:
+            label: takes the place of the iteration in ``scores.csv`` and in the names of files.
+        """
         for loader in (*self._during, *self._final_tests):
             get_root_logger().info(f'Testing {loader.dataset.opt["name"]}...')
             self._evaluate_dataset(loader, label)
 
-    def _guarded(self, loader: DataLoader, iteration: int) -> None:
+    def _evaluate_in_training(self, loader: DataLoader, iteration: int) -> None:
+        """Score a dataset without changing the random numbers of the training; report a full disk as LNCAError."""
         try:
-            self._evaluate_dataset(loader, iteration)
+            with fork_rng():
+                self._evaluate_dataset(loader, iteration)
         except OSError as error:
             if error.errno not in DISK_FULL:
                 raise
             raise LNCAError(
-                f'cannot write {error.filename} ({error.strerror}); checkpoints are untouched: make room, then go on '
-                'with --auto_resume'
+                f'{error.filename}: cannot be written ({error.strerror}), checkpoints are untouched; make room, then '
+                'resume with --auto_resume'
             ) from error
 
     @contextmanager
     def _best_network(self) -> Iterator[None]:
-        """Score the best network; afterwards the network is the trained one again."""
+        """Load the best network for the duration of the block."""
         network = self._model.scored_network
         trained = deepcopy(network.state_dict())
         path = self._models / f'{NETWORK}_{BEST}.pth'
@@ -166,6 +186,7 @@ class Evaluator:
     # --- resuming
 
     def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs, as plain data."""
         return {
             'best': self.best,
             'evaluated': self._evaluated,
@@ -175,12 +196,12 @@ class Evaluator:
         }
 
     def load_state_dict(self, saved: Mapping[str, Any], iteration: int, is_due: bool) -> None:
-        """Restore the state after an iteration, and drop what will be scored again from ``scores.csv``.
+        """Restore the state, and drop the scores from ``scores.csv`` that will be written again.
 
         Args:
             saved: from :meth:`state_dict`.
-            iteration: of the checkpoint.
-            is_due: whether this iteration is to be evaluated. Its checkpoint was saved before.
+            iteration: iteration of the checkpoint.
+            is_due: whether this iteration is to be evaluated, which happens after the checkpoint is saved.
         """
         self.best = distributed.broadcast_from_rank0(lambda: self._still_kept(dict(saved['best'])))
         self._evaluated = dict(saved['evaluated'])
@@ -194,8 +215,10 @@ class Evaluator:
             drop_scores_after(self._paths['log'] / 'scores.csv', iteration, unscored, final_test)
 
     def _still_kept(self, best: dict[str, float]) -> dict[str, float]:
-        """The best score of a checkpoint, if net_g_best.pth is of the same network; empty if it belongs to another run
-        or to an iteration after the checkpoint."""
+        """Return the best score of a checkpoint, or an empty dict if ``net_g_best.pth`` holds another network.
+
+        It does if it belongs to another run, or to an iteration after the checkpoint.
+        """
         path = self._models / f'{NETWORK}_{BEST}.pth'
         try:
             kept = checkpoint.load(path).get(BEST, best)  # earlier checkpoints lack it
@@ -209,7 +232,7 @@ class Evaluator:
     # --- one dataset
 
     def _evaluate_dataset(self, loader: DataLoader, iteration: int | str) -> None:
-        """Score a dataset, each rank its share, and write scores and pictures."""
+        """Score a dataset, divided among the ranks, and write scores and images."""
         name = loader.dataset.opt['name']
         share = distributed.shard_range(len(loader.dataset))
         scores = ScoreAccumulator(self._val.get('metrics') or {}, len(loader.dataset), share.start)
@@ -233,21 +256,20 @@ class Evaluator:
                 progress.update(len(restored))
         scores.reduce()
         if distributed.rank() == 0:
-            self._write_pictures(name, iteration, scores)
+            self._write_sheets(name, iteration, scores)
         self._report(name, iteration, scores)
 
-    def _write_pictures(self, name: str, iteration: int | str, scores: ScoreAccumulator) -> None:
+    def _write_sheets(self, name: str, iteration: int | str, scores: ScoreAccumulator) -> None:
+        """Write the contact sheet and, in training, a sheet of intermediate steps, to TensorBoard as well."""
         folder = self._paths['visualization'] / name
-        pictures = {'sheet': folder / f'sheet_{iteration}.png'}
-        scores.write_contact_sheet(pictures['sheet'])
+        sheets = {'sheet': folder / f'sheet_{iteration}.png'}
+        scores.write_contact_sheet(sheets['sheet'])
         steps = self._model.intermediate_images() if self._model.is_train else {}
         if steps:
             folder.mkdir(parents=True, exist_ok=True)
-            pictures['steps'] = folder / f'steps_{iteration}.png'
-            write_contact_sheet(
-                pictures['steps'], {title: to_bgr(images)[..., ::-1] for title, images in steps.items()}
-            )
-        for kind, path in pictures.items():
+            sheets['steps'] = folder / f'steps_{iteration}.png'
+            write_contact_sheet(sheets['steps'], {title: to_bgr(images)[..., ::-1] for title, images in steps.items()})
+        for kind, path in sheets.items():
             if self._tb_logger and path.is_file():
                 image = cv2.imread(str(path))[..., ::-1]
                 self._tb_logger.add_image(f'{kind}/{name}', image, iteration, dataformats='HWC')
@@ -262,14 +284,14 @@ class Evaluator:
         write_image(path, image)
 
     def _report(self, name: str, iteration: int | str, scores: ScoreAccumulator) -> None:
-        """Log the scores, append them to ``scores.csv``, and keep the network if it is the best so far."""
+        """Log the scores, append them to ``scores.csv``, and save the network if it is the best so far."""
         restored, corrupted = scores.scores('restored'), scores.scores('corrupted')
         lines = [f'Validation {name}, {self._model.score_label}']
         rows = []
         gains: dict[str, float] = {}
         for metric, value in restored.items():
-            gain = value - corrupted[metric]
-            gains[metric] = _relative(gain if self.is_higher_better(metric) else -gain, corrupted[metric])
+            gain = value - corrupted[metric] if self.is_higher_better(metric) else corrupted[metric] - value
+            gains[metric] = _relative(gain, corrupted[metric])
             lines.append(f'\t # {metric}: {value:.4f}\tcorrupted: {corrupted[metric]:.4f}\tgain: {gain:+.4f}')
             rows.append((iteration, self._model.score_label, name, metric, value, corrupted[metric], gain))
             if self._tb_logger:
@@ -284,6 +306,7 @@ class Evaluator:
             append_scores(self._paths['log'] / 'scores.csv', rows)
 
     def _keep_if_best(self, value: float, iteration: int | str) -> str:
+        """Save the network if its score is the best so far; return a line for the log."""
         best = self.best.get('value')
         higher = self.is_higher_better(self.selection_metric)
         if best is None or (value > best if higher else value < best):
@@ -298,7 +321,7 @@ class Evaluator:
 
 
 def _relative(gain: float, score: float) -> float:
-    """A gain relative to a score; the PSNR of equal images is infinite."""
+    """Return a gain relative to a score, ±1 or 0 if the score is infinite, as the PSNR of equal images is."""
     if not math.isfinite(score):
         return 0.0 if gain == 0 or math.isnan(gain) else math.copysign(1.0, gain)
     return gain / max(abs(score), 1e-12)

@@ -1,4 +1,4 @@
-"""Scores of many tiles at once, by the metrics of BasicSR's registry, and a sheet of some of them."""
+"""Scores of batches of images by the metrics of BasicSR's registry, and a contact sheet of some of the images."""
 
 import csv
 import math
@@ -18,22 +18,26 @@ from lnca_utils.atomic import atomic_file
 from basicsr.metrics import calculate_metric
 
 SHEET_TILES = 20
+MAX_BATCH_PIXELS = 1 << 18  # so that whole photographs are restored one at a time
 CSV_COLUMNS = ('iteration', 'scored', 'dataset', 'metric', 'restored', 'corrupted', 'gain')
 
 Batch = dict[str, Any]
 
 
-def batch_by_shape(items: Iterable[Batch], size: int) -> Iterator[Batch]:
+def batch_by_shape(items: Iterable[Batch], max_images: int, max_pixels: int = MAX_BATCH_PIXELS) -> Iterator[Batch]:
     """Join consecutive items of equal shape into batches.
 
     Args:
-        items: of a loader of batch size 1, as BasicSR validates with: ``{'lq', 'gt': (1, C, H, W), 'lq_path',
-            'gt_path': [key]}``, of which some may be missing.
-        size: largest number of items in a batch.
+        items: from a loader of batch size 1: ``{'lq', 'gt': (1, C, H, W), 'lq_path', 'gt_path': [key]}``, of which
+            some may be missing.
+        max_images: limit of the number of images in a batch.
+        max_pixels: limit of the number of pixels of the low-quality images in a batch of several images.
     """
     waiting: list[Batch] = []
     for item in items:
-        if waiting and (len(waiting) == size or _shapes(item) != _shapes(waiting[0])):
+        height, width = item['lq'].shape[-2:]
+        is_full = len(waiting) == max_images or (len(waiting) + 1) * height * width > max_pixels
+        if waiting and (is_full or _shapes(item) != _shapes(waiting[0])):
             yield _join(waiting)
             waiting = []
         waiting.append(item)
@@ -55,8 +59,14 @@ def _join(items: list[Batch]) -> Batch:
 
 
 def to_bgr(images: Tensor) -> np.ndarray:
-    """``(N, C, H, W)`` in [0, 1], RGB or grey → ``(N, H, W, C)`` uint8, BGR or grey: what BasicSR's metrics and
-    write_image take. Clipped and rounded as its tensor2img does."""
+    """Convert images to the layout of BasicSR's metrics and OpenCV, clipped and rounded as by BasicSR's tensor2img.
+
+    Args:
+        images: ``(N, C, H, W)`` in [0, 1], RGB or grey.
+
+    Returns:
+        ``(N, H, W, C)`` uint8, BGR or grey.
+    """
     images = (images.detach().float().clamp(0, 1) * 255).round().byte()
     return np.ascontiguousarray(images.permute(0, 2, 3, 1).flip(-1).cpu().numpy())
 
@@ -69,7 +79,9 @@ def _sum_of_scores(images: np.ndarray, truth: np.ndarray, options: Mapping[str, 
 
 
 class ScoreAccumulator:
-    """Accumulates the scores of the restored and the corrupted images of a dataset, and keeps some for a sheet.
+    """Accumulates the scores of the restored and the corrupted images of a dataset.
+
+    About :data:`SHEET_TILES` images, evenly spread over the dataset, are kept for a contact sheet.
 
     Args:
         metrics: the block ``val.metrics`` of an option file: name → ``{type: calculate_psnr, ...}``.
@@ -85,7 +97,7 @@ class ScoreAccumulator:
         self._sheet: dict[str, list[np.ndarray]] = {'corrupted': [], 'restored': [], 'truth': []}
 
     def add(self, corrupted: np.ndarray, restored: np.ndarray, truth: np.ndarray) -> None:
-        """Add a batch of images, ``(N, H, W, C)`` from :func:`to_bgr`."""
+        """Add a batch of images: each ``(N, H, W, C)``, from :func:`to_bgr`."""
         for side, images in (('restored', restored), ('corrupted', corrupted)):
             for name, options in self._metrics.items():
                 self._sums[side][name] += _sum_of_scores(images, truth, options)
@@ -95,7 +107,7 @@ class ScoreAccumulator:
         self._seen += len(truth)
 
     def reduce(self) -> None:
-        """Add up the scores of all ranks, on all of them, and collect the images on rank 0."""
+        """Add up the scores of all ranks on every rank, and collect the images on rank 0."""
         parts = distributed.all_gather((self._sums, self._seen))
         self._seen = sum(seen for _, seen in parts)
         self._sums = {
@@ -105,14 +117,21 @@ class ScoreAccumulator:
         self._sheet = {side: [image for sheet in sheets for image in sheet[side]] for side in self._sheet}
 
     def scores(self, side: str) -> dict[str, float]:
-        """Mean scores of the ``'restored'`` or the ``'corrupted'`` images; empty without ground truth."""
+        """Return the mean scores of one kind of images.
+
+        Args:
+            side: ``'restored'`` or ``'corrupted'``.
+
+        Returns:
+            Metric → mean score; empty without ground truth.
+        """
         return {name: total / self._seen for name, total in self._sums[side].items()} if self._seen else {}
 
     def write_contact_sheet(self, path: Path) -> None:
-        """Write a PNG of about twenty tiles: corrupted, restored and ground truth."""
+        """Write the contact sheet as a PNG file: corrupted images, restored images and ground truth."""
         if self._seen:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # A sheet is a grid: of images of several sizes it shows those of the first one's.
+            # All cells of a sheet have one size: images of other sizes than the first one's are left out.
             shape = self._sheet['truth'][0].shape
             write_contact_sheet(
                 path,
@@ -121,7 +140,12 @@ class ScoreAccumulator:
 
 
 def append_scores(path: Path, rows: Iterable[Sequence[Any]]) -> None:
-    """Add rows of :data:`CSV_COLUMNS` to a CSV file, all or none."""
+    """Append rows to a CSV file atomically.
+
+    Args:
+        path: the file, created with a header if it does not exist.
+        rows: values in the order of :data:`CSV_COLUMNS`.
+    """
     before = path.read_bytes() if path.exists() else None
     with atomic_file(path) as temporary:
         temporary.write_bytes(before or b'')
@@ -133,12 +157,12 @@ def append_scores(path: Path, rows: Iterable[Sequence[Any]]) -> None:
 
 
 def drop_scores_after(path: Path, iteration: int, unscored: Container[str], final_test: Container[str]) -> None:
-    """Remove the rows that a run resumed after an iteration will write again from a CSV of :func:`append_scores`.
+    """Remove the rows of a CSV file that a run resumed after an iteration will write again.
 
     Args:
-        path: the file; it need not exist.
+        path: a file of :func:`append_scores`; it need not exist.
         iteration: rows of later iterations are removed.
-        unscored: datasets whose rows of this iteration are removed, too.
+        unscored: datasets whose rows of this iteration are removed as well.
         final_test: datasets whose rows are all removed.
     """
     if not path.exists():

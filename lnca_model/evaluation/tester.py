@@ -15,10 +15,10 @@ from basicsr.utils.options import dict2str
 
 
 def test(opt: dict[str, Any]) -> None:
-    """Score a network on all datasets of the options, and save its pictures.
+    """Score a network on all datasets of the options, and save the restored images.
 
     Args:
-        opt: complete options, see :func:`lnca_model.config.checks.load_options`.
+        opt: options from :func:`lnca_model.config.checks.load_options`.
     """
     torch.backends.cudnn.benchmark = True
     make_exp_dirs(opt)

@@ -1,1 +1,1 @@
-"""Where the plug-in meets BasicSR."""
+"""The interface to BasicSR and its checkouts."""

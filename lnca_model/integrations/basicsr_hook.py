@@ -1,10 +1,11 @@
-"""The seam between the plug-in and BasicSR's commands.
+"""The interface between the plug-in and BasicSR's commands.
 
 ``basicsr/train.py`` and ``basicsr/test.py`` call :func:`train_pipeline` and :func:`test_pipeline`. The commands of a
-BasicSR checkout call BasicSR's parse_options, which :func:`install` replaces there. Either way the plug-in trains and
-tests its own models, and BasicSR all others, untouched.
+BasicSR checkout call BasicSR's parse_options, which :func:`install` replaces there. In both cases the plug-in trains
+and tests its own models, and BasicSR all others, unchanged.
 
-A checkout imports this module while it is being imported itself, so what needs all of BasicSR is imported later.
+A checkout imports this module while it is being imported itself. Modules that need all of BasicSR are therefore
+imported within functions.
 """
 
 import argparse
@@ -27,17 +28,25 @@ from basicsr.utils import options as basicsr_options
 
 
 def train_pipeline(root_path: str) -> None:
-    """Train as the command line says; replaces BasicSR's train_pipeline."""
+    """Train the model that the command line names; replaces BasicSR's train_pipeline.
+
+    Args:
+        root_path: the folder under which relative paths are searched and results are written.
+    """
     _dispatch(root_path, is_train=True)
 
 
 def test_pipeline(root_path: str) -> None:
-    """Test as the command line says; replaces BasicSR's test_pipeline."""
+    """Test the model that the command line names; replaces BasicSR's test_pipeline.
+
+    Args:
+        root_path: as for :func:`train_pipeline`.
+    """
     _dispatch(root_path, is_train=False)
 
 
 def install() -> None:
-    """Replace parse_options in a BasicSR checkout, whose commands import it after this."""
+    """Replace parse_options in a BasicSR checkout, before its commands import it."""
     original = basicsr_options.parse_options
     if not hasattr(original, '__wrapped__'):
         basicsr_options.parse_options = _hooked(original)
@@ -55,7 +64,7 @@ def _dispatch(root_path: str, is_train: bool) -> None:
 def _hooked(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def parse_options(root_path: str, is_train: bool = True) -> Any:
-        """For a model of the plug-in run it and end the process, else return what BasicSR's parse_options returns."""
+        """Run a model of the plug-in and end the process; for other models, call BasicSR's parse_options."""
         args = read_command_line()
         if not _names_ours(args):
             return original(root_path, is_train)
@@ -86,9 +95,9 @@ def _run(args: argparse.Namespace, root: Path, is_train: bool) -> None:
 
 
 def _names_ours(args: argparse.Namespace) -> bool:
-    """Whether the option file names a model of the plug-in, or one that nobody knows: the plug-in says so in a line.
+    """Return whether the option file names a model of the plug-in, or an unknown one, which the plug-in reports.
 
-    The file is read no further than its nodes, since BasicSR's other models may have tags in it that build objects.
+    The YAML is composed, not constructed, since option files of BasicSR's models may hold tags that create objects.
     """
     from lnca_model.config.checks import is_ours
 

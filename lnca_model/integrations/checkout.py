@@ -1,11 +1,11 @@
-"""Plug into a BasicSR checkout, so that its own ``python basicsr/train.py -opt options/lnca_photos.yml`` works.
+"""Installation into a BasicSR checkout, so that its own ``python basicsr/train.py -opt options/lnca_photos.yml`` works.
 
     python -m lnca_model.integrations.checkout install /path/to/BasicSR
     python -m lnca_model.integrations.checkout remove /path/to/BasicSR
 
-BasicSR imports every ``archs/*_arch.py`` and ``models/*_model.py`` that it finds. Of the two files written there the
-first mends what keeps BasicSR from being imported, before anything else is, and the second registers everything. The
-option files are copied. Nothing else in the checkout changes.
+BasicSR imports all files ``archs/*_arch.py`` and ``models/*_model.py``. The command writes one of each: the first makes
+BasicSR importable with current versions of torchvision, the second registers the plug-in. It also copies the option
+files. Nothing else in the checkout changes.
 """
 
 import argparse
@@ -29,8 +29,14 @@ MARK = (
 def install(checkout: Path) -> list[Path]:
     """Write the plug-in's files into a checkout; those of an earlier version are replaced.
 
+    Args:
+        checkout: the folder that holds ``basicsr/``.
+
+    Returns:
+        The paths of the files.
+
     Raises:
-        LNCAError: it is no checkout, or a file is there that this function did not write or that was changed since.
+        LNCAError: if it is no checkout, or a file exists that this function did not write or that was changed since.
     """
     contents = _contents(checkout)
     for path in contents:
@@ -44,10 +50,16 @@ def install(checkout: Path) -> list[Path]:
 
 
 def remove(checkout: Path) -> list[Path]:
-    """Take away what :func:`install` wrote; files that were changed since stay.
+    """Remove the files that :func:`install` wrote, unless they were changed since.
+
+    Args:
+        checkout: the folder that holds ``basicsr/``.
+
+    Returns:
+        The paths of the removed files.
 
     Raises:
-        LNCAError: it is no checkout.
+        LNCAError: if it is no checkout.
     """
     removed = [path for path in _contents(checkout) if path.exists() and _is_ours(path)]
     for path in removed:
@@ -75,6 +87,7 @@ def _digest(content: str) -> str:
 
 
 def main() -> None:
+    """Run the command line."""
     install_excepthook()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('action', choices=('install', 'remove'))

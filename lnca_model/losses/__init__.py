@@ -1,8 +1,8 @@
-"""The losses that BasicSR lacks.
+"""Losses that BasicSR lacks.
 
-Like BasicSR's own, each takes ``loss_weight`` and ``reduction`` (``'none'``, ``'mean'`` or ``'sum'`` over elements; the
-paper uses ``'mean'``) and returns the weighted loss. A NaN in the input gives a NaN: the model skips the optimiser step
-and names the loss. Images and latents are ``(N, C, H, W)``.
+Like BasicSR's, they take ``loss_weight`` and ``reduction`` (``'none'``, ``'mean'`` or ``'sum'`` over elements; the
+paper uses ``'mean'``) and return the weighted loss. Images and latents are ``(N, C, H, W)``. A NaN in the input results
+in a NaN: the model then skips the optimiser step and names the loss.
 """
 
 from lnca_model.losses.distance_loss import TripletDistanceLoss

@@ -11,12 +11,13 @@ from basicsr.utils.registry import LOSS_REGISTRY
 
 @LOSS_REGISTRY.register()
 class TripletDistanceLoss(WeightedLoss):
-    """max(0, MSE(anchor, positive) − MSE(anchor, negative) + margin): equation 4.
+    """Triplet loss max(0, MSE(anchor, positive) − MSE(anchor, negative) + α) (equation 4).
 
-    The hinge acts last, on the reduced distances: on means or sums over the whole batch, of all processes.
+    The maximum is taken after the reduction: of the mean or the sum over the batches of all ranks.
 
     Args:
-        margin: the paper's α.
+        loss_weight, reduction: see :class:`WeightedLoss`.
+        margin: α.
     """
 
     def __init__(self, loss_weight: float = 1.0, reduction: str = 'mean', margin: float = 1.0) -> None:
@@ -24,12 +25,18 @@ class TripletDistanceLoss(WeightedLoss):
         self.margin = margin
 
     def forward(self, anchor: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
-        """All three are latents of one shape."""
+        """Compute the loss.
+
+        Args:
+            anchor: latents of the clean images, ``(N, C, H, W)``.
+            positive: latents of the same images corrupted.
+            negative: latents of other clean images.
+        """
         near = F.mse_loss(anchor, positive, reduction=self.reduction)
         far = F.mse_loss(anchor, negative, reduction=self.reduction)
         difference, margin = near - far, self.margin
         if self.reduction != 'none':
             difference = mean_over_ranks(difference)
         if self.reduction == 'sum':
-            margin /= world_size()  # each rank returns its share of the whole
+            margin /= world_size()  # the losses of the ranks add up to the loss
         return self.loss_weight * (difference + margin).clamp(min=0)

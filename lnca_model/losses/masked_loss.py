@@ -1,4 +1,4 @@
-"""The task and the equivalence loss of the autoencoder, on corrupted pixels only (paper section 3.2.1)."""
+"""The task loss and the equivalence loss of the autoencoder, on corrupted pixels only (paper section 3.2.1)."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,32 +10,43 @@ from basicsr.utils.registry import LOSS_REGISTRY
 
 @LOSS_REGISTRY.register()
 class MaskedTaskLoss(WeightedLoss):
-    """MSE of the reconstruction of the corrupted image where it is corrupted: equation 5.
+    """MSE between the reconstruction and the corrupted image, on corrupted pixels (equation 5).
 
-    The mean is over all elements, masked or not; where nothing is corrupted the loss is 0.
+    The mean is over all elements, so that the loss is 0 if no pixel is corrupted.
+
+    Args:
+        loss_weight, reduction: see :class:`WeightedLoss`.
     """
 
     def forward(self, reconstruction: Tensor, positive: Tensor, anchor: Tensor) -> Tensor:
-        """
+        """Compute the loss of images ``(N, C, H, W)``.
+
         Args:
-            reconstruction: the autoencoder's reconstruction of ``positive``.
-            positive: the corrupted image.
-            anchor: the clean image.
+            reconstruction: the autoencoder's reconstructions of ``positive``.
+            positive: the corrupted images.
+            anchor: the clean images.
         """
         return self.loss_weight * _masked_mse(reconstruction, positive, anchor != positive, self.reduction)
 
 
 @LOSS_REGISTRY.register()
 class SwapEquivalenceLoss(WeightedLoss):
-    """With latents swapped, the decoded image is clean or corrupted as its latent is: equation 6."""
+    """MSE of images that are decoded from swapped latents, on corrupted pixels (equation 6).
+
+    The latent, not the skip connection, shall determine whether the decoded image is clean or corrupted.
+
+    Args:
+        loss_weight, reduction: see :class:`WeightedLoss`.
+    """
 
     def forward(self, swapped_anchor: Tensor, swapped_positive: Tensor, anchor: Tensor, positive: Tensor) -> Tensor:
-        """
+        """Compute the loss of images ``(N, C, H, W)``.
+
         Args:
-            swapped_anchor: decoded from the anchor's latent and the positive's skip.
-            swapped_positive: decoded from the positive's latent and the anchor's skip.
-            anchor: the clean image.
-            positive: the corrupted image.
+            swapped_anchor: decoded from the latents of ``anchor`` and the skip connections of ``positive``.
+            swapped_positive: decoded from the latents of ``positive`` and the skip connections of ``anchor``.
+            anchor: the clean images.
+            positive: the corrupted images.
         """
         mask = anchor != positive
         return self.loss_weight * (

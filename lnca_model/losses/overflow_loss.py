@@ -10,10 +10,14 @@ from basicsr.utils.registry import LOSS_REGISTRY
 
 @LOSS_REGISTRY.register()
 class OverflowLoss(WeightedLoss):
-    """How far values are outside [low, high]: equation 9.
+    """Absolute distance of values from the range [low, high] (equation 9).
 
     Args:
-        low, high: 0 and 1 for an automaton's output, −1 and 1 for its hidden channels.
+        loss_weight, reduction: see :class:`WeightedLoss`.
+        low, high: the range: [0, 1] for the output channels of an automaton, [−1, 1] for its hidden channels.
+
+    Raises:
+        ValueError: if ``low`` is above ``high``.
     """
 
     def __init__(self, loss_weight: float = 1.0, reduction: str = 'mean', low: float = 0.0, high: float = 1.0) -> None:
@@ -24,5 +28,6 @@ class OverflowLoss(WeightedLoss):
         self.high = high
 
     def forward(self, values: Tensor) -> Tensor:
+        """Compute the loss of values of any shape."""
         excess = (values - values.clamp(self.low, self.high)).abs()
         return self.loss_weight * reduce_loss(excess, self.reduction)

@@ -1,4 +1,4 @@
-"""The PSNR as a loss."""
+"""The peak signal-to-noise ratio as a loss."""
 
 import math
 
@@ -13,11 +13,15 @@ from basicsr.utils.registry import LOSS_REGISTRY
 
 @LOSS_REGISTRY.register()
 class PSNRLoss(WeightedLoss):
-    """Minus the peak signal-to-noise ratio in dB of images in [0, 1], the loss of NAFNet (Chen et al., 2022).
+    """Negative peak signal-to-noise ratio in dB, the loss of NAFNet (Chen et al., 2022).
 
-    ``'none'`` gives one value an image: ``(N,)``. Identical images count as 80 dB.
+    Reduction ``'none'`` returns one value per image. The ratio of identical images is 80 dB.
+
+    Args:
+        loss_weight, reduction: see :class:`WeightedLoss`.
     """
 
     def forward(self, pred: Tensor, target: Tensor) -> Tensor:
+        """Compute the loss of images ``(N, C, H, W)`` in [0, 1]."""
         mse = ((pred - target) ** 2).mean(dim=(1, 2, 3))
         return self.loss_weight * reduce_loss(10 / math.log(10) * torch.log(mse + 1e-8), self.reduction)

@@ -13,23 +13,33 @@ from basicsr.utils.registry import LOSS_REGISTRY
 
 @LOSS_REGISTRY.register()
 class SSIMLoss(WeightedLoss):
-    """One minus the structural similarity (Wang et al., 2004) of images in [0, 1], as the metric has it.
+    """One minus the structural similarity (Wang et al., 2004), computed as the metric does.
 
-    ``'none'`` gives one value an image: ``(N,)``. It hardly sees how bright a picture is: combine it with another loss.
+    Reduction ``'none'`` returns one value per image. The structural similarity hardly depends on the brightness of an
+    image: combine it with another loss.
+
+    Args:
+        loss_weight, reduction: see :class:`WeightedLoss`.
 
     Attributes:
-        least_side: pixels that images must have in height and width.
+        least_side: smallest height and width of the images, in pixels.
     """
 
     least_side = WINDOW
 
     def forward(self, pred: Tensor, target: Tensor) -> Tensor:
-        """Both are of at least 11×11 pixels."""
+        """Compute the loss of images ``(N, C, H, W)`` in [0, 1], of at least 11×11 pixels."""
         return self.loss_weight * reduce_loss(1 - ssim(pred.float(), target.float()), self.reduction)
 
 
 def ssim(first: Tensor, second: Tensor) -> Tensor:
-    """Structural similarity of images ``(N, C, H, W)`` in [0, 1], averaged over channels and positions: ``(N,)``.
+    """Compute the structural similarity of images, averaged over channels and positions.
+
+    Args:
+        first, second: ``(N, C, H, W)`` in [0, 1].
+
+    Returns:
+        ``(N,)``, in [−1, 1].
 
     Raises:
         ValueError: if the images are smaller than the window, 11×11.
@@ -46,9 +56,9 @@ def ssim(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _blur(images: Tensor) -> Tensor:
-    """Gaussian means where the window fits: ``(..., H, W)`` → ``(..., H − 10, W − 10)``.
+    """Blur images with the Gaussian window, without padding: ``(..., H, W)`` → ``(..., H − 10, W − 10)``.
 
-    Sums of shifted images: on a CPU, several times faster than a convolution of few channels.
+    It sums shifted images, on a CPU several times faster than a convolution with few channels.
     """
     half = WINDOW // 2
     weights = cv2.getGaussianKernel(WINDOW, SIGMA).ravel().tolist()

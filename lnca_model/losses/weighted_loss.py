@@ -1,4 +1,4 @@
-"""What the losses share: a weight and a reduction, as BasicSR's own losses have them."""
+"""The base class of losses, with the weight and the reduction of BasicSR's losses."""
 
 from torch import nn
 

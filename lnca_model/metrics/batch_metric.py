@@ -1,4 +1,4 @@
-"""Metrics that score many images in one call."""
+"""Metrics of batches of images."""
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
@@ -11,14 +11,18 @@ from lnca_utils.errors import ConfigError
 from basicsr.metrics.metric_util import to_y_channel
 
 WINDOW = 11  # of SSIM
-#: Metric → the smallest height and width that it scores, after crop_border: ours and BasicSR's.
+#: Metric → smallest height and width of the images, after cropping by crop_border.
 MIN_SIDES = {'calculate_psnr': 1, 'calculate_psnr_batch': 1, 'calculate_ssim': WINDOW, 'calculate_ssim_batch': WINDOW}
 
 
 def batch_metric(score: Callable[[np.ndarray, np.ndarray], float]) -> Callable[..., np.ndarray | float]:
-    """Turn a score of two ``(H, W, C)`` float64 images in [0, 255] into a metric with the arguments of BasicSR's.
+    """Turn a score of two images into a metric of images or batches, with the arguments of BasicSR's metrics.
 
-    The metric also takes ``(N, H, W, C)`` images and then returns ``(N,)`` scores.
+    Args:
+        score: a function of two ``(H, W, C)`` float64 images in [0, 255].
+
+    Returns:
+        A metric that returns a number for ``(H, W, C)`` images, and ``(N,)`` scores for ``(N, H, W, C)`` images.
     """
 
     @functools.wraps(score)
@@ -45,7 +49,7 @@ def check_sizes(options: Mapping[str, Any], sizes: Iterable[tuple[int, int]], wh
 
     Args:
         options: ``{type: calculate_ssim, crop_border: 4}``; metrics missing from :data:`MIN_SIDES` pass.
-        sizes: heights and widths, as far as they are known.
+        sizes: heights and widths of the images, as far as they are known.
         where: the block's place in the option file, for messages.
 
     Raises:
@@ -54,9 +58,7 @@ def check_sizes(options: Mapping[str, Any], sizes: Iterable[tuple[int, int]], wh
     if options.get('type') not in MIN_SIDES:
         return
     if 'crop_border' not in options:
-        raise ConfigError(
-            f'{where}.crop_border is missing; set the number of pixels to leave out at each side, such as 0'
-        )
+        raise ConfigError(f'{where}.crop_border is missing; set the number of pixels to crop at each side, such as 0')
     smallest = MIN_SIDES[options['type']] + 2 * options['crop_border']
     for height, width in sorted(sizes):
         if min(height, width) < smallest:

@@ -1,4 +1,4 @@
-"""Peak signal-to-noise ratio of many images."""
+"""Peak signal-to-noise ratio of batches of images."""
 
 import numpy as np
 
@@ -10,15 +10,18 @@ from basicsr.utils.registry import METRIC_REGISTRY
 @METRIC_REGISTRY.register()
 @batch_metric
 def calculate_psnr_batch(first: np.ndarray, second: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB, infinite for equal images.
+    """Compute the peak signal-to-noise ratio in dB, infinite for equal images.
 
     Args:
         img, img2: ``(H, W, C)`` or ``(N, H, W, C)`` in [0, 255], BGR or grey.
-        crop_border: pixels to leave out at each side.
+        crop_border: number of pixels to crop at each side.
         test_y_channel: whether to score the luma instead of the channels.
 
     Returns:
         The score, or ``(N,)`` scores.
+
+    Raises:
+        ValueError: if the images have different shapes.
     """
     error = np.mean((first - second) ** 2)
     return float(10 * np.log10(255**2 / error)) if error else np.inf

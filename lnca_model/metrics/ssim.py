@@ -1,4 +1,4 @@
-"""Structural similarity of many images."""
+"""Structural similarity of batches of images."""
 
 import cv2
 import numpy as np
@@ -14,18 +14,18 @@ K1, K2 = 0.01, 0.03
 @METRIC_REGISTRY.register()
 @batch_metric
 def calculate_ssim_batch(first: np.ndarray, second: np.ndarray) -> float:
-    """Structural similarity (equations 10 and 11; Wang et al., 2004), averaged over channels.
+    """Compute the structural similarity (equations 10 and 11; Wang et al., 2004), averaged over channels.
 
     Args:
         img, img2: ``(H, W, C)`` or ``(N, H, W, C)`` in [0, 255], BGR or grey, of at least 11×11 pixels.
-        crop_border: pixels to leave out at each side.
+        crop_border: number of pixels to crop at each side.
         test_y_channel: whether to score the luma instead of the channels.
 
     Returns:
         The score, or ``(N,)`` scores.
 
     Raises:
-        ValueError: if the images are smaller than the window.
+        ValueError: if the images have different shapes, or are smaller than the window.
     """
     if min(first.shape[:2]) < WINDOW:
         raise ValueError(f'SSIM needs images of at least {WINDOW}×{WINDOW} pixels, got {first.shape[:2]}')
@@ -38,6 +38,6 @@ def calculate_ssim_batch(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def _blur(image: np.ndarray) -> np.ndarray:
-    """Gaussian means where the window fits: ``(H, W, C)`` → ``(H − 10, W − 10, C)``."""
+    """Blur an image with the Gaussian window, without padding: ``(H, W, C)`` → ``(H − 10, W − 10, C)``."""
     kernel, half = cv2.getGaussianKernel(WINDOW, SIGMA), WINDOW // 2
     return cv2.sepFilter2D(image, -1, kernel, kernel)[half:-half, half:-half]

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from lnca_arch.networks.automaton_network import AutomatonNetwork
 from lnca_model import distributed
-from lnca_model.models.restoration_model import RestorationModel, training_sizes
+from lnca_model.config.model_checks import training_sizes
+from lnca_model.models.restoration_model import RestorationModel
 from lnca_model.training.phases import Phase
 from lnca_model.training.sample_pool import SamplePool
 from lnca_utils.errors import ConfigError
@@ -17,26 +18,25 @@ from basicsr.utils.registry import MODEL_REGISTRY
 
 POOL_SIZE = 1024
 TRAINING_STEPS = (8, 32)
-TRACED_IMAGES, TRACED_STEPS = 6, (0, 4, 8, 16, 32)
+SHOWN_IMAGES, SHOWN_STEPS = 6, (0, 4, 8, 16, 32)
 
 
 @MODEL_REGISTRY.register()
 class AutomatonModel(RestorationModel):
-    """Trains an automaton that works on the pixels, such as PixelViTCA.
+    """Trains an automaton on the pixels, such as PixelViTCA, with a sample pool.
 
-    Each batch is two steps of the optimiser: from a fresh seed, whose final state enters the pool, and from a batch
-    drawn from the pool, whose final state goes back to its place.
+    An iteration takes two optimiser steps: one on a rollout from fresh seeds, whose final states enter the pool, and
+    one on a rollout from states drawn from the pool, whose final states replace them.
 
     Options, in the block ``train.automaton``:
-        iters, optim_g, scheduler: of the phase.
-        pool_size: states in the pool; of several ranks, each has its share of them.
-        steps: ``[least, most]``: bounds of the number of steps, both included, drawn for every optimisation step.
+        iters, optim_g, scheduler: length, optimiser and learning-rate schedule of the phase.
+        pool_size: number of states in the pool, divided among the ranks.
+        steps: ``[least, most]``: inclusive bounds of the number of steps, drawn for every rollout.
         activation_checkpointing: ``full``, ``alternate`` or ``none``: which steps are recomputed in the backward pass,
-            to save memory. Default: chosen by the size of the batch.
-        max_gradient_growth: limit of the gradient of an image's state on its way back through the steps, as a multiple
-            of its norm at the last one, see :class:`~lnca_arch.acceleration.fused_rollout.GradientGrowthLimit`; none if
-            left out.
-        reconstruction_opt, ssim_opt: ``loss(restored image, gt)``.
+            to save memory. Default: chosen by the size of the activations.
+        max_gradient_growth: limit of the norm of the gradient of an image's state, as a multiple of its norm at the
+            last step, see :class:`~lnca_arch.acceleration.fused_rollout.GradientGrowthLimit`. Default: no limit.
+        reconstruction_opt, ssim_opt: ``loss(restored, gt)``.
         output_overflow_opt, hidden_overflow_opt: ``loss(channels of the final state)``.
     """
 
@@ -59,14 +59,16 @@ class AutomatonModel(RestorationModel):
     def check_network(cls, network: nn.Module, opt: Mapping[str, Any]) -> None:
         super().check_network(network, opt)
         if not isinstance(network, AutomatonNetwork):
-            raise ConfigError(f'network_g: {cls.__name__} trains automata, and {opt["network_g"]["type"]} has none')
+            raise ConfigError(
+                f'network_g: {opt["network_g"]["type"]} has no automaton; use model_type: RestorationModel'
+            )
 
     def init_training_settings(self) -> None:
         super().init_training_settings()
         options = self.opt['train']['automaton']
         self.pool = SamplePool(max(options.get('pool_size', POOL_SIZE) // distributed.world_size(), 1))
         self.steps = options.get('steps', TRAINING_STEPS)
-        # All ranks take the same number of steps, or they would wait for the one that takes most.
+        # All ranks take equally many steps: otherwise they would wait for the one that takes most.
         seed = distributed.broadcast_from_rank0(lambda: self.opt.get('manual_seed') or 0)
         self.step_draws = torch.Generator().manual_seed(seed)
         self.network.automaton.activation_checkpointing = options.get('activation_checkpointing')
@@ -77,29 +79,41 @@ class AutomatonModel(RestorationModel):
         return self.network.automaton
 
     def train_on_batch(self) -> None:
-        # Of a state the pool keeps what steps change; what the automaton is given is seen afresh, as an encoder that
-        # trains meanwhile sees it now.
-        given = self.network.automaton.in_channels
+        # The pool keeps the mutable channels only. The input channels are computed again, since the encoder may have
+        # been trained in the meantime.
+        in_channels = self.network.automaton.in_channels
         state, skip = self.seed(self.lq)
         state = self.rollout_and_optimize(state, skip, self.gt)
         if state is not None:
-            self.pool.add(self.gt, self.lq, state[:, given:])
+            self.pool.add(self.gt, self.lq, state[:, in_channels:])
         if not len(self.pool):
             return
 
         drawn = self.pool.draw(len(self.gt))
         seed, skip = self.seed(drawn.lq)
-        state = self.rollout_and_optimize(torch.cat([seed[:, :given], drawn.state], dim=1), skip, drawn.gt)
+        state = self.rollout_and_optimize(torch.cat([seed[:, :in_channels], drawn.state], dim=1), skip, drawn.gt)
         if state is not None:
-            self.pool.write_back(drawn.indices, state[:, given:])
+            self.pool.write_back(drawn.indices, state[:, in_channels:])
 
     def seed(self, image: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The state before the first step, and the skip; without gradients, unless the phase trains what makes them."""
+        """Return the state before the first step, and the skip connection.
+
+        They carry gradients only if the phase trains the whole network.
+        """
         with torch.set_grad_enabled(self.trainable_module(self.phase) is self.network):
             return self.network.seed(image)
 
     def rollout_and_optimize(self, state: Tensor, skip: Tensor | None, gt: Tensor) -> Tensor | None:
-        """A rollout and a step of the optimiser; returns the final state, None if the step was skipped."""
+        """Apply the automaton to a state, and take an optimiser step on the losses of the final state.
+
+        Args:
+            state: ``(N, state_channels, H, W)``.
+            skip: skip connection of the encoder, if there is one.
+            gt: the ground truth, ``(N, C, H, W)``.
+
+        Returns:
+            The final state, or None if the step was skipped.
+        """
         least, most = self.steps
         steps = int(torch.randint(least, most + 1, (), generator=self.step_draws))
         state = self.network.automaton(state, steps, self.network.update_rate)
@@ -109,26 +123,30 @@ class AutomatonModel(RestorationModel):
         return state.detach() if is_stepped else None
 
     def compute_losses(self, state: Tensor, skip: Tensor | None, gt: Tensor) -> dict[str, Tensor]:
-        """The losses of a final state."""
+        """Compute the losses of a final state; arguments as in :meth:`rollout_and_optimize`.
+
+        Returns:
+            Name → scalar loss.
+        """
         automaton, losses = self.network.automaton, self.losses[self.phase.name]
-        of_image = losses.keys() & {'reconstruction', 'ssim'}
-        restored = self.network.render(state, skip) if of_image else None
-        arguments = {
-            'reconstruction': lambda: (restored, gt),
-            'ssim': lambda: (restored, gt),
-            'output_overflow': lambda: (automaton.output(state),),
-            'hidden_overflow': lambda: (automaton.hidden(state),),
+        needs_image = losses.keys() & {'reconstruction', 'ssim'}
+        restored = self.network.render(state, skip) if needs_image else None
+        inputs = {
+            'reconstruction': (restored, gt),
+            'ssim': (restored, gt),
+            'output_overflow': (automaton.output(state),),
+            'hidden_overflow': (automaton.hidden(state),),
         }
-        return {name: losses[name](*of()) for name, of in arguments.items() if name in losses}
+        return {name: losses[name](*tensors) for name, tensors in inputs.items() if name in losses}
 
     def restore_snapshot(self, snapshot: Mapping[str, Any]) -> None:
         super().restore_snapshot(snapshot)
-        self.pool.clear()  # states of the diverged rule would start the next divergence
+        self.pool.clear()  # its states may be of the diverged rule, and would make it diverge again
 
     def intermediate_images(self) -> dict[str, Tensor]:
         with self.eval_mode() as network:
-            steps = [*(count for count in TRACED_STEPS if count < network.steps), network.steps]
-            frames = network.intermediate_outputs(self.lq[:TRACED_IMAGES], steps)
+            steps = [*(count for count in SHOWN_STEPS if count < network.steps), network.steps]
+            frames = network.intermediate_outputs(self.lq[:SHOWN_IMAGES], steps)
         return {f'{count} steps': images for count, images in zip(steps, frames, strict=True)}
 
     def training_state(self) -> dict[str, Any]:

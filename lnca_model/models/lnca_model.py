@@ -1,4 +1,4 @@
-"""The phases of the latent automata: the two of the paper (section 3.2), and a third that is ours."""
+"""Training of the latent automata in the two phases of the paper (section 3.2), and optionally a third."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from lnca_arch.networks.latent_networks import LatentNetwork
+from lnca_model.config.model_checks import pretrained_weights, training_sizes
 from lnca_model.models.automaton_model import AutomatonModel
-from lnca_model.models.restoration_model import training_sizes
 from lnca_model.training.phases import Phase
 from lnca_utils.errors import ConfigError
 
@@ -19,26 +19,28 @@ SWAP_NOISE = 0.5
 
 @MODEL_REGISTRY.register()
 class LNCAModel(AutomatonModel):
-    """Trains LatentNAFCA or LatentViTCA: first the autoencoder alone, then the automaton in its frozen latent space. If
-    there is a block ``train.joint``, both go on together.
+    """Trains LatentNAFCA or LatentViTCA: first the autoencoder, then the automaton in its frozen latent space.
+
+    With a block ``train.joint``, a third phase, which the paper lacks, trains both together.
 
     Options, in the block ``train.autoencoder``:
-        iters, optim_g, scheduler: of the phase.
+        iters, optim_g, scheduler: length, optimiser and learning-rate schedule of the phase.
         reconstruction_opt: ``loss(reconstructions, images)`` of clean, corrupted and negative images (equation 3).
         distance_opt: ``loss(latent of clean, of corrupted, of negative)`` (equation 4).
         task_opt: ``loss(reconstruction of corrupted, corrupted, clean)`` (equation 5).
         equivalence_opt: ``loss(clean latent with corrupted skip, corrupted latent with clean skip, clean, corrupted)``
-            (equation 6), in a second step of the optimiser.
-        swap_noise_std: standard deviation of ε in equation 6.
+            (equation 6), in a second optimiser step.
+        swap_noise_std: standard deviation of ε in equation 6. Default: 0.5.
 
-    In the block ``train.automaton``, beside those of :class:`AutomatonModel`:
+    In the block ``train.automaton``, in addition to those of :class:`AutomatonModel`:
         latent_opt: ``loss(output channels, latent of gt)`` (equation 8).
 
-    In the block ``train.joint``, with the automaton's pool and steps:
-        iters, optim_g, scheduler: of the phase.
-        reconstruction_opt, ssim_opt, output_overflow_opt, hidden_overflow_opt: as there.
-    Batch norms go on with the statistics of the first phase, as in inference. A network's ``blend`` trains in this
-    phase alone; in the automaton's, images are rendered with it as it is at first.
+    In the block ``train.joint``, which uses the automaton's pool and number of steps:
+        iters, optim_g, scheduler: as above.
+        reconstruction_opt, ssim_opt, output_overflow_opt, hidden_overflow_opt: as in ``train.automaton``.
+
+    In the joint phase, batch norms use their running statistics, as in inference. The ``blend`` of a network is trained
+    in this phase only; before, it keeps its initial values.
     """
 
     phase_names = ('autoencoder', 'automaton', 'joint')
@@ -56,8 +58,8 @@ class LNCAModel(AutomatonModel):
             return
         if phase.iters == 0 and not (opt['path'].get('pretrain_network_g') or opt['path'].get('resume_state')):
             raise ConfigError(
-                f'{phase.where}.iters is 0, so the automaton would work in the latent space of an untrained '
-                'autoencoder; name a trained network under path.pretrain_network_g'
+                f'{phase.where}.iters: 0 leaves the autoencoder untrained; name a trained network under '
+                'path.pretrain_network_g'
             )
         if (
             phase.iters
@@ -65,8 +67,8 @@ class LNCAModel(AutomatonModel):
             and opt['datasets']['train'].get('batch_size_per_gpu') == 1
         ):
             raise ConfigError(
-                'datasets.train.batch_size_per_gpu: the negatives of distance_opt are the other images of the batch; '
-                'use at least 2, or leave distance_opt out'
+                'datasets.train.batch_size_per_gpu: 1 leaves no other image as the negatives of distance_opt; use at '
+                'least 2, or leave distance_opt out'
             )
 
     @classmethod
@@ -74,11 +76,13 @@ class LNCAModel(AutomatonModel):
         super().check_network(network, opt)
         if not isinstance(network, LatentNetwork):
             raise ConfigError(
-                f'network_g: LNCAModel trains latent networks such as LatentNAFCA, not {opt["network_g"]}'
+                f'network_g: {opt["network_g"]["type"]} has no autoencoder; use LatentNAFCA or LatentViTCA, or '
+                'model_type: AutomatonModel'
             )
         if network.blend is not None and opt['is_train']:
             joint = opt['train'].get('joint') or {}
-            if not joint.get('iters') and not any(name.startswith('blend.') for name in cls.weights_for(network, opt)):
+            is_pretrained = any(name.startswith('blend.') for name in pretrained_weights(network, opt))
+            if not joint.get('iters') and not is_pretrained:
                 raise ConfigError(
                     'network_g.blend: only the phase train.joint trains it; add that as in '
                     'options/lnca_plus_photos.yml, name a network with a trained blend under path.pretrain_network_g, '
@@ -87,8 +91,8 @@ class LNCAModel(AutomatonModel):
         for height, width in training_sizes(opt):
             if height % network.stride or width % network.stride:
                 raise ConfigError(
-                    f'datasets.train: tiles of {height}×{width} do not divide by {network.stride}, as the autoencoder '
-                    'needs; pack the dataset with another --tile-size, or change network_g.downsamplings'
+                    f'datasets.train: tiles of {height}×{width} do not divide by {network.stride}, the stride of the '
+                    'autoencoder; pack the dataset with another --tile-size, or change network_g.downsamplings'
                 )
 
     def trainable_module(self, phase: Phase) -> nn.Module:
@@ -111,7 +115,15 @@ class LNCAModel(AutomatonModel):
                 self.optimizer_step(computed)
 
     def reconstruction_losses(self, anchor: Tensor, positive: Tensor) -> dict[str, Tensor]:
-        """Those of the first optimisation step of a batch: clean images and the same corrupted, in one pass."""
+        """Compute the losses of the first optimiser step of an iteration.
+
+        Args:
+            anchor: the clean images, ``(N, C, H, W)``.
+            positive: the same images corrupted.
+
+        Returns:
+            Name → scalar loss; empty if there is none.
+        """
         losses, autoencoder = self.losses['autoencoder'], self.network.autoencoder
         if losses.keys() <= {'equivalence'}:
             return {}
@@ -120,15 +132,18 @@ class LNCAModel(AutomatonModel):
             images.append(anchor[derangement(len(anchor)).to(anchor.device)])
         latent, skip = autoencoder.encode(torch.cat(images))
         reconstruction = autoencoder.decode(latent, skip)
-        arguments = {
-            'reconstruction': lambda: (reconstruction, torch.cat(images)),
-            'distance': lambda: latent.chunk(3),
-            'task': lambda: (reconstruction[len(anchor) : 2 * len(anchor)], positive, anchor),
+        inputs = {
+            'reconstruction': (reconstruction, torch.cat(images)),
+            'distance': latent.chunk(3),
+            'task': (reconstruction[len(anchor) : 2 * len(anchor)], positive, anchor),
         }
-        return {name: losses[name](*of()) for name, of in arguments.items() if name in losses}
+        return {name: losses[name](*tensors) for name, tensors in inputs.items() if name in losses}
 
     def equivalence_losses(self, anchor: Tensor, positive: Tensor) -> dict[str, Tensor]:
-        """That of the second optimisation step, encoded afresh: decode each latent with the other's skip."""
+        """Compute the loss of the second optimiser step: decode each latent with the skip connection of the other.
+
+        Arguments and result are those of :meth:`reconstruction_losses`.
+        """
         losses, autoencoder = self.losses['autoencoder'], self.network.autoencoder
         if 'equivalence' not in losses:
             return {}
@@ -149,8 +164,11 @@ class LNCAModel(AutomatonModel):
         return losses
 
     def restore(self, network: nn.Module) -> Tensor:
-        """In the autoencoder's phase, what a perfect automaton would make: the clean latent with the corrupted skip. It
-        is not blended with the given image, as only a later phase trains the blend."""
+        """Return the restored images; in the autoencoder's phase, those that a perfect automaton would restore.
+
+        Those decode the latent of the clean image with the skip connection of the corrupted one. They are not blended
+        with the input, as the blend is untrained in this phase.
+        """
         if not self.is_oracle_eval:
             return super().restore(network)
         latent, _ = network.autoencoder.encode(self.gt)
@@ -170,12 +188,22 @@ class LNCAModel(AutomatonModel):
 
 
 def derangement(count: int) -> Tensor:
-    """A random permutation of ``count`` ≥ 2 places that leaves none as it was, each such permutation as likely."""
+    """Draw a derangement, a permutation without fixed points, uniformly at random.
+
+    Args:
+        count: number of elements, at least 2.
+
+    Returns:
+        ``(count,)`` indices.
+
+    Raises:
+        ValueError: if ``count`` is below 2.
+    """
     if count < 2:
         raise ValueError(f'{count} elements have no derangement')
-    places = torch.arange(count)
-    # A random permutation is one with probability 1/e.
+    identity = torch.arange(count)
+    # About one permutation in e = 2.718… is a derangement.
     while True:
         permutation = torch.randperm(count)
-        if not (permutation == places).any():
+        if not (permutation == identity).any():
             return permutation

@@ -1,4 +1,4 @@
-"""Detection of a training phase that diverges, and the way back to a snapshot."""
+"""Detection of divergence, and rollback to a snapshot."""
 
 import math
 import statistics
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
     from lnca_model.training.phases import Phase
 
 WATCHED_LOSSES = ('total', 'reconstruction')
-#: Iterations whose median is the baseline, and how many of them it takes to have one.
+#: Largest and smallest number of iterations whose median is the baseline.
 WINDOW, MIN_WINDOW = 100, 25
-#: Iterations in a row that must exceed the baseline: a single hard batch does not count.
+#: Number of consecutive iterations that must exceed the baseline, since a single hard batch is no divergence.
 PATIENCE = 5
 #: Multiple of the baseline that counts as divergence.
 FACTOR = 3.0
-#: Limit of the baseline as a multiple of the phase's lowest one: a curriculum raises losses, but not by as much.
+#: Limit of the baseline as a multiple of the lowest one of the phase. A curriculum raises losses by less.
 MAX_DRIFT = 4.0
-#: Least gain that a validation must have had, and least distance below the input now, relative to the input's score, to
-#: count as divergence.
+#: How far a validation must have been above the corrupted input, and another must now be below it, to count as
+#: divergence; relative to the score of the input.
 MIN_GAIN = 0.01
-#: Iterations between snapshots. The last two are kept, so that the older one is at most twice as old as this.
+#: Iterations between snapshots. The last two are kept: the older one is at most twice this many iterations old.
 SNAPSHOT_INTERVAL = 50
 MAX_ROLLBACKS = 5
 NO_LOSSES: Mapping[str, Any] = MappingProxyType({'history': {}, 'lowest': {}})
@@ -39,8 +39,8 @@ class DivergenceDetector:
     A phase diverges when one of :data:`WATCHED_LOSSES` exceeds :data:`FACTOR` times the median of the
     :data:`WINDOW` iterations before, :data:`PATIENCE` times in a row, or when a validation falls clearly below the
     corrupted input after an earlier one was clearly above it. A median above :data:`MAX_DRIFT` times the phase's lowest
-    counts as that much, so that a slow divergence does not become its own baseline. Losses below zero, such as minus
-    the PSNR in dB, have no such multiple and are not compared.
+    counts as that much, so that a slow divergence does not become its own baseline. Negative losses, such as the
+    negative PSNR, are not compared.
     """
 
     def __init__(self) -> None:
@@ -49,11 +49,19 @@ class DivergenceDetector:
         self._best_gain = -math.inf
 
     def observe(self, losses: Mapping[str, float]) -> str | None:
-        """Take the losses of an iteration; return what has diverged, in words, or None."""
+        """Take the losses of an iteration.
+
+        Args:
+            losses: name → loss.
+
+        Returns:
+            What has diverged, for messages, or None.
+        """
         reasons = [self._observe_loss(name, losses[name]) for name in WATCHED_LOSSES if name in losses]
         return next(filter(None, reasons), None)
 
     def _observe_loss(self, name: str, loss: float) -> str | None:
+        """Take one loss of an iteration; return what has diverged, or None."""
         history = [*self._history.get(name, []), loss][-WINDOW - PATIENCE :]
         self._history[name] = history
         before, recent = history[:-PATIENCE], history[-PATIENCE:]
@@ -65,8 +73,14 @@ class DivergenceDetector:
         return f'the {name} loss is {loss:.3g}, {loss / baseline:.1f} times what it was before'
 
     def observe_gain(self, gain: float) -> str | None:
-        """Take the gain of a validation over the corrupted input, relative to the input's score; return what has
-        diverged, in words, or None."""
+        """Take the gain of a validation.
+
+        Args:
+            gain: gain over the corrupted input, relative to the score of the input.
+
+        Returns:
+            What has diverged, for messages, or None.
+        """
         self._best_gain = max(self._best_gain, gain)
         if gain < -MIN_GAIN and self._best_gain > MIN_GAIN:
             return (
@@ -76,15 +90,16 @@ class DivergenceDetector:
         return None
 
     def load_losses(self, losses: Mapping[str, Any]) -> None:
-        """Compare with the losses of a :attr:`losses` from now on."""
+        """Replace the losses that new ones are compared with by an earlier :attr:`losses`."""
         self._history, self._lowest = deepcopy(losses['history']), dict(losses['lowest'])
 
     @property
     def losses(self) -> dict[str, Any]:
-        """What losses are compared with."""
+        """A copy of the losses that new ones are compared with."""
         return {'history': deepcopy(self._history), 'lowest': dict(self._lowest)}
 
     def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs, as plain data."""
         return {**self.losses, 'best_gain': self._best_gain}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
@@ -93,12 +108,12 @@ class DivergenceDetector:
 
 
 class DivergenceGuard:
-    """Takes a phase that diverges back to a snapshot, and on from there at half the learning rate.
+    """Rolls a diverged phase back to a snapshot, and continues at half the learning rate.
 
-    With ``train.on_divergence: rollback`` a phase whose losses diverge goes back to a snapshot taken 50 to 100
-    iterations earlier, and one whose validation diverges to the last validation that did not; at most
-    :data:`MAX_ROLLBACKS` times a phase. With ``warn``, or ``train.paper_exact``, the divergence is logged. Losses are
-    the means over the ranks, so that all ranks decide alike.
+    With ``train.on_divergence: rollback``, a phase whose losses diverge returns to a snapshot that is 50 to 100
+    iterations old, and one whose validation diverges to the last validation that did not, at most
+    :data:`MAX_ROLLBACKS` times per phase. With ``warn``, or with ``train.paper_exact``, a warning is logged. Losses are
+    averaged over the ranks, so that all ranks decide alike.
 
     Args:
         model: the model in training.
@@ -122,17 +137,17 @@ class DivergenceGuard:
         self._observed_at = 0  # iteration of the last validation
 
     def before_iteration(self) -> None:
-        """Forget the phase before when the model has started a new one. Call it before every iteration."""
+        """Reset if the model has started a new phase. Call it before every iteration."""
         if self._model.phase is not self._phase:
             self._phase = self._model.phase
             self._reset()
             self._snapshots = self._take_snapshot(self._model.iteration - 1)
 
     def after_iteration(self) -> None:
-        """Look at the losses of the iteration, and handle a divergence.
+        """Check the losses of the iteration, and handle a divergence.
 
         Raises:
-            LNCAError: the losses diverge again after the last rollback.
+            LNCAError: if the losses diverge after the last rollback.
         """
         reason = self._detector.observe(self._model.iteration_losses)
         iteration = self._model.iteration
@@ -143,9 +158,12 @@ class DivergenceGuard:
             self._snapshots = [*self._snapshots[-1:], *self._take_snapshot(iteration)]
 
     def observe_gain(self, gain: float) -> None:
-        """Look at the gain of an iteration's validation, relative to the input's score, and handle a divergence.
+        """Check the gain of a validation, and handle a divergence.
 
-        A second call in an iteration does nothing: a resumed run does not know whether there was a first.
+        A second call in an iteration does nothing, since a resumed run cannot know whether there was a first.
+
+        Args:
+            gain: gain over the corrupted input, relative to the score of the input.
         """
         if self._observed_at == self._model.iteration:
             return
@@ -160,21 +178,22 @@ class DivergenceGuard:
 
     @property
     def can_roll_back(self) -> bool:
+        """Whether the run rolls back, has a snapshot of this phase and has rollbacks left."""
         return self._model.rolls_back and bool(self._snapshots) and self.rollbacks < MAX_ROLLBACKS
 
     def handle(self, reason: str) -> None:
-        """Handle losses that diverge: go back to a snapshot, or warn.
+        """Handle diverged losses: roll back or warn.
 
         Args:
-            reason: what has diverged.
+            reason: what has diverged, for messages.
 
         Raises:
-            LNCAError: the phase has gone back :data:`MAX_ROLLBACKS` times already.
+            LNCAError: if the phase has been rolled back :data:`MAX_ROLLBACKS` times already.
         """
         if not self._model.rolls_back:
             self._warn(reason)
         elif self.can_roll_back:
-            self._roll_back(reason, self._snapshots[0])  # the older of the two: before the onset
+            self._roll_back(reason, self._snapshots[0])  # the older one is from before the onset
         else:
             raise LNCAError(
                 f'{self._where}: {reason}, after {self.rollbacks} rollbacks; lower {self._phase.where}.optim_g.lr and '
@@ -207,13 +226,13 @@ class DivergenceGuard:
         )
 
     def _take_snapshot(self, iteration: int) -> list[dict[str, Any]]:
-        """A snapshot of an iteration, or none where the run does not roll back."""
+        """Return a list of one snapshot, or an empty one if the run does not roll back."""
         if not self._model.rolls_back:
             return []
         return [{'iteration': iteration, 'losses': self._detector.losses, **self._model.snapshot()}]
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs: tensors and plain data."""
+        """Return what a resumed run needs: tensors and plain data."""
         return {
             'diverged_at': self.diverged_at,
             'rollbacks': self.rollbacks,
@@ -225,9 +244,10 @@ class DivergenceGuard:
         }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Restore the guard of a model that has been restored before.
+        """Restore the guard, after its model has been restored.
 
-        Options may have changed: other rates count from the start, and snapshots of other networks are replaced.
+        If the learning rate in the options has changed, earlier rollbacks no longer count. If the model now has a
+        moving average of its weights, snapshots without one are replaced.
         """
         self._phase = self._model.phase
         self.diverged_at = [(name, iteration) for name, iteration in saved['diverged_at']]

@@ -1,4 +1,4 @@
-"""Optimisers, schedules and the gradients' normalisation."""
+"""Optimisers, learning-rate schedules and gradient normalisation."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -14,22 +14,24 @@ from lnca_utils.option_checks import construct
 from basicsr.models.lr_scheduler import CosineAnnealingRestartLR, MultiStepRestartLR
 
 
-def _unsuitable(reason: str) -> Callable[..., Optimizer]:
+def _unsupported(reason: str) -> Callable[..., Optimizer]:
     def refuse(*_: object, **__: object) -> Optimizer:
         raise ValueError(f'does not work here, since it {reason}; use Adam, for example')
 
     return refuse
 
 
-# BasicSR 1.4.2 knows Adam alone.
+# BasicSR 1.4.2 has Adam only.
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     name: kind
     for name, kind in vars(torch.optim).items()
     if isinstance(kind, type) and issubclass(kind, Optimizer) and kind is not Optimizer
 } | {
-    'LBFGS': _unsuitable('computes the losses several times a step'),
-    'SparseAdam': _unsuitable('takes sparse gradients alone'),
+    'LBFGS': _unsupported('computes the losses several times per step'),
+    'SparseAdam': _unsupported('takes sparse gradients only'),
 }
+#: Hyperparameter of an optimiser → the entry of its state that exists only with it.
+STATE_OF = {'amsgrad': 'max_exp_avg_sq', 'centered': 'grad_avg', 'momentum': 'momentum_buffer'}
 SCHEDULERS = {
     'CosineAnnealingRestartLR': CosineAnnealingRestartLR,
     'MultiStepLR': MultiStepRestartLR,
@@ -37,26 +39,17 @@ SCHEDULERS = {
 }
 
 
-def build_optimizer(options: Mapping[str, Any], where: str, parameters: Iterable[nn.Parameter]) -> Optimizer:
-    """An optimiser of torch.optim from ``{type: Adam, lr: 0.01, ...}``.
-
-    Raises:
-        ConfigError: a type that is unknown or does not work here, or arguments that do not suit it.
-    """
-    return construct(options, OPTIMIZERS.items(), where, list(parameters))
-
-
 def build_scheduler(options: Mapping[str, Any] | None, where: str, optimizer: Optimizer, iters: int) -> LRScheduler:
-    """A schedule of the learning rate, stepped once an iteration.
+    """Create a learning-rate schedule that is stepped once per iteration.
 
     Args:
-        options: as in BasicSR; a cosine without ``periods`` falls over the whole phase. None is a cosine to 0.
+        options: as in BasicSR. A cosine without ``periods`` falls over the whole phase. None stands for a cosine to 0.
         where: the block's place in the option file, for messages.
-        optimizer: whose rate.
+        optimizer: the optimiser.
         iters: length of the phase, in iterations.
 
     Raises:
-        ConfigError: unknown type, periods that end before the phase, or arguments that do not suit it.
+        ConfigError: if the type is unknown, the periods end before the phase, or an argument is invalid.
     """
     options = {'type': 'CosineAnnealingRestartLR'} if options is None else dict(options)
     if options.get('type') == 'CosineAnnealingRestartLR':
@@ -66,8 +59,29 @@ def build_scheduler(options: Mapping[str, Any] | None, where: str, optimizer: Op
     return construct(options, SCHEDULERS.items(), where, optimizer)
 
 
+def load_optimizer_state(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
+    """Load the state of an optimiser, but keep the hyperparameters that it was created with.
+
+    The learning rate is that of the schedule, scaled if the base rate has changed.
+
+    Args:
+        optimizer: a new optimiser with its schedule.
+        saved: the ``state_dict`` of an optimiser of the same class.
+    """
+    hyperparameters = [{name: value for name, value in g.items() if name != 'params'} for g in optimizer.param_groups]
+    optimizer.load_state_dict(dict(saved))
+    for group, own in zip(optimizer.param_groups, hyperparameters, strict=True):
+        rate = group['lr'] * (own['initial_lr'] / group['initial_lr'])
+        group.update(own, lr=rate)
+        needed = [state for name, state in STATE_OF.items() if group.get(name)]
+        for parameter in group['params']:
+            if state := optimizer.state.get(parameter):
+                for name in needed:
+                    state.setdefault(name, torch.zeros_like(parameter))
+
+
 def normalize_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Divide each parameter's gradient by its L2 norm (+ 1e-8), so that every tensor takes steps of one size."""
+    """Divide the gradient of each parameter by its L2 norm + 1e-8, so that all tensors take steps of equal size."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if gradients:
         norms = torch._foreach_norm(gradients)

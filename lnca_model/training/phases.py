@@ -1,4 +1,4 @@
-"""Training in phases, each with its own block of options, optimiser and schedule."""
+"""The phases of a training, each with its own block of options, optimiser and learning-rate schedule."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,13 +9,14 @@ from lnca_utils.errors import ConfigError
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of training.
+    """A range of iterations.
 
     Attributes:
-        name: what the log calls it.
+        name: name of the phase.
         options: its block of the option file.
         where: the block's place there, for messages.
-        first, last: its iterations, counted over the whole run from 1; none where ``last < first``.
+        first, last: its first and last iteration, counted from 1 over the whole run; a phase without iterations has
+            ``last = first - 1``.
     """
 
     name: str
@@ -26,23 +27,24 @@ class Phase:
 
     @property
     def iters(self) -> int:
+        """Number of iterations."""
         return self.last - self.first + 1
 
     def progress(self, iteration: int) -> float:
-        """The share of the phase that was over when ``iteration`` began: 0 at its first."""
+        """Return the fraction, in [0, 1), of the phase's iterations before ``iteration``."""
         return (iteration - self.first) / self.iters
 
 
 def phases_of(train_options: Mapping[str, Any], names: Sequence[str]) -> list[Phase]:
-    """The phases of a run in their order.
+    """Return the phases of a run in order.
 
     Args:
         train_options: the block ``train:`` of an option file.
-        names: the blocks in it that are phases, each with its ``iters``; none where ``train:`` is one phase itself. A
-            block that is not there is no phase.
+        names: names of the blocks in it that are phases, of which some may be missing; empty if ``train:`` itself is
+            the only phase.
 
     Raises:
-        ConfigError: the numbers of iterations do not add up to ``total_iter``.
+        ConfigError: if the ``iters`` of the phases do not add up to ``total_iter``.
     """
     total = int(train_options['total_iter'])
     if not names:
@@ -55,10 +57,10 @@ def phases_of(train_options: Mapping[str, Any], names: Sequence[str]) -> list[Ph
     last = phases[-1].last if phases else 0
     if last != total:
         sum_of = ' + '.join(f'{phase.where}.iters' for phase in phases) or f'the sum of {", ".join(names)}'
-        raise ConfigError(f'train.total_iter is {total}, but {sum_of} is {last}; make them equal')
+        raise ConfigError(f'train.total_iter: is {total}, but {sum_of} is {last}; make them equal')
     return phases
 
 
 def phase_at(phases: Sequence[Phase], iteration: int) -> Phase:
-    """The phase that an iteration belongs to."""
+    """Return the phase of an iteration."""
     return next(phase for phase in phases if phase.first <= iteration <= phase.last)

@@ -1,4 +1,4 @@
-"""Signals that ask a run to end: it finishes its iteration, saves, and exits."""
+"""Preemption: on a signal, a run finishes its iteration, saves and exits."""
 
 import signal
 from collections.abc import Iterable, Iterator
@@ -9,7 +9,7 @@ import torch
 
 from lnca_model import distributed
 
-# Ctrl-C; what systems and schedulers send before they kill; what Slurm sends under --signal=USR1@SECONDS.
+# Ctrl-C, the request of systems and schedulers before they kill, and that of Slurm with --signal=USR1@SECONDS.
 SIGNALS = ('SIGINT', 'SIGTERM', 'SIGUSR1')
 EXIT_CODE = 75  # sysexits.h: a temporary failure; the same command with --auto_resume continues
 
@@ -21,8 +21,8 @@ def install_handlers(ignore_repeats: bool = False) -> None:
     """Install signal handlers.
 
     Args:
-        ignore_repeats: whether a second signal is ignored. Otherwise it ends the process at once. Launchers of several
-            processes pass on a signal that the processes have already received.
+        ignore_repeats: whether to ignore a second signal, which otherwise ends the process at once. Launchers forward
+            signals that their processes have already received.
     """
     global _ignores_repeats
     _ignores_repeats = ignore_repeats
@@ -30,7 +30,7 @@ def install_handlers(ignore_repeats: bool = False) -> None:
 
 
 def ignore_signals() -> None:
-    """Ignore the signals, in a worker process that ends with its parent."""
+    """Ignore the signals, in worker processes that end with their parent."""
     _install(signal.SIG_IGN)
 
 
@@ -41,7 +41,7 @@ def _install(handler: Any) -> None:
 
 
 def requested_signal() -> str | None:
-    """The name of the first signal received, None if there was none."""
+    """Return the name of the first signal received, None if there was none."""
     return _received[0] if _received else None
 
 
@@ -52,13 +52,13 @@ def _remember(number: int, frame: FrameType | None) -> None:
 
 
 def until_preempted(batches: Iterable[Any], device: torch.device) -> Iterator[Any]:
-    """Yield the batches of this rank, and None as the last if a signal was received on any rank.
+    """Yield the batches of this rank, and None as the last one if any rank receives a signal.
 
-    A rank that has had its last batch goes on as long as another has more, so that none waits for a collective.
+    The generator ends on all ranks at once, so that no rank waits in a collective for another.
 
     Args:
-        batches: of this rank.
-        device: see :func:`lnca_model.distributed.any_rank`.
+        batches: the batches of this rank; ranks may have different numbers of them.
+        device: the device that the ranks communicate from.
     """
     iterator = iter(batches)
     while True:

@@ -1,4 +1,4 @@
-"""What training takes: time, and memory above what the process had before it."""
+"""Time and peak memory of training."""
 
 import contextlib
 import ctypes
@@ -9,16 +9,19 @@ from typing import Any
 import psutil
 import torch
 
-# Linux: the most memory that the process has had, and the file that takes it back to what it has now.
+# Linux: the file with the peak resident memory of the process, and the file that resets the peak.
 STATUS, CLEAR_REFS = Path('/proc/self/status'), Path('/proc/self/clear_refs')
 RESET_PEAK = '5'
-# mallopt's parameters (malloc.h of glibc) and values.
+# Parameters of mallopt (glibc's malloc.h): name → (number, value).
 KEEP_FREED_MEMORY = {'M_TRIM_THRESHOLD': (-1, -1), 'M_TOP_PAD': (-2, 1 << 26), 'M_MMAP_MAX': (-4, 0)}
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep the memory of freed tensors for the next ones. By itself it hands that of large ones back to the
-    system, which takes, to give it again and zeroed, up to half of the time of training on a processor."""
+    """Make glibc keep freed memory for later tensors.
+
+    By default it returns large blocks to the operating system. Requesting them again, zeroed, takes up to half of the
+    time of training on a CPU.
+    """
     with contextlib.suppress(OSError, AttributeError):  # another system, another allocator
         mallopt = ctypes.CDLL('libc.so.6').mallopt
         for parameter, value in KEEP_FREED_MEMORY.values():
@@ -26,7 +29,7 @@ def keep_freed_memory() -> None:
 
 
 def status_bytes(field: str) -> int | None:
-    """A field of Linux's status of this process, in bytes; None where there is none."""
+    """Return a field of this process's status on Linux, in bytes; None if there is none, and on other systems."""
     with contextlib.suppress(OSError):
         for line in STATUS.read_text().splitlines():
             if line.startswith(f'{field}:'):
@@ -35,16 +38,19 @@ def status_bytes(field: str) -> int | None:
 
 
 def give_back_freed_memory() -> None:
-    """The opposite of :func:`keep_freed_memory`, for once."""
+    """Return freed heap memory to the operating system once."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL('libc.so.6').malloc_trim(0)
 
 
 class PeakMemory:
-    """The most memory, in bytes, in use since the last :meth:`reset`, above what was in use when this was made.
+    """Measures the peak memory since the last :meth:`reset`, minus the memory in use at construction.
 
-    On CUDA the tensors that PyTorch's allocator held; else the resident memory of the process, which on systems other
-    than Linux is only known at the time of asking.
+    On CUDA it counts the memory of PyTorch's allocator, otherwise the resident memory of the process. Systems other
+    than Linux do not report peaks; there it counts the memory in use at :meth:`read`.
+
+    Args:
+        device: the device.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -54,6 +60,7 @@ class PeakMemory:
         self._baseline = self.read()
 
     def reset(self) -> None:
+        """Start a new measurement."""
         if self.device.type == 'cuda':
             torch.cuda.reset_peak_memory_stats(self.device)
         else:
@@ -61,6 +68,7 @@ class PeakMemory:
                 CLEAR_REFS.write_text(RESET_PEAK)
 
     def read(self) -> int:
+        """Return the peak in bytes."""
         if self.device.type == 'cuda':
             peak = torch.cuda.max_memory_allocated(self.device)
         else:
@@ -69,11 +77,14 @@ class PeakMemory:
 
 
 class TrainingProfiler:
-    """Seconds and peak memory of training iterations; what comes between them is not counted: waiting for data,
-    validation, checkpoints.
+    """Measures time and peak memory of training iterations, without data loading, validation and checkpoints.
 
     Args:
-        device: where the network trains. Make this before the network, whose own memory counts.
+        device: device of the network. Create the profiler before the network, whose memory counts.
+
+    Attributes:
+        seconds: time of all iterations.
+        peak_bytes: peak memory in bytes.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -84,12 +95,12 @@ class TrainingProfiler:
         self._start: float | None = None
 
     def start(self) -> None:
-        """An iteration begins."""
+        """Start measuring an iteration."""
         self._memory.reset()
         self._start = time.perf_counter()
 
     def stop(self) -> None:
-        """An iteration is over."""
+        """Stop measuring an iteration."""
         if self._start is None:
             return
         if self._device.type == 'cuda':
@@ -99,7 +110,7 @@ class TrainingProfiler:
         self._start = None
 
     def exclude_pause(self) -> None:
-        """Something else is over, such as a validation, whose memory shall not count for the next iteration."""
+        """Free the memory of a pause, such as a validation, so that the next iteration does not count it."""
         if self._device.type != 'cuda':
             give_back_freed_memory()
 

@@ -1,4 +1,4 @@
-"""The log of a training: losses, rate and the time left."""
+"""Logging of losses, learning rate and remaining time."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -10,14 +10,15 @@ from basicsr.utils import MessageLogger
 
 
 class PhaseLogger(MessageLogger):
-    """BasicSR's MessageLogger with the time left in the current phase, since phases differ in speed, and with the
-    learning rate in TensorBoard.
+    """BasicSR's MessageLogger, with the remaining time of the current phase and the learning rate in TensorBoard.
+
+    The remaining time of the whole run is unknown, since phases differ in speed.
 
     Args:
         opt: the options.
         phases: the phases of the run.
         start_iter: last iteration before this run.
-        tb_logger: a TensorBoard writer.
+        tb_logger: a TensorBoard writer, or None.
     """
 
     def __init__(

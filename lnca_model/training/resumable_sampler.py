@@ -3,13 +3,15 @@
 import dataclasses
 import itertools
 from collections.abc import Iterator
-from typing import Any
 
+import torch
 from torch.utils.data import Dataset
 
 from lnca_data.tile_dataset import TileDataset
 
 from basicsr.data.data_sampler import EnlargedSampler
+
+SEED_STRIDE = 1 << 40  # more images than any training sees
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,10 +21,11 @@ class DataPosition:
     Attributes:
         iteration: last iteration before this run.
         epoch: epoch in which the run starts.
-        seen: images of that epoch that all ranks together have seen before.
-        batches_left: batches left in that epoch.
-        batches_per_epoch: batches in each of the epochs after it.
-        batch_size: images in a batch, of all ranks.
+        seen: number of images of that epoch that all ranks together have seen before.
+        batches_left: number of batches left in that epoch.
+        batches_per_epoch: number of batches in each later epoch.
+        batch_size: number of images in a batch, over all ranks.
+        seed: seed of the order and the augmentation of the images.
     """
 
     iteration: int
@@ -31,41 +34,53 @@ class DataPosition:
     batches_left: int
     batches_per_epoch: int
     batch_size: int
+    seed: int
 
     def at(self, iteration: int) -> dict[str, int]:
-        """The epoch of an iteration, and the number of that epoch's images seen after it."""
+        """Return what a run needs to resume after an iteration.
+
+        Returns:
+            ``epoch`` of the iteration, number of images ``seen`` in it by all ranks together, and ``data_seed``.
+        """
         done = iteration - self.iteration
         if done <= self.batches_left:
-            return {'epoch': self.epoch, 'seen': self.seen + done * self.batch_size}
+            return {'epoch': self.epoch, 'seen': self.seen + done * self.batch_size, 'data_seed': self.seed}
         epochs, batches = divmod(done - self.batches_left - 1, self.batches_per_epoch)
-        return {'epoch': self.epoch + 1 + epochs, 'seen': (batches + 1) * self.batch_size}
+        return {'epoch': self.epoch + 1 + epochs, 'seen': (batches + 1) * self.batch_size, 'data_seed': self.seed}
 
 
 class ResumableSampler(EnlargedSampler):
-    """BasicSR's sampler, whose first epoch may start in its middle.
+    """BasicSR's sampler, with a seed, and with an epoch that it can start in the middle.
 
-    For a :class:`TileDataset` an index also encodes the image's place in the epoch: flips and turns depend on the epoch
-    and the place alone, whichever worker or rank loads the image.
+    For a :class:`TileDataset` an index also encodes the seed and the image's position in the training, which determine
+    flips and turns, whichever worker or rank loads the image.
 
     Args:
         dataset: the training set.
-        num_replicas, rank: number of ranks, and this one.
-        ratio: see BasicSR's ``dataset_enlarge_ratio``.
+        num_replicas: number of ranks.
+        rank: number of this rank.
+        ratio: BasicSR's ``dataset_enlarge_ratio``.
+        seed: seed of the order and the augmentation.
+
+    Attributes:
         start: an epoch, and the number of this rank's images to skip in it.
     """
 
-    def __init__(
-        self, dataset: Dataset, num_replicas: int, rank: int, ratio: int = 1, start: tuple[int, int] = (0, 0)
-    ) -> None:
+    def __init__(self, dataset: Dataset, num_replicas: int, rank: int, ratio: float = 1, seed: int = 0) -> None:
         super().__init__(dataset, num_replicas, rank, ratio)
-        self.start = start
+        self.seed = seed
+        self.start = (0, 0)
 
     def __iter__(self) -> Iterator[int]:
-        epoch, seen = self.start
-        skip = seen if self.epoch == epoch else 0
         images = len(self.dataset)
-        places = itertools.count(self.epoch * self.total_size + self.rank, self.num_replicas)
-        indices: Iterator[Any] = super().__iter__()
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        order = torch.randperm(self.total_size, generator=generator) % images
+        indices = iter(order[self.rank :: self.num_replicas].tolist())
         if isinstance(self.dataset, TileDataset):
-            indices = ((place + 1) * images + index for place, index in zip(places, indices, strict=False))
-        return itertools.islice(indices, skip, None)
+            first = self.seed * SEED_STRIDE + self.epoch * self.total_size + self.rank + 1
+            indices = (
+                position * images + index
+                for position, index in zip(itertools.count(first, self.num_replicas), indices, strict=False)
+            )
+        epoch, seen = self.start
+        return itertools.islice(indices, seen if self.epoch == epoch else 0, None)

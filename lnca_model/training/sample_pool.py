@@ -1,4 +1,4 @@
-"""The pool of states that an automaton trains on a second time (paper section 2.1, pool sampling)."""
+"""The sample pool: final states that an automaton continues to train on (paper section 2.1)."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,7 +8,13 @@ from torch import Tensor
 
 
 class PoolBatch(NamedTuple):
-    """A batch drawn from the pool, and where it belongs."""
+    """A batch drawn from the pool.
+
+    Attributes:
+        indices: places of the samples in the pool, ``(N,)``.
+        gt, lq: clean and corrupted images, ``(N, C, H, W)``.
+        state: mutable channels of their states, ``(N, C, H, W)``.
+    """
 
     indices: Tensor
     gt: Tensor
@@ -17,13 +23,15 @@ class PoolBatch(NamedTuple):
 
 
 class SamplePool:
-    """The last ``size`` (clean image, corrupted image, state) triples; the oldest make room for new ones.
+    """A ring buffer of samples: a clean image, the corrupted image and the state of the automaton.
 
-    Memory is taken for what is there and at most as much again, up to ``size`` triples, on the device of the first
-    batch.
+    The buffer is on the device of the first batch. It grows by doubling, up to ``size`` samples.
 
     Args:
-        size: how many triples to keep, 1024 in the reference.
+        size: largest number of samples; a new one then replaces the oldest.
+
+    Raises:
+        ValueError: if ``size`` is below 1.
     """
 
     def __init__(self, size: int) -> None:
@@ -38,37 +46,48 @@ class SamplePool:
         return self._count
 
     def add(self, gt: Tensor, lq: Tensor, state: Tensor) -> None:
-        """Store a batch: images ``(N, C, H, W)`` and their final states."""
+        """Add a batch of samples.
+
+        Args:
+            gt: clean images, ``(N, C, H, W)``.
+            lq: corrupted images, ``(N, C, H, W)``.
+            state: their states, ``(N, C, H, W)``.
+        """
         batch = {'gt': gt, 'lq': lq, 'state': state}
         batch = {name: tensor.detach()[-self.size :] for name, tensor in batch.items()}
         count = len(batch['state'])
-        self._make_room(min(self._count + count, self.size), batch)
+        self._grow(min(self._count + count, self.size), batch)
         indices = (torch.arange(count) + self._next) % self.size
         self._write(indices, batch)
         self._next = (self._next + count) % self.size
         self._count = min(self._count + count, self.size)
 
-    def _make_room(self, count: int, like: dict[str, Tensor]) -> None:
-        """Have room for ``count`` triples like those of a batch."""
-        room = len(self._tensors['state']) if self._tensors else 0
-        if count <= room:
+    def _grow(self, count: int, like: dict[str, Tensor]) -> None:
+        """Grow the buffer to at least ``count`` samples, of the shapes and types of a batch."""
+        capacity = len(self._tensors['state']) if self._tensors else 0
+        if count <= capacity:
             return
-        more = {
-            name: tensor.new_empty(min(max(count, 2 * room), self.size), *tensor.shape[1:])
+        grown = {
+            name: tensor.new_empty(min(max(count, 2 * capacity), self.size), *tensor.shape[1:])
             for name, tensor in like.items()
         }
         for name, tensor in self._tensors.items():
-            more[name][:room] = tensor
-        self._tensors = more
+            grown[name][:capacity] = tensor
+        self._tensors = grown
 
     def draw(self, count: int) -> PoolBatch:
-        """A random batch without repetition, of at most ``count`` triples."""
+        """Draw at most ``count`` samples at random, without repetition."""
         indices = torch.randperm(self._count)[:count]
         on_device = indices.to(self._tensors['state'].device)
         return PoolBatch(indices, *(self._tensors[name][on_device] for name in ('gt', 'lq', 'state')))
 
     def write_back(self, indices: Tensor, state: Tensor) -> None:
-        """Replace the states of a drawn batch by those that it ended in."""
+        """Replace the states of samples.
+
+        Args:
+            indices: places of the samples, from :meth:`draw`.
+            state: the new states, ``(N, C, H, W)``.
+        """
         self._write(indices, {'state': state.detach()})
 
     def _write(self, indices: Tensor, batch: dict[str, Tensor]) -> None:
@@ -77,31 +96,43 @@ class SamplePool:
             store[indices.to(store.device)] = tensor.to(store.dtype)
 
     def clear(self) -> None:
-        """Remove all triples."""
+        """Remove all samples."""
         self._fill({}, torch.device('cpu'))
 
     def state_dict(self) -> dict:
-        """What a resumed run needs: the triples, on the CPU, and the place of the next one."""
+        """Return the samples, on the CPU, and the place of the next one."""
         return {
             'tensors': {name: tensor[: self._count].cpu() for name, tensor in self._tensors.items()},
             'next': self._next,
         }
 
     def load_state_dict(self, saved: dict, device: torch.device) -> None:
+        """Restore a pool of any size; the newest samples are kept if it was larger.
+
+        Args:
+            saved: from :meth:`state_dict`.
+            device: device of the buffer.
+        """
         self._fill(saved['tensors'], device)
-        if self._count == self.size:  # else there is room after the last
+        if self._count == self.size:  # otherwise the next sample goes after the last
             self._next = saved['next'] % self.size
 
-    def load_shard(self, saved: Sequence[dict], share: int, shares: int, device: torch.device) -> None:
-        """Begin with what is one share of several pools' :meth:`state_dict`, as another number of processes does that
-        goes on with a training. No share is empty unless all are."""
+    def load_shard(self, saved: Sequence[dict], rank: int, world_size: int, device: torch.device) -> None:
+        """Restore the share of a rank in the pools of another number of ranks. No share is empty unless all are.
+
+        Args:
+            saved: :meth:`state_dict` of each pool.
+            rank: the rank.
+            world_size: the new number of ranks.
+            device: device of the buffer.
+        """
         filled = [pool['tensors'] for pool in saved if pool['tensors']]
         if not filled:
             self._fill({}, device)
             return
-        together = {name: torch.cat([tensors[name] for tensors in filled]) for name in filled[0]}
-        count = len(together['state'])
-        self._fill({name: tensor[share % count :: shares] for name, tensor in together.items()}, device)
+        samples = {name: torch.cat([tensors[name] for tensors in filled]) for name in filled[0]}
+        count = len(samples['state'])
+        self._fill({name: tensor[rank % count :: world_size] for name, tensor in samples.items()}, device)
 
     def _fill(self, tensors: dict[str, Tensor], device: torch.device) -> None:
         self._tensors = {}

@@ -41,15 +41,15 @@ Options = dict[str, Any]
 
 
 def train(opt: Options, option_file: str | Path) -> None:
-    """Train as options say, from the last checkpoint if the run resumes.
+    """Train a model, from the last checkpoint if the run resumes.
 
     Args:
-        opt: complete options, see :func:`lnca_model.config.checks.load_options`.
-        option_file: their file, of which the experiment keeps a copy.
+        opt: options from :func:`lnca_model.config.checks.load_options`.
+        option_file: path of the option file, which is copied into the experiment.
 
     Raises:
-        LNCAError: a file cannot be read or written, or a phase diverges for good.
-        SystemExit: a signal asked the run to end (exit code 75), or the network scores below its input (3).
+        LNCAError: if a file cannot be read or written, or a phase diverges after the last rollback.
+        SystemExit: with exit code 75 if the run is preempted, 3 if the network scores below its input.
     """
     torch.backends.cudnn.benchmark = True
     resume = find_resume_point(opt)
@@ -83,7 +83,7 @@ def train(opt: Options, option_file: str | Path) -> None:
     def exit_preempted(iteration: int) -> NoReturn:
         if iteration > checkpointer.last_saved:
             save(iteration)
-        distributed.barrier()  # a launcher ends all ranks when one has ended
+        distributed.barrier()  # a launcher ends all ranks when the first one exits
         reason = preemption.requested_signal() or 'another process was asked to end'
         logger.warning(f'{reason}: saved iteration {checkpointer.last_saved:,}; --auto_resume goes on from there.')
         raise SystemExit(preemption.EXIT_CODE)
@@ -147,6 +147,7 @@ def train(opt: Options, option_file: str | Path) -> None:
 
 
 def _last_good(checkpointer: Checkpointer) -> str:
+    """Return a message that names the last checkpoint."""
     last = checkpointer.last_saved
     return f'the last good checkpoint is of iteration {last:,}' if last else 'there is no checkpoint'
 
@@ -155,7 +156,7 @@ def _last_good(checkpointer: Checkpointer) -> str:
 
 
 def _start_experiment(opt: Options, option_file: str | Path, resume: ResumePoint | None) -> Any:
-    """Make the folders, the log and the copy of the option file; return the TensorBoard writer."""
+    """Create the folders, the log and the copy of the option file; return the TensorBoard writer, on rank 0."""
     if resume is None:
         make_exp_dirs(opt)
         distributed.barrier()
@@ -172,7 +173,7 @@ def _start_experiment(opt: Options, option_file: str | Path, resume: ResumePoint
 
 
 def _copy_option_file(file: Path, folder: Path) -> None:
-    """Copy the option file into the experiment, unless it is that copy, with the command in its first line."""
+    """Copy an option file into a folder, with the command in its first line, unless it is that copy itself."""
     copy = folder / file.name
     if distributed.rank() > 0 or (copy.exists() and copy.samefile(file)):
         return
@@ -190,10 +191,10 @@ def _restore(
     guard: DivergenceGuard,
     profiler: TrainingProfiler,
 ) -> None:
-    """Restore every part of the run, the random numbers last.
+    """Restore all parts of the run, the random number generators last.
 
     Raises:
-        LNCAError: the checkpoint is of a training that the options do not describe.
+        LNCAError: if the checkpoint does not fit the options.
     """
     state = resume.state
     model.resume_training(state)
@@ -201,7 +202,7 @@ def _restore(
     guard.load_state_dict(state['guard'])
     profiler.load_state_dict(state['profiler'])
     checkpointer.last_saved = state['iter']
-    # Ranks that there were not continue from their own seeds.
+    # Ranks beyond the number of ranks of the checkpoint keep their own seeds.
     if distributed.rank() < len(state['ranks']):
         load_rng_state(state['ranks'][distributed.rank()]['rng'])
     get_root_logger().info(f'Resuming training from epoch: {state["epoch"]}, iter: {state["iter"]}.')
@@ -217,20 +218,22 @@ def build_loaders(
 
     Args:
         opt: the options.
-        state: training state to resume from.
+        state: training state to resume from, None for a new run.
 
     Returns:
         The training loader, the validation loaders (those with ``final_test`` last), and the position in the training
         data.
 
     Raises:
-        LNCAError: there are fewer training images than a batch has.
+        LNCAError: if there are fewer training images than a batch has.
     """
     train_opt, ranks = opt['datasets']['train'], opt['world_size']
     start = {key: (state or {}).get(key, 0) for key in ('iter', 'epoch', 'seen')}
     train_set = build_dataset(train_opt)
     ratio = train_opt.get('dataset_enlarge_ratio', 1)
-    sampler = ResumableSampler(train_set, ranks, opt['rank'], ratio)
+    # A resumed run keeps its order, also if manual_seed is not set or has changed.
+    seed = (state or {}).get('data_seed', opt['manual_seed'])
+    sampler = ResumableSampler(train_set, ranks, opt['rank'], ratio, seed)
     seen = min(start['seen'] // ranks, len(sampler))
     sampler.start = (start['epoch'], seen)
     train_loader = _build_loader(train_set, train_opt, opt, sampler)
@@ -241,7 +244,7 @@ def build_loaders(
         )
     train_loader.worker_init_fn = partial(_start_worker, train_loader.worker_init_fn)
     atexit.register(_end_workers)
-    # A loader that starts draws a number, which must not come from those of the training.
+    # A loader draws a random number when it starts, which must not change those of the training.
     train_loader.generator = torch.Generator().manual_seed(torch.initial_seed())
     position = DataPosition(
         iteration=start['iter'],
@@ -250,6 +253,7 @@ def build_loaders(
         batches_left=(len(sampler) - seen) // train_loader.batch_size,
         batches_per_epoch=len(train_loader),
         batch_size=train_loader.batch_size * ranks,
+        seed=seed,
     )
     total = int(opt['train']['total_iter'])
     get_root_logger().info(
@@ -273,7 +277,7 @@ def _build_loader(dataset: Any, dataset_opt: Options, opt: Options, sampler: Any
 
 
 def _batches(loader: DataLoader, opt: Options, first_epoch: int) -> Iterator[tuple[int, Any]]:
-    """Yield the epoch and the batch, epoch after epoch, without end."""
+    """Yield (epoch, batch) without end."""
     if opt['datasets']['train'].get('prefetch_mode') == 'cuda':
         prefetcher = CUDAPrefetcher(loader, opt)
     else:
@@ -290,15 +294,15 @@ def _batches(loader: DataLoader, opt: Options, first_epoch: int) -> Iterator[tup
 
 
 def _start_worker(start: Callable[[int], None] | None, number: int) -> None:
-    """A signal to all processes of a run asks the training to end, which needs its workers until it has."""
+    """Start a worker that ignores signals: a preempted training needs its workers until it has saved."""
     preemption.ignore_signals()
     if start:
         start(number)
 
 
 def _end_workers() -> None:
-    """Kill the workers that an error leaves behind: Python ends them with a signal that they ignore, and waits."""
-    # PyTorch's handler would report each as killed.
+    """Kill the workers that an error leaves behind: Python would terminate them by a signal that they ignore."""
+    # PyTorch's handler would report each worker as killed.
     if hasattr(signal, 'SIGCHLD'):
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for worker in multiprocessing.active_children():
@@ -309,7 +313,7 @@ def _end_workers() -> None:
 
 
 def _report_resources(opt: Options, model: RestorationModel, profiler: TrainingProfiler) -> None:
-    """Log what training took, and write it to ``training.json``."""
+    """Log time and peak memory of the training, and write them to ``training.json``."""
     if distributed.rank() > 0:
         return
     figures = {
@@ -319,15 +323,19 @@ def _report_resources(opt: Options, model: RestorationModel, profiler: TrainingP
         'parameters': sum(parameter.numel() for parameter in model.network.parameters()),
     }
     get_root_logger().info(
-        f'Trained {model.iteration:,} iterations in {profiler.seconds:,.1f} s, without waiting for data, validation '
-        f'and checkpoints; peak memory {profiler.peak_bytes / 1e9:.2f} GB.'
+        f'Trained {model.iteration:,} iterations in {profiler.seconds:,.1f} s, without data loading, validation and '
+        f'checkpoints; peak memory {profiler.peak_bytes / 1e9:.2f} GB.'
     )
     write_json(Path(opt['path']['log']) / 'training.json', figures)
 
 
 def _check_final_gain(evaluator: Evaluator, guard: DivergenceGuard, model: RestorationModel) -> None:
-    """Exit with :data:`EXIT_BELOW_INPUT` if the best network scores below its input by every metric, and warn if by the
-    selection metric alone."""
+    """Compare the scores of the best network with those of its input.
+
+    Raises:
+        SystemExit: with :data:`EXIT_BELOW_INPUT` if it scores below its input by every metric. If it does so by the
+            selection metric only, a warning is logged.
+    """
     name, gains = evaluator.final_gains
     worse = {metric: gain for metric, gain in gains.items() if not gain >= 0}
     is_worse = bool(worse) and len(worse) == len(gains)
@@ -339,13 +347,13 @@ def _check_final_gain(evaluator: Evaluator, guard: DivergenceGuard, model: Resto
             f'{name}: the restored images score below the corrupted ones ({scores}); '
             f'{_likely_cause(evaluator, guard, model)}',
         )
-    distributed.barrier()  # a launcher ends all ranks when one has ended
+    distributed.barrier()  # a launcher ends all ranks when the first one exits
     if is_worse:
         raise SystemExit(EXIT_BELOW_INPUT)
 
 
 def _likely_cause(evaluator: Evaluator, guard: DivergenceGuard, model: RestorationModel) -> str:
-    """Why the network scores below its input, and what to do about it."""
+    """Return why the network may score below its input, and how to fix it."""
     if guard.diverged_at:
         places = ', '.join(f'{phase} in iteration {iteration:,}' for phase, iteration in guard.diverged_at)
         hint = '' if model.rolls_back else ', or set train.on_divergence: rollback without train.paper_exact'

@@ -1,4 +1,4 @@
-"""Several processes that train one network. What runs in them is one_of_several.py."""
+"""Training with several ranks, each a process that runs one_of_several.py."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ PROGRAM = Path(__file__).resolve().parents[1] / 'processes' / 'one_of_several.py
 
 @pytest.fixture
 def train(model_options, tmp_path, unused_port):
-    """Train in so many processes; what each has left."""
+    """A function that trains with a number of ranks, and returns what each has saved."""
 
     def start(count):
         model_options['train']['automaton']['pool_size'] = 100
@@ -36,15 +36,15 @@ def train(model_options, tmp_path, unused_port):
             for own in environments
         ]
         for process in processes:
-            _, said = process.communicate(timeout=240)
-            assert process.returncode == 0, said
+            _, stderr = process.communicate(timeout=240)
+            assert process.returncode == 0, stderr
         return [torch.load(tmp_path / f'{rank}_of_{count}.pt', weights_only=True) for rank in range(count)]
 
     return start
 
 
 def close(first, second):
-    """Equal to 1e-5, of the largest number in the tensor if that is above 1."""
+    """Whether two tensors are equal to within 1e-5 times the larger of 1 and the largest absolute value."""
     return (first - second).abs().max() <= 1e-5 * second.abs().max().clamp(min=1)
 
 
@@ -53,11 +53,11 @@ def test_two_processes_have_the_gradients_of_one(train, model_options, reduction
     model_options['network_g'].update(dropout=0, blend=True, perception='depthwise')
     model_options['train'] = with_joint_phase(model_options)['train'] | {'normalize_gradients': False}
     for phase in ('autoencoder', 'automaton', 'joint'):
-        # Adam would make much of the rounding in gradients that are almost 0.
+        # Adam would amplify the rounding errors of gradients that are almost 0.
         model_options['train'][phase]['optim_g'] = {'type': 'SGD', 'lr': 1e-3}
         for name, options in model_options['train'][phase].items():
             if name.endswith('_opt') and reduction == 'sum':
-                # So that sums over the values of a batch are no steeper than the means.
+                # So that the sums have gradients of the same size as the means.
                 options.update(reduction='sum', loss_weight=options.get('loss_weight', 1) / 60_000)
     (alone,) = train(1)
     assert len(alone['gradients']) == 2 * model_options['train']['total_iter']
@@ -70,9 +70,8 @@ def test_two_processes_have_the_gradients_of_one(train, model_options, reduction
         assert process['log'] == pytest.approx(alone['log'], rel=1e-4)
 
 
-def test_gradients_that_only_some_processes_have(tmp_path, unused_port):
-    """Of three parameters both processes have the gradient of the first, one that of the second, none that of the
-    third."""
+def test_gradients_that_only_some_ranks_have(tmp_path, unused_port):
+    """Both ranks have a gradient of the first parameter, one has that of the second, none that of the third."""
     program = """
 import sys, torch
 from torch import nn
@@ -96,8 +95,8 @@ torch.save([parameter.grad for parameter in parameters], f'{sys.argv[1]}/{distri
         for rank in range(2)
     ]
     for rank, process in enumerate(processes):
-        _, said = process.communicate(timeout=240)
-        assert process.returncode == 0, said
+        _, stderr = process.communicate(timeout=240)
+        assert process.returncode == 0, stderr
         first, second, third = torch.load(tmp_path / f'{rank}.pt', weights_only=True)
         assert first.tolist() == [2, 2]
         assert second.tolist() == [2.5, 2.5, 2.5]

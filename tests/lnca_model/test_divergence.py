@@ -1,4 +1,4 @@
-"""Training that diverges is noticed, goes back, and says so."""
+"""Detection of divergence, rollbacks and their messages."""
 
 import copy
 import math
@@ -56,8 +56,8 @@ def test_a_loss_far_above_its_median_is_divergence(name):
         [1000 * 0.9**i for i in range(200)],  # the beginning of a phase
         [100.0] * (MIN_WINDOW - 1) + [1e6] * PATIENCE,  # nothing to compare with
         [1 + i / 1000 for i in range(3000)],  # a curriculum
-        [-30.0] * 100 + [30.0] * 100,  # minus the PSNR
-        [0.0] * 100 + [1e-3] * 100,  # nothing to be a multiple of
+        [-30.0] * 100 + [30.0] * 100,  # the negative PSNR
+        [0.0] * 100 + [1e-3] * 100,  # the baseline is 0
     ],
 )
 def test_other_losses_are_not(losses):
@@ -89,24 +89,24 @@ def test_a_validation_that_falls_below_the_input_is_divergence(gains, expected):
 
 
 @pytest.fixture(autouse=True)
-def heard(monkeypatch):
-    """BasicSR's logger hands nothing on to its parents, where caplog listens."""
+def propagate_log(monkeypatch):
+    """Let BasicSR's logger propagate messages to its parents, where caplog listens."""
     monkeypatch.setattr(get_root_logger(), 'propagate', True)
 
 
 @pytest.fixture
 def long_options(model_options):
-    """An automaton's phase that is long enough to diverge in."""
+    """Options with a phase of the automaton that is long enough to diverge."""
     model_options['train'].update(total_iter=53)
     model_options['train']['automaton'].update(iters=50)
     return model_options
 
 
-FROM, SEEN = 35, 39  # iterations from which a phase diverges, and in which that is seen
+FROM, SEEN = 35, 39  # the iteration from which a phase diverges, and that in which the divergence is detected
 
 
 def diverge(model, monkeypatch, from_iteration=FROM):
-    """Have the losses of a model be those of one that diverges, from an iteration on, until it goes back."""
+    """Make the losses of a model diverge from an iteration on, until it is rolled back."""
     compute_losses, restore_snapshot = model.compute_losses, model.restore_snapshot
     diverging = [True]
 
@@ -123,7 +123,7 @@ def diverge(model, monkeypatch, from_iteration=FROM):
 
 
 def train(guard, iterations):
-    """As the trainer does, on images that depend on the iteration alone."""
+    """Train as the trainer does, on images that depend on the iteration only."""
     model = guard._model
     for iteration in iterations:
         torch.manual_seed(iteration)
@@ -207,7 +207,7 @@ def test_a_validation_that_diverges_goes_back_to_the_last_one_that_did_not(long_
     assert 'train.automaton: diverged in iteration 20: the restored images score 10.0% below' in caplog.text
     assert 'rolled back to the weights of iteration 10' in caplog.text
     assert same(before, model.network.state_dict())
-    guard.observe_gain(-0.1)  # the same once more
+    guard.observe_gain(-0.1)  # a second call in the iteration
     assert guard.rollbacks == 1
     for iteration in range(21, 21 + MAX_ROLLBACKS):
         train(guard, [iteration])
@@ -232,7 +232,7 @@ def test_where_it_may_not_go_back_it_warns(long_options, monkeypatch, caplog, ch
 
 
 def resumed(opt, guard, tmp_path, iteration, monkeypatch=None):
-    """The guard of a model that goes on from a checkpoint."""
+    """The guard of a model that resumes from a checkpoint."""
     Checkpointer(guard._model, opt['path']).save(iteration, epoch=0, guard=guard.state_dict())
     opt = copy.deepcopy(opt)
     opt['path']['pretrain_network_g'] = str(tmp_path / 'models' / f'net_g_{iteration}.pth')
@@ -248,7 +248,7 @@ def resumed(opt, guard, tmp_path, iteration, monkeypatch=None):
 
 @pytest.mark.parametrize('saved_at', [SEEN - 2, SEEN, SEEN + 2])
 def test_it_goes_on_exactly_where_it_was_saved(long_options, monkeypatch, tmp_path, saved_at):
-    """Before the divergence is known, in the iteration in which it is, and after it."""
+    """Before the divergence is detected, in the iteration in which it is, and after it."""
     guard = DivergenceGuard(build_model(long_options))
     diverge(guard._model, monkeypatch)
     train(guard, range(1, saved_at + 1))
@@ -269,7 +269,7 @@ def test_options_may_change_on_resuming(long_options, monkeypatch, tmp_path):
     guard = resumed(long_options, guard, tmp_path, 30, monkeypatch)
     train(guard, range(31, SEEN + 1))
     assert guard.rollbacks == 1
-    # Another rate counts from the start of the phase; the rollbacks of the old one are over.
+    # Rollbacks no longer count when the learning rate in the options changes.
     long_options['train']['automaton']['optim_g']['lr'] = 0.001
     guard = resumed(long_options, guard, tmp_path, SEEN)
     assert guard.rollbacks == 0
@@ -330,7 +330,7 @@ def explosive_rule():
 
 
 def gradient_norms(rule, state, steps, monkeypatch):
-    """Norms of each image's gradient, from the last step to the first, after the limit was applied."""
+    """Norms of the gradient of each image, from the last step to the first, with the limit applied."""
     norms = []
     clip = GradientGrowthLimit.clip
     set_reference = GradientGrowthLimit.set_reference
@@ -359,7 +359,7 @@ def test_gradients_grow_no_further_than_the_limit(policy, growth, monkeypatch):
     norms = gradient_norms(rule, state, 12, monkeypatch)
     assert norms.shape == (12, 2)
     assert (norms[1:] <= growth * norms[0] * (1 + 1e-12)).all()
-    assert (norms[1:].amax(0) >= growth * norms[0] * (1 - 1e-12)).all()  # it acted
+    assert (norms[1:].amax(0) >= growth * norms[0] * (1 - 1e-12)).all()  # some were clipped
 
 
 def test_within_the_limit_gradients_are_exact():

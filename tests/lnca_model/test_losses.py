@@ -29,7 +29,7 @@ def all_of(arrays, prefix):
 
 
 def golden_losses(arrays, weights=None):
-    """Every loss of the golden file by its name there, weighted as in the reference unless told otherwise."""
+    """Create all losses of the golden file by their names there, with the weights of the reference by default."""
     weight = (weights or {}).get
     images = [arrays['anchor'], arrays['positive']]
     latents = [arrays[f'latent_{side}'] for side in ('anchor', 'positive', 'negative')]
@@ -82,7 +82,7 @@ def test_registered_with_weight_and_reduction(loss):
     mean = build_loss({'type': loss.__name__})(*inputs)
     assert mean.shape == ()
     torch.testing.assert_close(build_loss({'type': loss.__name__, 'loss_weight': 3})(*inputs), 3 * mean)
-    if loss is not TripletDistanceLoss:  # whose hinge acts on the reduced distances
+    if loss is not TripletDistanceLoss:  # takes the maximum after the reduction
         each = loss(reduction='none')(*inputs)
         assert each.dim() > 0
         torch.testing.assert_close(each.mean(), mean)
@@ -95,7 +95,7 @@ def test_registered_with_weight_and_reduction(loss):
 def test_a_nan_in_is_a_nan_out(loss):
     inputs = [tensor.clone() for tensor in arguments(loss)]
     inputs[0][0, 0, 0, 0] = float('nan')
-    # Where a mask hides the NaN it must show all the same.
+    # The loss is NaN even if a mask hides the NaN.
     assert loss()(*inputs).isnan()
 
 
@@ -137,7 +137,7 @@ def test_overflow_bounds():
 
 @pytest.mark.parametrize(('mean', 'expected'), [(-3.0, 0.0), (2.0, 3.0)])
 def test_the_hinge_acts_on_the_mean_of_all_processes(monkeypatch, mean, expected):
-    """The own distances alone would give max(0, 4 − 1 + 1)."""
+    """The distances of this rank only would result in max(0, 4 − 1 + 1)."""
     monkeypatch.setattr(collectives, 'world_size', lambda: 2)
     monkeypatch.setattr(collectives, 'all_reduce_mean', lambda tensors: tensors[0].fill_(mean))
     anchor = torch.zeros(1, 2, 1, 1, requires_grad=True)

@@ -1,8 +1,10 @@
-"""The models as BasicSR calls them: feed, optimise, validate, save."""
+"""The models through BasicSR's interface: feed, optimise, validate, save, resume."""
 
 import copy
 import csv
 import io
+import logging
+import math
 import os
 import sys
 
@@ -15,6 +17,8 @@ from lnca_arch import PixelViTCA
 from lnca_model import LNCAModel, distributed
 from lnca_model.checkpointing.checkpointer import Checkpointer
 from lnca_model.checkpointing.resume import list_checkpoints, touch_as_latest
+from lnca_model.config.model_checks import check_model
+from lnca_model.evaluation import scores
 from lnca_model.evaluation.evaluator import Evaluator
 from lnca_model.models.restoration_model import NonFiniteError
 from lnca_utils import checkpoint
@@ -22,6 +26,7 @@ from lnca_utils.errors import LNCAError
 
 from basicsr.data import build_dataloader, build_dataset
 from basicsr.models import build_model
+from basicsr.utils import get_root_logger
 
 
 def loader_of(opt, name):
@@ -30,7 +35,7 @@ def loader_of(opt, name):
 
 
 def train(model, opt, iterations):
-    """What BasicSR's train.py does with a model in these iterations."""
+    """Train a model for some iterations as BasicSR's train.py does."""
     batches = [batch for _ in range(4) for batch in loader_of(opt, 'train')]
     for iteration in iterations:
         model.update_learning_rate(iteration, warmup_iter=-1)
@@ -39,9 +44,17 @@ def train(model, opt, iterations):
 
 
 def evaluator_of(model, opt, *names):
-    """What scores a model on datasets of the options, or on loaders."""
+    """An evaluator of a model on datasets of the options, or on loaders."""
     loaders = [loader_of(opt, name) if isinstance(name, str) else name for name in names]
     return Evaluator(model, loaders, opt, Checkpointer(model, opt['path']))
+
+
+@pytest.fixture
+def log(monkeypatch, caplog):
+    """The log; BasicSR's logger does not propagate messages, and is silent without a log file."""
+    monkeypatch.setattr(get_root_logger(), 'propagate', True)
+    caplog.set_level(logging.INFO, logger=get_root_logger().name)
+    return caplog
 
 
 def state_of(module):
@@ -69,7 +82,7 @@ def with_blend(opt):
 
 
 def plain_options(opt):
-    """A network without phases, as NAFNet is."""
+    """Options of a network without phases, as NAFNet is."""
     opt = copy.deepcopy(opt)
     opt['model_type'] = 'RestorationModel'
     opt['network_g'] = {'type': 'Autoencoder', 'latent_channels': 4}
@@ -94,7 +107,7 @@ def test_each_phase_trains_its_part_alone(model_options):
     }
     trained = state_of(network.autoencoder)
     train(model, model_options, range(4, 8))
-    # Running statistics of the batch norms included.
+    # Including the running statistics of the batch norms.
     assert same(trained, network.autoencoder.state_dict())
     assert not same(untrained[0], network.automaton.state_dict())
     assert model.log_dict.keys() == {'state_max'} | {
@@ -119,21 +132,21 @@ def test_the_third_phase_trains_everything_on_the_image(model_options):
 def test_a_blend_needs_the_phase_that_trains_it(model_options):
     opt = with_blend(model_options)
     with pytest.raises(LNCAError, match='network_g.blend: only the phase train.joint trains it'):
-        LNCAModel.check_options(opt)
-    LNCAModel.check_options(with_joint_phase(opt))
+        check_model(LNCAModel, opt)
+    check_model(LNCAModel, with_joint_phase(opt))
     with pytest.raises(LNCAError, match='network_g.blend'):
-        LNCAModel.check_options(with_joint_phase(opt, iters=0))
+        check_model(LNCAModel, with_joint_phase(opt, iters=0))
 
 
 def test_a_blend_that_does_not_train_comes_trained(model_options, tmp_path):
     trained = build_model(with_blend(with_joint_phase(model_options))).network.state_dict()
     checkpoint.save({'params': trained}, tmp_path / 'net.pth')
     model_options['path'].update(pretrain_network_g=str(tmp_path / 'net.pth'), strict_load_g=False)
-    LNCAModel.check_options(with_blend(model_options))
+    check_model(LNCAModel, with_blend(model_options))
     without = {name: value for name, value in trained.items() if not name.startswith('blend.')}
     checkpoint.save({'params': without}, tmp_path / 'net.pth')
     with pytest.raises(LNCAError, match='name a network with a trained blend'):
-        LNCAModel.check_options(with_blend(model_options))
+        check_model(LNCAModel, with_blend(model_options))
 
 
 def test_states_of_the_pool_are_given_what_the_encoder_sees_now(model_options, monkeypatch):
@@ -151,7 +164,7 @@ def test_states_of_the_pool_are_given_what_the_encoder_sees_now(model_options, m
     assert len(given) == 2  # from a seed, and from the pool
     for state, (latent, _) in zip(given, encoded, strict=True):
         assert torch.equal(state, latent)
-        assert state.requires_grad  # the encoder learns from both
+        assert state.requires_grad  # both train the encoder
     kept = model.pool.state_dict()['tensors']['state']
     assert kept.shape[1] == automaton.mutable_channels
 
@@ -195,7 +208,7 @@ def test_steps_are_drawn_for_every_optimisation_step(model_options, monkeypatch)
     steps = [count for count, _ in drawn]
     assert len(steps) == 60
     assert set(steps) == {8, 9, 10, 11}
-    # Not one draw an iteration: the seed's and the pool's step differ somewhere.
+    # Not one draw per iteration: the rollouts from seeds and from the pool differ somewhere.
     assert steps[::2] != steps[1::2]
     assert {rate for _, rate in drawn} == {1.0}
 
@@ -229,9 +242,9 @@ def test_pool_step_goes_on_from_where_states_ended(model_options, monkeypatch):
     fresh, from_pool, fresh_again, from_pool_again = starts
     assert (model.network.automaton.output(fresh) == 0.5).all()
     assert (model.network.automaton.output(fresh_again) == 0.5).all()
-    # The pool of iteration 4 held what its first step ended in, and nothing else.
+    # In iteration 4 the pool held the final states of its first rollout only.
     assert all(any(torch.equal(state, end) for end in ends[0]) for state in from_pool)
-    # Iteration 5 drew among the ends of the steps before it.
+    # Iteration 5 drew from the final states of the rollouts before.
     earlier = [*ends[1], *ends[2]]
     assert all(any(torch.equal(state, end) for end in earlier) for state in from_pool_again)
 
@@ -243,7 +256,7 @@ def test_corruption_follows_the_curriculum_of_the_phase(model_options):
         model.update_learning_rate(iteration)
         model.feed_data({'gt': torch.full((8, 3, 64, 64), 0.5)})
         hit[iteration] = (model.lq != model.gt).float().mean().item()
-    # Phase 1 is over by 0 and 2/3, phase 2 by 0 and 3/4; never below 0.25.
+    # The progress is 0 and 2/3 in phase 1, 0 and 3/4 in phase 2; the probability is at least 0.25.
     for iteration, probability in ((1, 0.25), (3, 2 / 3), (4, 0.25), (7, 0.75)):
         assert hit[iteration] == pytest.approx(probability, abs=0.02)
 
@@ -252,7 +265,7 @@ def test_corruption_follows_the_curriculum_of_the_phase(model_options):
 def test_validation_scores_are_those_of_basicsr(model_options, make, tmp_path):
     opt = make(model_options)
     if opt['network_g']['type'] == 'PixelViTCA':
-        opt['network_g']['update_rate'] = 1.0  # nothing random, to compare
+        opt['network_g']['update_rate'] = 1.0  # so that nothing is random
     model = build_model(opt)
     train(model, opt, range(1, 8))
     model.save(0, 7)
@@ -279,10 +292,10 @@ def test_validation_scores_are_those_of_basicsr(model_options, make, tmp_path):
 
 
 def test_what_is_drawn_in_validation_depends_on_the_image_alone(model_options, monkeypatch):
-    """Not on batches, nor on shares of several processes, nor on what was drawn before."""
+    """It depends neither on batches nor on the number of ranks nor on earlier random numbers."""
     opt = pixel_options(model_options)
     model = build_model(opt)
-    train(model, opt, range(1, 4))  # an untrained rule changes nothing
+    train(model, opt, range(1, 4))  # an untrained rule does not change the image
     loader = loader_of(opt, 'val')
     test = model.test
     restored = []
@@ -329,10 +342,10 @@ def test_a_full_disk_in_validation(model_options, tmp_path, little_room, monkeyp
     model_options['val']['save_img'] = 'tile' in full_for
     evaluator = evaluator_of(model, model_options, 'val')
     if full_for == 'scores.csv':
-        monkeypatch.setattr(evaluator, '_write_pictures', lambda *_: None)
+        monkeypatch.setattr(evaluator, '_write_sheets', lambda *_: None)
         monkeypatch.setattr(evaluator, '_keep_if_best', lambda *_: '')
-    monkeypatch.setattr(sys, 'stderr', io.StringIO())  # pytest's own is a file
-    with little_room(10), pytest.raises(LNCAError, match='make room, then go on with --auto_resume') as error:
+    monkeypatch.setattr(sys, 'stderr', io.StringIO())  # pytest redirects it to a file
+    with little_room(10), pytest.raises(LNCAError, match='make room, then resume with --auto_resume') as error:
         evaluator.evaluate(4)
     assert full_for in str(error.value)
     assert '\n' not in str(error.value)
@@ -352,6 +365,30 @@ def test_metrics_of_basicsr_work_too(model_options, tmp_path):
     assert len(rows) == 4
     for first, second in zip(rows[:2], rows[2:], strict=True):
         assert float(first['restored']) == pytest.approx(float(second['restored']), abs=1e-9)
+
+
+def test_a_gain_is_positive_where_lower_is_better(model_options, tmp_path, monkeypatch, log):
+    monkeypatch.setattr(scores, '_sum_of_scores', lambda images, truth, options: len(images) * 9.0 - images.mean() / 99)
+    model_options['val']['metrics'] = {'error': {'type': 'calculate_psnr', 'crop_border': 0, 'better': 'lower'}}
+    model_options['val']['selection_metric'] = 'error'
+    model = build_model(model_options)
+    model.update_learning_rate(4)
+    written = {}
+
+    class Writer:
+        add_image = staticmethod(lambda *arguments, **more: None)
+        add_scalar = staticmethod(lambda name, value, iteration: written.update({name: value}))
+
+    loader = loader_of(model_options, 'val')
+    evaluator = Evaluator(model, [loader], model_options, Checkpointer(model, model_options['path']), Writer())
+    evaluator.evaluate(4)
+    with open(tmp_path / 'scores.csv', newline='') as file:
+        (row,) = csv.DictReader(file)
+    gain = float(row['corrupted']) - float(row['restored'])
+    assert gain != 0
+    assert float(row['gain']) == written['metrics/photos_val/error_gain'] == pytest.approx(gain)
+    assert evaluator.gains['photos_val']['error'] == pytest.approx(gain / float(row['corrupted']))
+    assert f'gain: {gain:+.4f}' in log.text
 
 
 def test_the_autoencoder_is_scored_by_its_ceiling(model_options):
@@ -404,7 +441,7 @@ def test_the_best_network_is_kept_and_scored_at_the_end(model_options, tmp_path,
     evaluator = evaluator_of(model, model_options, 'val', 'val_test')
     train(model, model_options, range(1, 4))
     evaluator.evaluate(2)
-    assert not best.exists()  # no network is chosen by what its autoencoder alone could reach
+    assert not best.exists()  # the ceiling of the autoencoder does not count
     train(model, model_options, [4])
     evaluator.evaluate(4)
     weights = checkpoint.load(best)['params']
@@ -438,7 +475,7 @@ def test_a_nan_names_the_loss_the_iteration_and_the_phase(model_options, iterati
     with pytest.raises(LNCAError, match=rf'the loss reconstruction is nan in iteration {iteration} of phase {phase}'):
         train(model, model_options, [iteration])
     changed = [name for name, value in model.network.named_parameters() if not torch.equal(before[name], value)]
-    assert len(changed) == 1  # the one that was made NaN here: nothing was updated with it
+    assert len(changed) == 1  # the one that was set to NaN above
 
 
 @pytest.mark.parametrize('iteration', [2, 5])
@@ -453,7 +490,7 @@ def test_training_goes_on_after_a_batch_of_nans(model_options, iteration, value)
     model.optimize_parameters(iteration)
     assert model.skipped > 0
     assert len(model.pool) == in_pool
-    if iteration == 2:  # both steps of the batch, and nothing of the network has seen it
+    if iteration == 2:  # both steps of the batch were skipped: nothing has changed
         assert same(before, model.network.state_dict())
         assert {name: entry['step'] for name, entry in model.optimizer.state_dict()['state'].items()} == {
             name: entry['step'] for name, entry in optimizer.items()
@@ -484,7 +521,7 @@ def test_a_second_step_that_is_skipped_leaves_what_the_first_did(model_options, 
     assert not any(torch.equal(before[name], between[name]) for name in running if 'autoencoder' in name)
     assert not same(average, model.net_g_ema.state_dict())
 
-    # Where there was no step at all the average stays, and how many were skipped is known after resuming.
+    # Without any step the average does not change; the number of skipped steps is saved.
     monkeypatch.setattr(model, 'equivalence_losses', lambda *images: {})
     average = state_of(model.net_g_ema)
     assert not same(average, model.network.state_dict())
@@ -544,9 +581,9 @@ def test_training_lowers_the_loss(model_options):
 def test_a_batch_of_one_without_negatives(model_options):
     model_options['datasets']['train']['batch_size_per_gpu'] = 1
     with pytest.raises(LNCAError, match='the negatives of distance_opt'):
-        LNCAModel.check_options(model_options)
+        check_model(LNCAModel, model_options)
     del model_options['train']['autoencoder']['distance_opt']
-    LNCAModel.check_options(model_options)
+    check_model(LNCAModel, model_options)
     model = build_model(model_options)
     train(model, model_options, [1])
     assert 'l_autoencoder_reconstruction' in model.log_dict
@@ -602,7 +639,7 @@ def test_the_best_network_is_chosen_anew_where_the_file_is_of_another(model_opti
         return other.best
 
     assert resumed() == {'value': 0.5, 'iter': 4}
-    # After its checkpoint the run found a better one; then it was killed.
+    # The run finds a better network after its last checkpoint, and is killed.
     checkpointer.save_network('best', best={'value': 0.6, 'iter': 6})
     assert resumed() == {}
     (tmp_path / 'models' / 'net_g_best.pth').unlink()
@@ -654,6 +691,68 @@ def test_a_state_of_other_options_is_refused_in_one_line(model_options, tmp_path
     with pytest.raises(LNCAError, match=f'5.state: is of a training with other options.*{words}') as error:
         model.resume_training(state)
     assert '\n' not in str(error.value)
+
+
+@pytest.fixture
+def resumed(model_options, tmp_path):
+    """A function that resumes a model after two iterations with other options of the optimiser."""
+
+    def resume(before, after):
+        options = model_options['train']['autoencoder']['optim_g']
+        options.clear()
+        options.update({'lr': 0.01, **before})
+        model = build_model(model_options)
+        train(model, model_options, [1, 2])
+        model.save(0, 2)
+        options.clear()
+        options.update({'type': before['type'], 'lr': 0.01, **after})
+        other = build_model(model_options)
+        other.resume_training(checkpoint.load(tmp_path / 'training_states' / '2.state'))
+        return other
+
+    return resume
+
+
+def test_options_of_the_optimiser_may_change_on_resuming(resumed, model_options, log):
+    after = {'weight_decay': 0.1, 'betas': [0.5, 0.9], 'lr': 0.02, 'amsgrad': True}
+    model = resumed({'type': 'Adam', 'eps': 1e-6}, after)
+    (group,) = model.optimizers[0].param_groups
+    assert (group['weight_decay'], list(group['betas']), group['initial_lr'], group['eps']) == (
+        0.1,
+        [0.5, 0.9],
+        0.02,
+        1e-8,
+    )
+    assert group['lr'] == pytest.approx(2 * 0.01 * (1 + math.cos(math.pi / 3)) / 2)
+    (line,) = [line for line in log.text.splitlines() if 'optim_g: changed' in line]
+    assert (
+        'train.autoencoder.optim_g: changed amsgrad from the default to True, '
+        'betas from the default to [0.5, 0.9], '
+        'eps from 1e-06 to the default, lr from 0.01 to 0.02, weight_decay from the default to 0.1.'
+    ) in line
+    train(model, model_options, [3])
+    assert all(state['step'] == 6 for state in model.optimizer.state.values())
+    assert model.skipped == 0
+
+
+@pytest.mark.parametrize(
+    ('before', 'after'),
+    [
+        ({'type': 'SGD'}, {'momentum': 0.9}),
+        ({'type': 'SGD', 'momentum': 0.9}, {}),
+        ({'type': 'RMSprop'}, {'momentum': 0.9, 'centered': True}),
+    ],
+)
+def test_an_optimiser_resumes_with_more_state_or_less(resumed, model_options, before, after):
+    model = resumed(before, after)
+    train(model, model_options, [3])
+    assert model.skipped == 0
+
+
+def test_an_unchanged_optimiser_resumes_in_silence(resumed, log):
+    same_options = {'type': 'Adam', 'betas': [0.9, 0.99]}
+    resumed(same_options, same_options)
+    assert 'changed' not in log.text
 
 
 def test_a_pool_of_whole_states_is_refused_in_one_line(model_options, tmp_path):

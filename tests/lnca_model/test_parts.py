@@ -1,4 +1,4 @@
-"""Optimisation, pool, phases, metrics and checkpoints."""
+"""Optimisers, the sample pool, phases, the sampler, metrics and checkpoints."""
 
 import os
 import zipfile
@@ -7,16 +7,21 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import Dataset
 
 from lnca_arch import LatentNAFCA, LatentViTCA
+from lnca_data.tile_dataset import TileDataset
 from lnca_model.evaluation.scores import batch_by_shape
 from lnca_model.metrics import calculate_psnr_batch, calculate_ssim_batch
 from lnca_model.models.lnca_model import derangement
-from lnca_model.training.optimizers import build_optimizer, build_scheduler, normalize_gradients
+from lnca_model.training.optimizers import OPTIMIZERS, build_scheduler, normalize_gradients
 from lnca_model.training.phases import phase_at, phases_of
+from lnca_model.training.resumable_sampler import ResumableSampler
 from lnca_model.training.sample_pool import SamplePool
+from lnca_model.training.trainer import build_loaders
 from lnca_utils import checkpoint
 from lnca_utils.errors import LNCAError
+from lnca_utils.option_checks import construct
 
 from basicsr.metrics import calculate_psnr, calculate_ssim
 
@@ -26,7 +31,7 @@ def test_golden_optimiser(golden):
     weight, bias = (nn.Parameter(expected[name].clone()) for name in ('w0', 'b0'))
     steps = int(expected['total_steps'])
     options = {'type': 'Adam', 'lr': expected['lr0'].item(), 'eps': expected['adam_eps'].item()}
-    optimizer = build_optimizer(options, 'optim_g', [weight, bias])
+    optimizer = construct(options, OPTIMIZERS.items(), 'optim_g', [weight, bias])
     scheduler = build_scheduler({'type': 'CosineAnnealingRestartLR'}, 'scheduler', optimizer, steps)
     for step in range(steps):
         if step:
@@ -101,7 +106,7 @@ def test_phases():
 
 
 def test_phases_that_do_not_add_up():
-    with pytest.raises(LNCAError, match='total_iter is 6, but .* is 5'):
+    with pytest.raises(LNCAError, match='total_iter: is 6, but .* is 5'):
         phases_of({'total_iter': 6, 'a': {'iters': 2}, 'b': {'iters': 3}}, ['a', 'b'])
 
 
@@ -150,6 +155,64 @@ def test_batches_join_neighbours_of_one_size():
     assert [batch['lq'].shape[-1] for batch in batches] == [4, 4, 6, 4]
 
 
+def test_batches_of_large_images_are_small():
+    items = [{'lq': torch.zeros(1, 3, size, size), 'lq_path': [str(size)]} for size in [4] * 5 + [9] * 2]
+    assert [len(batch['lq']) for batch in batch_by_shape(items, 64, max_pixels=3 * 4 * 4)] == [3, 2, 1, 1]
+    assert [len(batch['lq']) for batch in batch_by_shape(items, 2, max_pixels=3 * 4 * 4)] == [2, 2, 1, 1, 1]
+    photographs = [{'lq': torch.zeros(1, 1, 600, 400)} for _ in range(3)]
+    assert [len(batch['lq']) for batch in batch_by_shape(photographs, 64)] == [1, 1, 1]
+
+
+class Images(Dataset):
+    """Ten images that are their own index."""
+
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, index):
+        return index
+
+
+def test_the_seed_determines_the_order():
+    def order(seed, epoch=0):
+        sampler = ResumableSampler(Images(), 1, 0, seed=seed)
+        sampler.set_epoch(epoch)
+        return list(sampler)
+
+    assert order(3) == order(3)
+    assert sorted(order(3)) == sorted(order(4)) == list(range(10))
+    assert order(3) != order(4)
+    assert order(3) != order(3, epoch=1)
+
+
+def test_a_resumed_run_keeps_the_seed_of_its_data(model_options):
+    """Also without manual_seed, when every start draws another one."""
+    first, _, position = build_loaders(model_options | {'manual_seed': 7})
+    assert position.at(2) == {'epoch': 0, 'seen': 8, 'data_seed': 7}
+    second, _, resumed = build_loaders(model_options | {'manual_seed': 8}, {'iter': 2, **position.at(2)})
+    assert resumed.at(3) == position.at(3)
+    assert list(second.sampler) == list(first.sampler)[8:]
+
+
+def test_the_seed_determines_flips_and_turns(tiles):
+    root = str(tiles / 'train_gt.lmdb')
+    dataset = TileDataset({'name': 'train', 'phase': 'train', 'dataroot_gt': root, 'use_hflip': True, 'use_rot': True})
+
+    def augmentations(seed, ranks=1):
+        """Key → augmentation in the first epoch."""
+        samplers = [ResumableSampler(dataset, ranks, rank, seed=seed) for rank in range(ranks)]
+        return {
+            dataset.keys[place % len(dataset)]: dataset._augmentation(place)
+            for sampler in samplers
+            for place in sampler
+        }
+
+    assert len(augmentations(0)) == len(dataset) == 21
+    assert augmentations(5) == augmentations(5) == augmentations(5, ranks=3)
+    changed = [augmentations(5)[key] != augmentations(6)[key] for key in dataset.keys]
+    assert 10 < sum(changed) < 21
+
+
 def test_a_failed_save_leaves_the_earlier_file(tmp_path, monkeypatch):
     path = tmp_path / 'net.pth'
     checkpoint.save({'params': {'w': torch.ones(2)}}, path)
@@ -173,7 +236,7 @@ def test_weights_of_another_network(tmp_path):
     with pytest.raises(LNCAError, match='not a checkpoint of this LatentViTCA.*are missing.*are unknown') as error:
         checkpoint.read_weights(target, path, True, 'params')
     assert '\n' not in str(error.value)
-    # Not strictly, the autoencoder that both have is taken.
+    # Not strictly, the weights of the autoencoder load, which both networks have.
     weights = checkpoint.read_weights(target, path, False, 'params')
     assert {name for name in weights if name.startswith('autoencoder.')} == set(weights) - {
         name for name in weights if name.startswith('automaton.')
@@ -198,7 +261,7 @@ def test_truncated_foreign_and_hostile_checkpoints(tmp_path):
 
 
 class Hostile:
-    """Its pickle calls something."""
+    """An object whose pickle runs a function."""
 
     def __init__(self, marker):
         self.marker = marker
@@ -228,7 +291,7 @@ def test_a_compressed_checkpoint_is_refused_before_it_is_unpacked(tmp_path):
 
 
 def test_a_pool_of_another_size_goes_on():
-    """A full pool whose next place is in its middle; nothing is drawn that was never put in."""
+    """The next place of the full pool is in its middle; only samples that were added are drawn."""
     pool = SamplePool(10)
     for first in range(0, 15, 5):
         values = torch.arange(first, first + 5.0).view(5, 1, 1, 1) + 1

@@ -1,4 +1,4 @@
-"""Options that are wrong are named before anything is created."""
+"""Mistakes in options are reported before anything is created."""
 
 import shutil
 import sys
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def parse(tmp_path):
-    """The options of an option file made of ``options``, as train.py reads them."""
+    """A function that writes options to an option file and loads it as train.py does."""
 
     def call(options):
         file = tmp_path / 'options.yml'
@@ -57,7 +57,7 @@ def change(options, path, value):
             r'train.automaton.scheduler: periods \[2\] end before the phase, which has',
         ),
         ('num_gpu', 'all', "num_gpu must be a whole number of at least 0, or 'auto'"),
-        ('datasets.train.persistent_workers', True, 'datasets.train.persistent_workers: there are none'),
+        ('datasets.train.persistent_workers', True, 'datasets.train.persistent_workers: there are no workers'),
         ('datasets.train.prefetch_mode', 'cuda', 'cuda needs a GPU and pin_memory: true'),
         ('val.val_freq', None, 'val.val_freq is missing'),
         (
@@ -96,8 +96,8 @@ def change(options, path, value):
         ('train.automaton.steps', [8, 4], r'train.automaton.steps must be \[least, most\]'),
         (
             'train.automaton.activation_checkpointing',
-            'lo',
-            'train.automaton.activation_checkpointing .lo. is unknown. Did you mean low?',
+            'ful',
+            'train.automaton.activation_checkpointing .ful. is unknown. Did you mean full?',
         ),
         ('train.automaton.pool_size', 0, 'train.automaton.pool_size must be a whole number of at least 1'),
         (
@@ -106,7 +106,7 @@ def change(options, path, value):
             'train.automaton.pool_size must be a whole number of at least 1, got 1000.0',
         ),
         ('train.automaton.steps', [8, 32.0], r'train.automaton.steps.1. must be a whole number'),
-        ('train.total_iter', 8, 'train.total_iter is 8, but .* is 7; make them equal'),
+        ('train.total_iter', 8, 'train.total_iter: is 8, but .* is 7; make them equal'),
         ('train.warmup_iter', 5, 'train.warmup_iter must be -1: warm-up is not supported, got 5'),
         ('train', None, 'train missing'),
         ('datasets.train', None, 'datasets.train is missing'),
@@ -252,6 +252,34 @@ def test_numbers_in_yaml():
     assert yaml.load('a: [1e-2, 2E+3, !!float 1e-7, 3, x1e2]', Loader=SafeLoader)['a'] == [0.01, 2000, 1e-7, 3, 'x1e2']
 
 
+def test_names_that_begin_like_numbers(parse, options):
+    options['name'] = 'NAME'
+    text = yaml.safe_dump(options).replace('NAME', '7e42a1c')
+    assert parse(text)['name'] == '7e42a1c'
+
+
+@pytest.mark.parametrize(
+    ('is_train', 'own', 'other'), [(True, 'experiments', 'results'), (False, 'results', 'experiments')]
+)
+def test_runs_are_written_where_the_options_say(options, tmp_path, is_train, own, other):
+    def paths(roots):
+        opt = yaml.safe_load(yaml.safe_dump(options))
+        opt['path'].update(roots)
+        file = tmp_path / 'options.yml'
+        file.write_text(yaml.safe_dump(opt))
+        return load_options(read_command_line(['-opt', str(file)]), tmp_path, is_train)['path']
+
+    roots = {f'{name}_root': str(tmp_path / f'my_{name}') for name in (own, other)}
+    for given, parent in ((roots, f'my_{own}'), ({f'{own}_root': None}, own), ({}, own)):
+        folder = tmp_path / parent / 'lnca_photos'
+        found = paths(given)
+        expected = {f'{own}_root': folder, 'log': folder, 'visualization': folder / 'visualization'}
+        if is_train:
+            expected |= {'models': folder / 'models', 'training_states': folder / 'training_states'}
+        assert {name: found.get(name) for name in expected} == {name: str(path) for name, path in expected.items()}
+        assert f'{other}_root' not in found
+
+
 def test_all_mistakes_are_named_at_once(parse, options):
     options['train']['autoencoder']['optim_g']['lr'] = -1
     options['train']['automaton']['pool_sise'] = 3
@@ -357,7 +385,7 @@ def test_one_process_alone_copies_the_option_file(tmp_path, monkeypatch):
     assert first.startswith('# ')
     assert first.endswith(': train.py -opt mine.yml')
     assert rest == ['name: x']
-    trainer._copy_option_file(folder / 'mine.yml', folder)  # a run that goes on with its own copy
+    trainer._copy_option_file(folder / 'mine.yml', folder)  # a run that resumes with its own copy
     assert (folder / 'mine.yml').read_text().splitlines() == [first, *rest]
 
 

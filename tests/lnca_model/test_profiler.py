@@ -1,4 +1,4 @@
-"""Time and memory of training."""
+"""Time and peak memory of training."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ import torch
 from lnca_model.training.profiler import CLEAR_REFS, PeakMemory, TrainingProfiler
 
 MEGABYTE = 2**20
-# Pages that the system had to give in the last of three equal uses of 200 MB.
+# Prints the page faults of the last of three allocations of 200 MB.
 USE_TWICE = """
 import resource, sys, torch
 from lnca_model.training.profiler import keep_freed_memory
@@ -39,12 +39,12 @@ def test_peak_memory_since_the_last_reset():
 
 def test_only_iterations_count():
     resources = TrainingProfiler(CPU)
-    use(200)  # before the first
+    use(200)  # before the first iteration
     resources.start()
     time.sleep(0.02)
     resources.stop()
     time.sleep(0.5)
-    resources.stop()  # an iteration that did not begin
+    resources.stop()  # without a start
     assert 0.02 <= resources.seconds < 0.5
     assert resources.peak_bytes < 150 * MEGABYTE
     resources.start()

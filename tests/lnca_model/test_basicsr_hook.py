@@ -63,7 +63,7 @@ def test_importing_it_changes_nothing():
 
 @pytest.fixture
 def foreign_options(tmp_path):
-    """A network and a model of BasicSR's own, on a few pictures."""
+    """Options of a network and a model of BasicSR's own, on a few images."""
     numbers = np.random.default_rng(0)
     for side in ('gt', 'lq'):
         (tmp_path / side).mkdir()
@@ -104,7 +104,7 @@ def foreign_options(tmp_path):
 
 
 def test_models_of_basicsr_train_as_without_it(foreign_options, tmp_path_factory):
-    """To the last bit: by BasicSR alone, by basicsr/train.py, and in a checkout that the plug-in is installed in."""
+    """BasicSR alone, basicsr/train.py and a checkout with the plug-in train to the same bits."""
     environment = os.environ | {'OMP_NUM_THREADS': '1'}
     weights = {}
     for way in ('BasicSR', 'plug-in', 'checkout'):
