@@ -40,10 +40,10 @@ from tqdm import tqdm
 from training_run import EXPERIMENTS, RESULTS, ROOT, folder_hash, logged_iteration, read_scores, run_training
 
 from lnca_model.config.checks import validate_schema
+from lnca_model.config.model_checks import check_model
 from lnca_model.config.yaml_options import read_options
 from lnca_model.evaluation.evaluator import EXIT_BELOW_INPUT
 from lnca_utils.errors import ConfigError, LNCAError, install_excepthook
-from lnca_utils.option_checks import check_all
 
 CHECKPOINTS_PER_PHASE, LOG_LINES_PER_PHASE = 4, 20
 # Options of datasets.train that may change between calls; the tiles themselves are compared by their digest.
@@ -119,7 +119,7 @@ def compare(
     for name, network in networks.items():
         options = training_options(task, network, MIN_ITERATIONS)
         validate_schema(options, name, is_train=True)
-        check_all(MODELS[network['model_type']].checks(options | {'is_train': True}))
+        check_model(MODELS[network['model_type']], options | {'is_train': True})
     tiles = {split: dataset_digest(dataset_options(task, split)) for split in ('train', 'val', 'test')}
 
     stored = stored_settings(output)
