@@ -1,4 +1,4 @@
-"""The ladder from the paper's recipe to LNCA+: what each step of it is worth, on the photographs, noisy and blurred.
+"""Measure what each step from the paper's recipe to LNCA+ contributes, on noisy and on blurred photographs:
 
 python benchmarks/ablation.py --seeds 3 --epochs 2 --batch 8
 """
@@ -6,29 +6,28 @@ python benchmarks/ablation.py --seeds 3 --epochs 2 --batch 8
 import argparse
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import in_one_line, machine, medians
-from compare import RESULTS, compare, parse_training_options
-from compare_report import of_seeds
+from common import machine, machine_line, medians
+from compare import RESULTS, compare, parse_training_arguments
+from compare_report import describe_seeds
 from network_configs import (
     ROOT,
     Options,
     check_network,
-    device_of,
+    device_for,
     known_networks,
+    phase_ratios,
     read_network,
     read_task,
-    shares_of,
-    with_batch,
+    with_batch_size,
 )
-from results_store import command_line, duration, markdown_table, with_deviation, write_csv
+from results_store import command_line, duration, markdown_table, with_deviation, write_tables
 
 from lnca_model.config.yaml_options import read_options
-from lnca_utils.atomic import atomic_file, write_json
 from lnca_utils.errors import ConfigError, install_excepthook
 from lnca_utils.option_checks import check_known, construct
 
@@ -36,171 +35,162 @@ from basicsr.utils.registry import ARCH_REGISTRY
 
 RECIPES = Path(__file__).with_name('recipes.yml')
 TASKS = {'noise': ROOT / 'options' / 'lnca_photos.yml', 'blur': ROOT / 'options' / 'lnca_photos_deblur.yml'}
-SCORES = {'ssim': 3, 'psnr': 2}  # and digits
-INFERENCE = {'32 tiles': (32, 32), '1 picture': (1, 512)}  # images and their sides
-TURNS = 9  # of the networks, to restore these
+SCORES = {'ssim': 3, 'psnr': 2}  # metric → digits
+INFERENCE = {'32 tiles': (32, 32), '1 picture': (1, 512)}  # name → number of images, and their height and width
+INFERENCE_REPEATS = 9
 
 
 def main() -> None:
     install_excepthook()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     recipes = read_options(RECIPES)
-    parser.add_argument('--recipes', nargs='+', default=list(recipes), help=f'of {", ".join(recipes)}; all of them')
-    arguments = parse_training_options(parser)
+    parser.add_argument('--recipes', nargs='+', default=list(recipes), help=f'from {", ".join(recipes)}; default: all')
+    arguments = parse_training_arguments(parser)
     for name in arguments.recipes:
         check_known(name, recipes, '--recipes:')
-    known = {name: network_of(name, recipes) for name in recipes}
-    check_equally_long(known)
+    known = {name: recipe_network(name, recipes) for name in recipes}
+    check_equal_lengths(known)
     networks = {name: known[name] for name in arguments.recipes}
     output = arguments.output or RESULTS / 'ablation'
-    tasks = {damage: with_batch(read_task(file), arguments.batch) for damage, file in TASKS.items()}
-    rows: dict[str, dict[str, Any]] = {
-        name: {'recipe': name, 'what it is': recipe['title']} for name, recipe in recipes.items()
-    }
+    tasks = {corruption: with_batch_size(read_task(file), arguments.batch) for corruption, file in TASKS.items()}
+    rows = {name: {'recipe': name, 'what it is': recipe['title']} for name, recipe in recipes.items()}
     budget = arguments.budget and arguments.budget / len(TASKS)
-    for damage, task in tasks.items():
-        compared = compare(task, networks, output / damage, arguments.seeds, arguments.epochs, budget)
-        _add(rows, damage, compared)
-    # Those of earlier calls, too, if they were finished.
-    rows = {name: row for name, row in rows.items() if all(f'{damage} epochs' in row for damage in TASKS)}
+    for corruption, task in tasks.items():
+        results = compare(task, networks, output / corruption, arguments.seeds, arguments.epochs, budget)
+        _add(rows, corruption, results)
+    # Includes the finished recipes of earlier calls.
+    rows = {name: row for name, row in rows.items() if all(f'{corruption} epochs' in row for corruption in TASKS)}
     finished = {name: known[name] for name in rows}
-    for what, (images, side) in INFERENCE.items():
-        print(f'measuring inference, {what}')
-        for name, seconds in inference_seconds(finished, images, side, device_of(task)).items():
-            rows[name][f'{what} inference seconds'] = seconds
-    _write(output, list(rows.values()))
+    for label, (images, side) in INFERENCE.items():
+        print(f'measuring inference, {label}')
+        for name, seconds in inference_seconds(finished, images, side, device_for(task)).items():
+            rows[name][f'{label} inference seconds'] = seconds
+    _write_report(output, list(rows.values()))
 
 
-def network_of(name: str, recipes: Mapping[str, Any], of: tuple[str, ...] = ()) -> Options:
-    """A network as options/networks describes them, from a recipe: that of its ``from`` with the recipe's changes.
+def recipe_network(name: str, recipes: Mapping[str, Any], ancestors: tuple[str, ...] = ()) -> Options:
+    """Return the network of a recipe: the options of its ``from`` with the recipe's changes.
 
     Args:
         name: a key of ``recipes``.
-        recipes: name → ``title``; ``from``, the name of a recipe or of a file in options/networks; and changes.
-        of: recipes that are made from this one.
+        recipes: name → ``title``; ``from``, another recipe or a file of ``options/networks``; and the changes.
+        ancestors: recipes that are derived from this one.
 
     Raises:
-        ConfigError: it makes no network, or ``from`` is unknown or leads back to the recipe itself.
+        ConfigError: if the recipe is invalid, or its ``from`` is unknown or leads back to itself.
     """
-    where, of = f'{RECIPES}: {name}', (*of, name)
-    recipe = dict(recipes[name])
+    where, ancestors = f'{RECIPES}: {name}', (*ancestors, name)
+    changes = dict(recipes[name])
     for key in ('title', 'from'):
-        if key not in recipe:
+        if key not in changes:
             raise ConfigError(f'{where}: {key} is missing')
-    del recipe['title']
-    origin = recipe.pop('from')
+    del changes['title']
+    origin = changes.pop('from')
     check_known(origin, [*recipes, *known_networks()], f'{where}: from')
-    if origin in of:
-        raise ConfigError(f'{where}: from leads in a circle: {", ".join(of)}, {origin}')
-    before = network_of(origin, recipes, of) if origin in recipes else read_network(origin)
-    network = _changed(before, recipe)
+    if origin in ancestors:
+        raise ConfigError(f'{where}: from leads in a circle: {", ".join(ancestors)}, {origin}')
+    network = recipe_network(origin, recipes, ancestors) if origin in recipes else read_network(origin)
+    network = _merge(network, changes)
     check_network(network, where)
     return network
 
 
-def _changed(options: Options, changes: Mapping[str, Any]) -> Options:
-    """Options, blocks in blocks, with changes; what is changed to None goes."""
-    changed = dict(options)
+def _merge(options: Options, changes: Mapping[str, Any]) -> Options:
+    """Return nested options with changes; an option that is changed to None is removed."""
+    merged = dict(options)
     for key, value in changes.items():
-        if isinstance(value, Mapping) and isinstance(changed.get(key), Mapping):
-            value = _changed(changed[key], value)
-        changed[key] = value
-    return {key: value for key, value in changed.items() if value is not None}
+        if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
+            value = _merge(merged[key], value)
+        merged[key] = value
+    return {key: value for key, value in merged.items() if value is not None}
 
 
-def check_equally_long(networks: Mapping[str, Options]) -> None:
-    """Raise ConfigError unless networks, from :func:`network_of`, train for as many iterations over all phases."""
-    lengths = {name: sum(shares_of(network).values()) for name, network in networks.items()}
-    first, length = next(iter(lengths.items()))
-    for name, other in lengths.items():
-        if not math.isclose(other, length):
+def check_equal_lengths(networks: Mapping[str, Options]) -> None:
+    """Raise ConfigError unless all networks train for the same number of iterations, summed over phases."""
+    lengths = {name: sum(phase_ratios(network).values()) for name, network in networks.items()}
+    first, expected = next(iter(lengths.items()))
+    for name, length in lengths.items():
+        if not math.isclose(length, expected):
             raise ConfigError(
-                f'{RECIPES}: {name}: the shares of its phases add up to {other:g}, those of {first} to {length:g}; '
-                'make them equal'
+                f'{RECIPES}: {name}: its phase_ratios add up to {length:g}, those of {first} to {expected:g}; make '
+                'them equal'
             )
 
 
 def inference_seconds(
     networks: Mapping[str, Options], images: int, side: int, device: torch.device
 ) -> dict[str, float]:
-    """How long new networks take to restore square images: name → median of so many turns as all take. Recipes that
-    differ in training alone have the same network, which is measured once.
+    """Return the median seconds that untrained networks take for a batch of square images.
+
+    Recipes that differ in training only have equal networks, which are measured once.
 
     Args:
-        networks: name → as from :func:`network_of`.
-        images: in a batch.
-        side: of an image, in pixels.
-        device: where to.
+        networks: name → options, from :func:`recipe_network`.
+        images: batch size.
+        side: height and width of an image.
+        device: where to run.
     """
     batch = torch.rand(images, 3, side, side, device=device)
-
-    def call_of(name: str) -> Callable[[], torch.Tensor]:
+    keys = {name: json.dumps(network['network_g'], sort_keys=True) for name, network in networks.items()}
+    calls = {}
+    for name, key in keys.items():
         network = construct(networks[name]['network_g'], ARCH_REGISTRY, f'{name}: network_g').eval().to(device)
-        return lambda: network(batch).cpu()  # which waits for a GPU
-
-    kinds = {name: json.dumps(network['network_g'], sort_keys=True) for name, network in networks.items()}
-    one_of_each = {kind: name for name, kind in kinds.items()}
+        calls[key] = lambda network=network: network(batch).cpu()  # which waits for a GPU
     with torch.no_grad():
-        seconds = medians({kind: call_of(name) for kind, name in one_of_each.items()}, TURNS)
-    return {name: seconds[kind] for name, kind in kinds.items()}
+        seconds = medians(calls, INFERENCE_REPEATS)
+    return {name: seconds[key] for name, key in keys.items()}
 
 
-def _add(rows: Mapping[str, dict[str, Any]], damage: str, compared: Iterable[Any]) -> None:
-    """Add to each recipe's row what a comparison found."""
-    for found in compared:
-        row = rows.get(found['network'])
-        if row is None:  # the corrupted input, or a recipe of an earlier call that is no longer there
+def _add(rows: Mapping[str, dict[str, Any]], corruption: str, results: Iterable[Mapping[str, Any]]) -> None:
+    """Add the results of a comparison to the rows of the recipes."""
+    for result in results:
+        row = rows.get(result['network'])
+        if row is None:  # the corrupted input, or a recipe of an earlier call that no longer exists
             continue
-        for score in SCORES:
-            for column in (score, f'{score} deviation'):
-                row[f'{damage} {column}'] = found[column]
-        row |= {
-            'seeds': found['seeds'],
-            'parameters': found['parameters'],
-            f'{damage} epochs': found['epochs'],
-            f'{damage} training seconds': found['training seconds'],
-            f'{damage} peak training memory bytes': found['peak training memory bytes'],
-        }
+        scores = [key for metric in SCORES for key in (metric, f'{metric} deviation')]
+        row |= {f'{corruption} {key}': result[key] for key in scores}
+        row |= {key: result[key] for key in ('seeds', 'parameters')}
+        costs = ('epochs', 'training seconds', 'peak training memory bytes')
+        row |= {f'{corruption} {key}': result[key] for key in costs}
 
 
-def _write(output: Path, rows: list[dict[str, Any]]) -> None:
-    """``table.md``, ``table.csv`` and ``table.json``; the first is printed, too."""
-    command = command_line()
-    columns = ['recipe', *(f'{damage}, {score.upper()}' for damage in TASKS for score in SCORES)]
-    columns += ['parameters', 'training time', 'training memory', *(f'inference, {what}' for what in INFERENCE)]
+def _write_report(output: Path, rows: list[dict[str, Any]]) -> None:
+    """Write ``table.md``, ``table.csv`` and ``table.json``, and print the first."""
+    columns = ['recipe', *(f'{corruption}, {metric.upper()}' for corruption in TASKS for metric in SCORES)]
+    columns += ['parameters', 'training time', 'training memory', *(f'inference, {label}' for label in INFERENCE)]
     first = next(iter(TASKS))
-    epochs = ' and '.join(dict.fromkeys(f'{row[f"{damage} epochs"]:g}' for row in rows for damage in TASKS))
-    lines = []
-    for row in rows:
-        line = [row['recipe']]
-        for damage in TASKS:
-            for score, digits in SCORES.items():
-                line.append(with_deviation(row[f'{damage} {score}'], row[f'{damage} {score} deviation'], digits))
-        line += [
+    lines = [
+        [
+            row['recipe'],
+            *(
+                with_deviation(row[f'{corruption} {metric}'], row[f'{corruption} {metric} deviation'], digits)
+                for corruption in TASKS
+                for metric, digits in SCORES.items()
+            ),
             f'{row["parameters"]:,}',
             duration(row[f'{first} training seconds']),
             f'{row[f"{first} peak training memory bytes"] / 1e9:.2f} GB',
-            *(f'{1000 * row[f"{what} inference seconds"]:.0f} ms' for what in INFERENCE),
+            *(f'{1000 * row[f"{label} inference seconds"]:.0f} ms' for label in INFERENCE),
         ]
-        lines.append(line)
-    pictures = '; '.join(f'{what}: {images} of {side}×{side} pixels' for what, (images, side) in INFERENCE.items())
+        for row in rows
+    ]
+    epochs = ' and '.join(dict.fromkeys(f'{row[f"{corruption} epochs"]:g}' for row in rows for corruption in TASKS))
+    sizes = '; '.join(f'{label}: {images} of {side}×{side} pixels' for label, (images, side) in INFERENCE.items())
+    command = command_line()
     text = '\n'.join(
         [
-            '# The ladder\n',
+            '# Ablation\n',
             markdown_table(columns, lines),
             '',
             *(f'- `{row["recipe"]}`: {row["what it is"]}' for row in rows),
             f'\n`{command}`\n',
-            f'{epochs} epochs over all phases, {of_seeds({row["seeds"] for row in rows})}. Time and memory of '
-            f'training are those on {first}. Inference ({pictures}): medians of {TURNS}, the networks taking turns.\n',
-            in_one_line(machine()),
+            f'{epochs} epochs, summed over phases; {describe_seeds({row["seeds"] for row in rows})}. Training time and '
+            f'memory: on {first}. Inference ({sizes}): medians of {INFERENCE_REPEATS}, the networks taking turns.\n',
+            machine_line(machine()),
         ]
     )
     print(text)
-    with atomic_file(output / 'table.md') as temporary:
-        temporary.write_text(text + '\n', encoding='utf-8')
-    write_csv(output / 'table.csv', rows)
-    write_json(output / 'table.json', {'command': command, 'machine': machine(), 'rows': rows})
+    write_tables(output, text + '\n', rows, {'command': command, 'machine': machine(), 'rows': rows})
     print(f'{output}: table.md, table.csv, table.json')
 
 

@@ -1,4 +1,4 @@
-"""Charts that are readable in black and white: hatches, markers and line styles beside shades of grey."""
+"""Charts that are readable in black and white: hatches, markers and line styles besides shades of grey."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,10 +9,10 @@ from lnca_utils.errors import InstallationError, install_excepthook
 try:
     import matplotlib
 except ModuleNotFoundError:
-    install_excepthook()  # the command that imports this has not begun yet
+    install_excepthook()  # the importing command has not called it yet
     raise InstallationError('the charts need matplotlib: pip install -e ".[benchmarks]"') from None
 
-matplotlib.use('Agg')  # files, no window
+matplotlib.use('Agg')  # needs no display
 
 from matplotlib import pyplot as plt
 
@@ -29,14 +29,14 @@ def write_bars(
     baseline: tuple[str, float],
     published: Mapping[str, float],
 ) -> None:
-    """A bar a network.
+    """Draw one bar per network.
 
     Args:
-        path: of the PNG.
-        title, label: of the chart and of its axis.
-        bars: network → value and deviation (0 for none).
-        baseline: name and value of a line to compare with.
-        published: network → value in the paper, as far as there is one.
+        path: the PNG file.
+        title, label: title of the chart and label of its vertical axis.
+        bars: network → mean and standard deviation (0 for none).
+        baseline: name and value of a horizontal line to compare with.
+        published: network → value in the paper; not every network needs one.
     """
     figure, axes = plt.subplots(figsize=(1.3 * len(bars) + 2, 4), constrained_layout=True)
     for index, (value, deviation) in enumerate(bars.values()):
@@ -45,10 +45,9 @@ def write_bars(
         axes.bar(index, value, yerr=deviation or None, color=shade, edgecolor='black', hatch=hatch, capsize=4)
         axes.annotate(f'{value:.3f}', (index, value), (0, 4), textcoords='offset points', ha='center')
     axes.axhline(baseline[1], color='black', linestyle='--', label=f'{baseline[0]}, {baseline[1]:.3f}')
-    for index, name in enumerate(bars):
-        if name in published:
-            label_once = None if any(earlier in published for earlier in list(bars)[:index]) else 'paper'
-            axes.plot(index, published[name], 'D', color='white', markeredgecolor='black', label=label_once)
+    points = {index: published[name] for index, name in enumerate(bars) if name in published}
+    if points:
+        axes.plot(list(points), list(points.values()), 'D', color='white', markeredgecolor='black', label='paper')
     axes.set_xticks(range(len(bars)), list(bars))
     axes.set(title=title, ylabel=label)
     axes.margins(y=0.15)
@@ -64,20 +63,20 @@ def write_lines(
     lines: Mapping[str, Sequence[float | None]],
     axis: str = '',
 ) -> None:
-    """A line a network, on a logarithmic axis.
+    """Draw one line per network on a logarithmic axis.
 
     Args:
-        path: of the PNG.
-        title, label: of the chart and of its vertical axis.
-        positions: what is measured from left to right.
-        lines: network → a value a position; None leaves a gap.
+        path: the PNG file.
+        title, label: title of the chart and label of its vertical axis.
+        positions: labels of the points, from left to right.
+        lines: network → one value per position; None leaves a gap.
         axis: label of the horizontal axis.
     """
     figure, axes = plt.subplots(figsize=(7.5, 4), constrained_layout=True)
     for index, (name, values) in enumerate(lines.items()):
         axes.plot(
             range(len(positions)),
-            [float('nan') if value is None else value for value in values],
+            _with_gaps(values),
             color=str(0.6 * index / max(1, len(lines) - 1)),
             linestyle=LINES[index % len(LINES)],
             marker=MARKERS[index % len(MARKERS)],
@@ -98,22 +97,21 @@ def write_curves(
     axis: str,
     curves: Mapping[str, Sequence[tuple[Sequence[float], Sequence[float | None], bool]]],
 ) -> None:
-    """A panel a name with a curve a run, on a logarithmic axis.
+    """Draw one panel per configuration with one curve per run, on a logarithmic axis.
 
     Args:
-        path: of the PNG.
-        label, axis: of the vertical and the horizontal axis.
-        curves: name → for each run its positions, its values, and whether to emphasise it.
+        path: the PNG file.
+        label, axis: labels of the vertical and the horizontal axis.
+        curves: configuration → for each run its positions, its values, and whether it diverged, which emphasizes it.
     """
     columns = min(3, len(curves))
     rows = -(-len(curves) // columns)
     size = (4 * columns, 2.6 * rows)
     figure, panels = plt.subplots(rows, columns, figsize=size, sharey=True, squeeze=False, constrained_layout=True)
     for axes, (name, runs) in zip(panels.flat, curves.items(), strict=False):
-        for positions, values, is_emphasised in sorted(runs, key=lambda run: run[2]):
-            shade, width = ('black', 1.2) if is_emphasised else ('0.65', 0.7)
-            known = [float('nan') if value is None else value for value in values]
-            axes.plot(positions, known, color=shade, linewidth=width)
+        for positions, values, is_diverged in sorted(runs, key=lambda run: run[2]):
+            shade, width = ('black', 1.2) if is_diverged else ('0.65', 0.7)
+            axes.plot(positions, _with_gaps(values), color=shade, linewidth=width)
         axes.set_title(f'{name.replace("_", " ")} ({sum(run[2] for run in runs)} of {len(runs)} diverged)', fontsize=8)
         axes.set_yscale('log')
         axes.grid(True, axis='y', linestyle=':', color='0.7')
@@ -122,6 +120,10 @@ def write_curves(
     figure.supxlabel(axis, fontsize=9)
     figure.supylabel(label, fontsize=9)
     _save(figure, path)
+
+
+def _with_gaps(values: Sequence[float | None]) -> list[float]:
+    return [float('nan') if value is None else value for value in values]
 
 
 def _save(figure: plt.Figure, path: Path) -> None:

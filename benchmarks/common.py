@@ -1,4 +1,4 @@
-"""What the benchmarks share: medians, the machine that gave them, and output as text and JSON."""
+"""What all benchmarks share: command-line options, synthetic data, timing, and a description of the machine."""
 
 import argparse
 import platform
@@ -14,21 +14,38 @@ import torch
 from lnca_arch.acceleration import aot_cache
 from lnca_data.io.lmdb_store import write_lmdb
 from lnca_utils.atomic import write_json
+from lnca_utils.errors import ConfigError
 
-# What is measured is what a long run has: compiled before it begins, not in its middle.
+# Compile before the timing starts: the figures are those of a long run.
 aot_cache.CELLS_WORTH_COMPILING = 0
 
 
 def argument_parser(description: str | None, repeats: int) -> argparse.ArgumentParser:
-    """A parser with what every benchmark takes: ``--repeats`` and ``--json``."""
+    """Return a parser with the options ``--repeats`` and ``--json``."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument('--repeats', type=int, default=repeats, help='runs, of which the median counts')
-    parser.add_argument('--json', type=Path, help='write the figures there, too')
+    parser.add_argument('--repeats', type=int, default=repeats, help='timed runs; the median is reported')
+    parser.add_argument('--json', type=Path, help='also write the figures to this file')
     return parser
 
 
+def check_positive(arguments: argparse.Namespace, *names: str) -> None:
+    """Raise ConfigError unless each of the arguments is above 0 or None."""
+    for name in names:
+        value = getattr(arguments, name)
+        if value is not None and not value > 0:
+            raise ConfigError(f'--{name.replace("_", "-")}: must be above 0, got {value:g}')
+
+
 def random_pairs(folder: Path, tiles: int) -> dict[str, str]:
-    """Write LMDBs of 32×32 tiles of noise; what a dataset's options say of them."""
+    """Write LMDBs of 32×32 tiles of noise.
+
+    Args:
+        folder: where to create ``gt.lmdb`` and ``lq.lmdb``.
+        tiles: number of pairs.
+
+    Returns:
+        The dataset options ``dataroot_gt`` and ``dataroot_lq``.
+    """
     random = np.random.default_rng(0)
     roots = {}
     for side in ('gt', 'lq'):
@@ -39,8 +56,14 @@ def random_pairs(folder: Path, tiles: int) -> dict[str, str]:
 
 
 def medians(calls: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Seconds a call takes: medians of ``repeats``, the calls taking turns so that a busy moment hits all alike; one
-    turn before is not counted."""
+    """Return the median seconds that each call takes.
+
+    The calls take turns, so that a load on the machine affects all of them; one turn before is not counted.
+
+    Args:
+        calls: name → function.
+        repeats: number of turns.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(repeats + 1):
         for name, call in calls.items():
@@ -51,14 +74,8 @@ def medians(calls: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, f
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def matmul_gflops(device: torch.device) -> tuple[str, Callable[[], Any], Callable[[float], float]]:
-    """A yardstick for the machine: the name of a 2048² torch.mm in float32, the call, and seconds → GFLOP/s."""
-    matrix = torch.rand(2048, 2048, device=device)
-    return 'torch.mm 2048²', lambda: torch.mm(matrix, matrix), lambda seconds: 2 * 2048**3 / seconds / 1e9
-
-
 def machine() -> dict[str, Any]:
-    """What a figure depends on."""
+    """Return a description of the machine and the software that the figures depend on."""
     gpu = {}
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
@@ -77,11 +94,6 @@ def machine() -> dict[str, Any]:
     }
 
 
-def in_one_line(where: Mapping[str, Any]) -> str:
-    """What :func:`machine` says, for a note under a table."""
-    return '; '.join(f'{key}: {value}' for key, value in where.items()) + '.'
-
-
 def _processor() -> str:
     try:
         lines = Path('/proc/cpuinfo').read_text().splitlines()
@@ -90,8 +102,13 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
 
 
+def machine_line(description: Mapping[str, Any]) -> str:
+    """Return the result of :func:`machine` on one line, for a note below a table."""
+    return '; '.join(f'{key}: {value}' for key, value in description.items()) + '.'
+
+
 def report(figures: Mapping[str, Any], path: Path | None) -> None:
-    """Print figures, a line each, and write them as JSON if a path is given."""
+    """Print figures, one per line, and write them to a JSON file if ``path`` is not None."""
     figures = {**figures, 'machine': machine()}
     for name, value in figures.items():
         print(f'{name}: {value:.4g}' if isinstance(value, float) else f'{name}: {value}')

@@ -1,4 +1,4 @@
-"""The tables and charts of an efficiency measurement."""
+"""The report of an efficiency measurement: tables and charts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,13 +6,13 @@ from typing import Any
 
 import published_results
 from charts import write_lines
-from common import in_one_line
-from measure_process import reason
-from results_store import ResultsFolder, markdown_table
+from common import machine_line
+from measure_process import failure_reason
+from results_store import ResultsStore, markdown_table, write_csv, write_tables
 
-TRAINING_SHARE = 0.8
-IMAGES = 1000  # of the paper's epoch, to which those of fewer images are scaled
-# The figures of a cell that are the paper's quantities, and the paper's units.
+TRAIN_RATIO = 0.8
+EPOCH_IMAGES = 1000  # of the paper; measurements with fewer are scaled
+# Quantity of the paper, in its unit → figure of a measurement, and its factor.
 FIGURES = {
     'training memory, GB': ('training_bytes', 1e-9),
     'training epoch, s': ('epoch_seconds', 1),
@@ -30,145 +30,149 @@ GROWTH_FIGURES = {
 
 @dataclass(frozen=True)
 class Protocol:
-    """How much is measured.
+    """What is measured.
 
     Attributes:
-        sizes, batches: of the images; the networks are measured at each of one with each of the other.
-        growth: sizes at which LatentNAFCA is measured, in batches of two.
-        images: of an epoch, four fifths of them for training.
-        epochs, runs: of which the first is not counted.
-        steps: of an automaton in training; drawn anew each time if None.
+        sizes, batches: image sizes and batch sizes; the networks are measured with all pairs of them.
+        growth: image sizes for the growth of :data:`GROWTH_NETWORK`, with batches of :data:`GROWTH_BATCH`.
+        images: images per epoch, of which :data:`TRAIN_RATIO` are training images.
+        epochs, runs: training epochs and inference runs; the first is not counted.
+        steps: steps of an automaton in training; None to draw them in each iteration.
     """
 
     sizes: tuple[int, ...] = published_results.SIZES
     batches: tuple[int, ...] = published_results.BATCHES
     growth: tuple[int, ...] = (32, 64, 128, 256, 512, 1024)
-    images: int = IMAGES
+    images: int = EPOCH_IMAGES
     epochs: int = 10
     runs: int = 10
     steps: int | None = None
 
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """All pairs of image size and batch size."""
+        return [(size, batch) for size in self.sizes for batch in self.batches]
 
-def cell_name(network: str, size: int, batch: int) -> str:
-    """What the figures of a network at a size and batch are known by."""
+
+def measurement_name(network: str, size: int, batch: int) -> str:
+    """Return the name of the measurement of a network at an image size and batch size."""
     return f'{network}_{size}_{batch}'
 
 
 def growth_name(size: int) -> str:
-    """What the figures of LatentNAFCA at a size are known by, for its growth."""
+    """Return the name of the growth measurement at an image size."""
     return f'growth_{size}'
 
 
 def write_report(
-    folder: ResultsFolder, protocol: Protocol, names: Sequence[str], measured: Mapping[str, Mapping[str, Any]]
+    store: ResultsStore, protocol: Protocol, networks: Sequence[str], measured: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    """Write the tables and charts.
+    """Write and print the tables, and write the charts.
 
     Args:
-        folder: of the results.
+        store: the results.
         protocol: what was measured.
-        names: of the networks.
-        measured: cell → its figures.
+        networks: names of the networks.
+        measured: name of a measurement → its figures.
     """
     rows = [
-        _row(quantity, name, size, batch, measured[cell_name(name, size, batch)], protocol)
+        _row(quantity, network, *shape, measured[measurement_name(network, *shape)], protocol)
         for quantity in FIGURES
-        for name in names
-        for size in protocol.sizes
-        for batch in protocol.batches
+        for network in networks
+        for shape in protocol.shapes
     ]
-    growth = [_growth_row(size, measured[growth_name(size)]) for size in protocol.growth if GROWTH_NETWORK in names]
-    folder.write_csv('table.csv', rows)
-    folder.write_json('table.json', {'rows': rows, 'growth': growth, 'settings': folder.settings})
-    text = _markdown(rows, growth, names, protocol, folder.settings['machine'])
-    folder.write_text('table.md', text)
-
-    shapes = [(size, batch) for size in protocol.sizes for batch in protocol.batches]
+    growth = [_growth_row(size, measured[growth_name(size)]) for size in protocol.growth if GROWTH_NETWORK in networks]
+    # (quantity, network) → one row per shape, as in the tables and charts.
+    series = {
+        (quantity, network): [row for row in rows if (row['quantity'], row['network']) == (quantity, network)]
+        for quantity in FIGURES
+        for network in networks
+    }
+    text = _markdown(series, growth, networks, protocol, store.settings['machine'])
+    write_tables(store.path, text, rows, {'rows': rows, 'growth': growth, 'settings': store.settings})
     for quantity, chart in CHARTS.items():
-        ours = {(row['network'], row['size'], row['batch']): row['ours'] for row in rows if row['quantity'] == quantity}
-        lines = {name: [ours[(name, *shape)] for shape in shapes] for name in names}
-        positions = [f'{size}²\n×{batch}' for size, batch in shapes]
-        write_lines(folder.path / chart, quantity, quantity, positions, lines, 'pixels × batch')
+        lines = {network: [row['ours'] for row in series[quantity, network]] for network in networks}
+        positions = [f'{size}²\n×{batch}' for size, batch in protocol.shapes]
+        write_lines(store.path / chart, quantity, quantity, positions, lines, 'pixels × batch')
     files = ['table.md', 'table.csv', 'table.json', *CHARTS.values()]
     if growth:
-        folder.write_csv('growth.csv', growth)
+        write_csv(store.path / 'growth.csv', growth)
         lines = {name: [row[name] for row in growth] for name in GROWTH_FIGURES}
         sizes = [f'{row["size"]}²' for row in growth]
         title = f'{GROWTH_NETWORK}: time and memory per pixel'
-        write_lines(folder.path / 'growth.png', title, 'ns or bytes a pixel', sizes, lines, 'pixels')
+        write_lines(store.path / 'growth.png', title, 'ns or bytes per pixel', sizes, lines, 'pixels')
         files += ['growth.csv', 'growth.png']
     print(text)
-    print(f'{folder.path}: {", ".join(files)}')
+    print(f'{store.path}: {", ".join(files)}')
 
 
 def _row(
-    quantity: str, name: str, size: int, batch: int, figures: Mapping[str, Any], protocol: Protocol
+    quantity: str, network: str, size: int, batch: int, figures: Mapping[str, Any], protocol: Protocol
 ) -> dict[str, Any]:
-    """A cell of a table: ours, in the paper's unit, the paper's, and their ratio."""
-    key, unit = FIGURES[quantity]
-    ours = figures[key] * unit if key in figures else None
+    """Return our figure in the paper's unit, the paper's, and their ratio."""
+    key, factor = FIGURES[quantity]
+    ours = figures[key] * factor if key in figures else None
     if key == 'epoch_seconds' and ours is not None:
-        ours *= IMAGES / protocol.images
-    published = published_results.EFFICIENCY.get((quantity, name, size, batch))
+        ours *= EPOCH_IMAGES / protocol.images
+    published = published_results.EFFICIENCY.get((quantity, network, size, batch))
     return {
         'quantity': quantity,
-        'network': name,
+        'network': network,
         'size': size,
         'batch': batch,
         'ours': ours,
         'paper': published,
         'ratio': ours / published if ours is not None and published else None,
-        'dash': reason(figures) if ours is None else None,
+        'dash': failure_reason(figures) if ours is None else None,
     }
 
 
 def _growth_row(size: int, figures: Mapping[str, Any]) -> dict[str, Any]:
     pixels = GROWTH_BATCH * size**2
     per_pixel = {
-        name: figures[key] * unit / pixels if key in figures else None for name, (key, unit) in GROWTH_FIGURES.items()
+        name: figures[key] * factor / pixels if key in figures else None
+        for name, (key, factor) in GROWTH_FIGURES.items()
     }
-    return {'size': size, **per_pixel, 'dash': reason(figures)}
+    return {'size': size, **per_pixel, 'dash': failure_reason(figures)}
 
 
 def _markdown(
-    rows: Sequence[Mapping[str, Any]],
+    series: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]],
     growth: Sequence[Mapping[str, Any]],
-    names: Sequence[str],
+    networks: Sequence[str],
     protocol: Protocol,
-    where: Mapping[str, Any],
+    machine: Mapping[str, Any],
 ) -> str:
-    shapes = [(size, batch) for size in protocol.sizes for batch in protocol.batches]
     parts = ['# Efficiency']
+    columns = ['', *(f'{size}² × {batch}' for size, batch in protocol.shapes)]
     for quantity in FIGURES:
-        cells = {(r['network'], r['size'], r['batch']): _cell_text(r) for r in rows if r['quantity'] == quantity}
-        lines = [[name, *(cells[(name, *shape)] for shape in shapes)] for name in names]
-        columns = ['', *(f'{size}² × {batch}' for size, batch in shapes)]
+        lines = [[network, *map(_comparison_text, series[quantity, network])] for network in networks]
         parts.append(f'## {quantity[0].upper()}{quantity[1:]}\n\n{markdown_table(columns, lines)}')
-    scaled = '' if protocol.images == IMAGES else f', measured with {protocol.images} and scaled'
+    scaled = '' if protocol.images == EPOCH_IMAGES else f', measured with {protocol.images} and scaled'
     parts.append(
-        "Ours (the paper's on an A100 of 80 GB, ours ÷ the paper's). – : out of memory or of time. An epoch is of "
-        f'{IMAGES} images{scaled}: {TRAINING_SHARE:.0%} for training, the rest for validation; median of '
-        f'{protocol.epochs - 1} after the first; the phases of latent networks are summed. Inference: as many steps of '
-        f'an automaton as its network takes by itself, 64 in the paper; median of {protocol.runs - 1} runs after the '
-        'first. Memory: on a GPU the peak of the tensors, else that of the process above what it had before the '
-        'network was made; an automaton taking its most steps.'
+        "Ours (the paper's on an A100 with 80 GB, ours ÷ the paper's). –: out of memory or time. An epoch has "
+        f'{EPOCH_IMAGES} images{scaled}: {TRAIN_RATIO:.0%} for training, the rest for validation; median of '
+        f'{protocol.epochs - 1} epochs after the first, summed over the phases of latent networks. Inference: with the '
+        f"network's default number of steps, 64 in the paper; median of {protocol.runs - 1} runs after the first. "
+        'Memory: peak of the tensors on a GPU, else that of the process above what it took before the network was '
+        'created; with the largest number of steps of an automaton.'
     )
     if growth:
-        lines = [[f'{row["size"]}²', *(_significant(row[name]) for name in GROWTH_FIGURES)] for row in growth]
+        lines = [[f'{row["size"]}²', *(_three_digits(row[name]) for name in GROWTH_FIGURES)] for row in growth]
         table = markdown_table(['', *GROWTH_FIGURES], lines)
         parts.append(f'## {GROWTH_NETWORK}, per pixel, batch {GROWTH_BATCH}\n\n{table}')
-    parts.append(in_one_line(where))
+    parts.append(machine_line(machine))
     return '\n\n'.join(parts) + '\n'
 
 
-def _cell_text(row: Mapping[str, Any]) -> str:
+def _comparison_text(row: Mapping[str, Any]) -> str:
     published = '–' if row['paper'] is None else f'{row["paper"]:g}'
     ratio = '' if row['ratio'] is None else f', ×{row["ratio"]:.2g}'
-    return f'{_significant(row["ours"])} ({published}{ratio})'
+    return f'{_three_digits(row["ours"])} ({published}{ratio})'
 
 
-def _significant(value: float | None) -> str:
-    """Three digits, without an exponent."""
+def _three_digits(value: float | None) -> str:
+    """Return a number with three significant digits and no exponent; a dash for None."""
     if value is None:
         return '–'
     return f'{value:,.0f}' if value >= 100 else f'{value:#.3g}'

@@ -1,8 +1,8 @@
-"""What goes wrong on real machines, done on purpose and counted: ``python benchmarks/fault_injection.py``.
+"""Inject faults into training runs and count those that lose nothing: ``python benchmarks/fault_injection.py``.
 
-Trainings are runs of ``basicsr/train.py``, a small LatentNAFCA on tiles of noise, with one worker and a checkpoint
-every other iteration. A fault is survived if nothing is lost: a run that is killed and goes on ends in the weights, to
-the last bit, and the scores of one that was left alone.
+The runs train a small LatentNAFCA on tiles of noise with ``basicsr/train.py``, on one process unless stated otherwise,
+and save a checkpoint every other iteration. A run survives a fault if, once resumed, it ends with weights and scores
+that are bit for bit those of an undisturbed run.
 """
 
 import copy
@@ -21,8 +21,8 @@ from typing import Any
 import psutil
 import torch
 import yaml
-from common import argument_parser, in_one_line, machine, random_pairs
-from results_store import markdown_table
+from common import argument_parser, machine, machine_line, random_pairs
+from results_store import markdown_of_rows
 from tqdm import tqdm
 
 from lnca_model import LNCAModel
@@ -34,9 +34,17 @@ from lnca_utils.errors import LNCAError
 
 ROOT = Path(__file__).parents[1]
 PHASES = LNCAModel.phase_names
-ITERATIONS = 100  # a phase
+ITERATIONS = 100  # per phase
+LAST_FAULT = 10  # iterations before the end of a phase or run
 POLL_SECONDS = 2e-4
-PATIENCE = 60  # seconds within which a lost process ends the others
+EXIT_TIMEOUT = 60  # seconds within which the remaining processes of a lost one must end
+
+# Moment of a kill → what it means that the kill hit this moment.
+MOMENTS = {
+    'at any moment': 'left a half-written file',
+    'while a checkpoint is written': 'left a half-written file',
+    'in a validation': 'came before the scores were written',
+}
 
 Row = dict[str, Any]
 
@@ -44,15 +52,15 @@ Row = dict[str, Any]
 def main() -> None:
     parser = argument_parser(__doc__, repeats=20)
     parser.add_argument('--parts', nargs='+', choices=PARTS, default=list(PARTS), help='which faults')
-    parser.add_argument('--examples', type=int, default=10_000, help='inputs for each parser')
+    parser.add_argument('--examples', type=int, default=10_000, help='inputs per parser')
     arguments = parser.parse_args()
     rows: list[Row] = []
     for part in arguments.parts:
         for row in PARTS[part](arguments.examples if part == 'input' else arguments.repeats):
             print(f'{row["fault"]}: tried {row["tried"]}, survived {row["survived"]}', file=sys.stderr)
             rows.append(row)
-    print(markdown_table(list(rows[0]), [[str(cell) for cell in row.values()] for row in rows]))
-    print(f'\n{in_one_line(machine())}')
+    print(markdown_of_rows(rows, digits=4))
+    print(f'\n{machine_line(machine())}')
     if arguments.json:
         write_json(arguments.json, {'machine': machine(), 'faults': rows})
     if any(row['survived'] < row['tried'] for row in rows):
@@ -60,7 +68,11 @@ def main() -> None:
 
 
 class Project:
-    """A folder in which trainings run, each in an experiment of its own."""
+    """A folder for training runs, each in an experiment of its own.
+
+    Args:
+        folder: an empty folder.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -83,47 +95,47 @@ class Project:
         self.options = options
 
     def start(self, name: str, processes: int = 1) -> subprocess.Popen:
-        """Begin a training, or go on with it."""
+        """Start a training run, or resume it."""
         options = copy.deepcopy(self.options) | {'name': name}
         file = self.folder / f'{name}.yml'
         file.write_text(yaml.safe_dump(options))
-        launcher = ['-m', 'torch.distributed.run', f'--nproc_per_node={processes}'] if processes > 1 else []
-        more = ['--launcher', 'pytorch'] if processes > 1 else []
+        torchrun = ['-m', 'torch.distributed.run', f'--nproc_per_node={processes}'] if processes > 1 else []
+        launcher = ['--launcher', 'pytorch'] if processes > 1 else []
         return subprocess.Popen(
-            [sys.executable, *launcher, 'basicsr/train.py', '-opt', file, '--auto_resume', *more],
+            [sys.executable, *torchrun, 'basicsr/train.py', '-opt', file, '--auto_resume', *launcher],
             cwd=self.folder,
-            # Compiling would take longer than what is trained here, and threads would wait for each other.
+            # Compilation would take longer than the training, and the processes would compete for the cores.
             env=os.environ | {'TORCHDYNAMO_DISABLE': '1', 'OMP_NUM_THREADS': '1'},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
         )
 
-    def ended(self, name: str, processes: int = 1) -> None:
-        """Have a training go on to its end."""
+    def finish(self, name: str, processes: int = 1) -> None:
+        """Start or resume a training run and wait for its end."""
         process = self.start(name, processes)
-        _, said = process.communicate()
-        # Random tiles have nothing to restore; torchrun ends with 1 whatever its processes end with.
-        if process.returncode not in (0, EXIT_BELOW_INPUT) and 'score below the corrupted ones' not in said:
-            raise RuntimeError(said)
+        _, output = process.communicate()
+        # No network can restore random tiles. torchrun ends with 1, whatever its processes end with.
+        if process.returncode not in (0, EXIT_BELOW_INPUT) and 'score below the corrupted ones' not in output:
+            raise RuntimeError(output)
 
     def experiment(self, name: str) -> Path:
         return self.folder / 'experiments' / name
 
-    def partial(self, name: str) -> list[Path]:
-        """Files that are being written."""
+    def partial_files(self, name: str) -> list[Path]:
+        """Return the checkpoint files that are being written."""
         return [file for kind in ('models', 'training_states') for file in (self.experiment(name) / kind).glob(PARTIAL)]
 
-    def sheets(self, name: str) -> dict[Path, int]:
-        """When each validation's pictures were written, which is done before its scores are."""
+    def sheet_times(self, name: str) -> dict[Path, int]:
+        """Return contact sheet → modification time. A validation writes its sheet before its scores."""
         return {file: file.stat().st_mtime_ns for file in self.experiment(name).glob('visualization/*/sheet_*.png')}
 
     def scores(self, name: str) -> str:
         file = self.experiment(name) / 'scores.csv'
         return file.read_text() if file.exists() else ''
 
-    def same(self, first: str, second: str) -> bool:
-        """Whether two experiments have ended in the same weights and scores."""
+    def are_equal(self, first: str, second: str) -> bool:
+        """Return whether two experiments have the same weights and scores."""
         folders = self.experiment(first), self.experiment(second)
         for network in ('net_g_latest.pth', 'net_g_best.pth'):
             weights, others = (checkpoint.load(folder / 'models' / network)['params'] for folder in folders)
@@ -132,76 +144,14 @@ class Project:
         return self.scores(first) == self.scores(second)
 
 
-def until(process: subprocess.Popen, iteration: int) -> None:
-    """Read what a training says until it has come to an iteration."""
-    said = []
+def _wait_for_iteration(process: subprocess.Popen, iteration: int) -> None:
+    """Read the log of a run until it reports an iteration."""
+    lines = []
     for line in process.stderr:
-        said.append(line)
+        lines.append(line)
         if 'iter:' in line and 'lr:(' in line and int(line.split('iter:')[1].split(',')[0]) >= iteration:
             return
-    raise RuntimeError(''.join(said))
-
-
-def _kills(count: int) -> Iterator[Row]:
-    """SIGKILL at any moment, as soon as a checkpoint is being written, and as soon as a validation has its sheet."""
-    with tempfile.TemporaryDirectory() as folder:
-        project = Project(Path(folder))
-        project.ended('whole')
-        for number, phase in enumerate(PHASES):
-            for moment, kill in MOMENTS.items():
-                name = f'{phase}_{moment.replace(" ", "_")}'
-                met = 0
-                for turn in tqdm(range(count), desc=f'kills, {phase}, {moment}', unit='kill', leave=False):
-                    met += kill(project, name, turn, number * ITERATIONS + 1 + turn * (ITERATIONS - 10) // count)
-                project.ended(name)
-                yield _row(
-                    f'SIGKILL in phase {phase}, {moment}',
-                    count,
-                    count * project.same(name, 'whole'),
-                    f'resumed each time; {met} kills {MET[kill]}; final and best weights bit-identical, scores too',
-                )
-
-
-def _kill_at_any_moment(project: Project, name: str, turn: int, iteration: int) -> bool:
-    process = project.start(name)
-    until(process, iteration)
-    time.sleep(random.random() * 0.1)
-    _kill(process)
-    return bool(project.partial(name))
-
-
-def _kill_in_a_save(project: Project, name: str, turn: int, iteration: int) -> bool:
-    process = project.start(name)
-    until(process, iteration)
-    _wait(process, lambda: project.partial(name))
-    _kill(process)
-    return bool(project.partial(name))
-
-
-def _kill_in_a_validation(project: Project, name: str, turn: int, iteration: int) -> bool:
-    """Every other time it is the validation that makes up for the one before, which was killed."""
-    before = project.sheets(name)
-    process = project.start(name)
-    if turn % 2 == 0:
-        until(process, iteration)
-        before = project.sheets(name)
-    scores = project.scores(name)
-    _wait(process, lambda: project.sheets(name) != before)
-    _kill(process)
-    return project.scores(name) == scores
-
-
-# How a training is killed, once it has come to an iteration; true if it was in the midst of what the moment names.
-MOMENTS: dict[str, Callable[[Project, str, int, int], bool]] = {
-    'at any moment': _kill_at_any_moment,
-    'while a checkpoint is written': _kill_in_a_save,
-    'in a validation': _kill_in_a_validation,
-}
-MET = {
-    _kill_at_any_moment: 'left a half-written file',
-    _kill_in_a_save: 'left a half-written file',
-    _kill_in_a_validation: 'came before the scores were written',
-}
+    raise RuntimeError(''.join(lines))
 
 
 def _wait(process: subprocess.Popen, condition: Callable[[], Any]) -> None:
@@ -209,36 +159,80 @@ def _wait(process: subprocess.Popen, condition: Callable[[], Any]) -> None:
         time.sleep(POLL_SECONDS)
 
 
-def _kill(process: subprocess.Popen) -> None:
+def _fault_iteration(turn: int, count: int, iterations: int = len(PHASES) * ITERATIONS) -> int:
+    """Return the iteration of a fault; the faults are spread evenly over a phase, or by default over a run."""
+    return 1 + turn * (iterations - LAST_FAULT) // count
+
+
+def _kills(count: int) -> Iterator[Row]:
+    """Kill runs at a random moment, while a checkpoint is written, and during a validation."""
+    with tempfile.TemporaryDirectory() as folder:
+        project = Project(Path(folder))
+        project.finish('whole')
+        for number, phase in enumerate(PHASES):
+            for moment, hit in MOMENTS.items():
+                name = f'{phase}_{moment.replace(" ", "_")}'
+                hits = 0
+                for turn in tqdm(range(count), desc=f'kills, {phase}, {moment}', unit='kill', leave=False):
+                    iteration = number * ITERATIONS + _fault_iteration(turn, count, ITERATIONS)
+                    hits += _kill_at(project, name, moment, turn, iteration)
+                project.finish(name)
+                yield _row(
+                    f'SIGKILL in phase {phase}, {moment}',
+                    count,
+                    count * project.are_equal(name, 'whole'),
+                    f'resumed each time; {hits} kills {hit}; final and best weights bit-identical, scores too',
+                )
+
+
+def _kill_at(project: Project, name: str, moment: str, turn: int, iteration: int) -> bool:
+    """Kill a run after an iteration, at one of the :data:`MOMENTS`, and return whether it hit that moment.
+
+    In odd turns the killed validation is the one that a resumed run repeats first.
+    """
+    is_validation = moment == 'in a validation'
+    before = project.sheet_times(name)
+    process = project.start(name)
+    if not is_validation or turn % 2 == 0:
+        _wait_for_iteration(process, iteration)
+        before = project.sheet_times(name)
+    scores = project.scores(name)
+    if is_validation:
+        _wait(process, lambda: project.sheet_times(name) != before)
+    elif moment == 'at any moment':
+        time.sleep(random.random() * 0.1)
+    else:
+        _wait(process, lambda: project.partial_files(name))
     process.kill()
     process.communicate()
+    return project.scores(name) == scores if is_validation else bool(project.partial_files(name))
 
 
 def _signals(count: int) -> Iterator[Row]:
+    """Send runs the signals of preemption."""
     with tempfile.TemporaryDirectory() as folder:
         project = Project(Path(folder))
-        # No checkpoint but the one that the signal asks for.
-        project.options['logger']['save_checkpoint_freq'] = 10 * ITERATIONS
-        project.ended('whole')
+        project.options['logger']['save_checkpoint_freq'] = 10 * ITERATIONS  # the signal alone causes a checkpoint
+        project.finish('whole')
         for name in preemption.SIGNALS:
             survived = 0
             for turn in tqdm(range(count), desc=name, unit='signal', leave=False):
                 process = project.start(name)
-                until(process, 1 + turn * (len(PHASES) * ITERATIONS - 10) // count)
+                _wait_for_iteration(process, _fault_iteration(turn, count))
                 process.send_signal(getattr(signal, name))
                 process.communicate()
                 survived += process.returncode == preemption.EXIT_CODE
-            project.ended(name)
+            project.finish(name)
             yield _row(
                 name,
                 count,
-                survived if project.same(name, 'whole') else 0,
+                survived if project.are_equal(name, 'whole') else 0,
                 f'saved, exit code {preemption.EXIT_CODE}; after all of them the weights bit-identical, scores too',
             )
 
 
-def _damaged(count: int) -> Iterator[Row]:
-    """A bit flipped anywhere in the newest training state, or its end cut off."""
+def _damaged_files(count: int) -> Iterator[Row]:
+    """Flip each bit position of a checkpoint file in turn, and truncate the file at each length."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / '3.state'
         checkpoint.save({'iter': 3, 'weights': torch.rand(500)}, file)
@@ -248,54 +242,54 @@ def _damaged(count: int) -> Iterator[Row]:
             ('a bit of a checkpoint flipped', flips),
             ('a checkpoint cut off', [whole[:length] for length in range(len(whole))]),
         ):
-            survived = refused = 0
+            harmless = refused = 0
             for content in contents:
                 file.write_bytes(content)
                 try:
                     loaded = checkpoint.load(file)
-                    survived += loaded['iter'] == 3 and torch.equal(loaded['weights'], expected)
+                    harmless += loaded['iter'] == 3 and torch.equal(loaded['weights'], expected)
                 except LNCAError:
                     refused += 1
             yield _row(
                 fault,
                 len(contents),
-                survived + refused,
-                f'{refused} refused, so that the one before is used; {survived} of no consequence',
+                harmless + refused,
+                f'{refused} refused, so that the previous one is used; {harmless} without effect',
             )
 
 
-def _lost_process(count: int) -> Iterator[Row]:
-    """One of two processes is killed."""
+def _lost_processes(count: int) -> Iterator[Row]:
+    """Kill one of two distributed processes."""
     with tempfile.TemporaryDirectory() as folder:
         project = Project(Path(folder))
         project.options['datasets']['train']['batch_size_per_gpu'] = 2
-        project.ended('whole', processes=2)
+        project.finish('whole', processes=2)
         survived, slowest = 0, 0.0
         for turn in tqdm(range(count), desc='lost processes', unit='kill', leave=False):
             process = project.start('lost', processes=2)
-            until(process, 1 + turn * (len(PHASES) * ITERATIONS - 10) // count)
+            _wait_for_iteration(process, _fault_iteration(turn, count))
             children = psutil.Process(process.pid).children()
             random.choice(children).kill()
             killed = time.monotonic()
             try:
-                process.communicate(timeout=PATIENCE)
+                process.communicate(timeout=EXIT_TIMEOUT)
                 survived += not any(child.is_running() for child in children)
             except subprocess.TimeoutExpired:
-                for left in (*children, process):
-                    left.kill()
+                for remaining in (*children, process):
+                    remaining.kill()
                 process.communicate()
             slowest = max(slowest, time.monotonic() - killed)
-        project.ended('lost', processes=2)
+        project.finish('lost', processes=2)
         yield _row(
             'SIGKILL of one of two processes',
             count,
-            survived if project.same('lost', 'whole') else 0,
+            survived if project.are_equal('lost', 'whole') else 0,
             f'the other ended within {slowest:.0f} s; after all of them the weights bit-identical, scores too',
         )
 
 
-def _input(count: int) -> Iterator[Row]:
-    """Input that nobody would write, for the parsers that are ours."""
+def _hostile_input(count: int) -> Iterator[Row]:
+    """Run the fuzz tests of the parsers."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / 'report.xml'
         command = [sys.executable, '-m', 'pytest', '-q', f'--junit-xml={report}', ROOT / 'tests' / 'fuzz']
@@ -304,23 +298,23 @@ def _input(count: int) -> Iterator[Row]:
         )
         for case in ElementTree.parse(report).iter('testcase'):
             failed = case.find('failure') is not None or case.find('error') is not None
-            what = case.get('name').removeprefix('test_').replace('_', ' ')
-            took = float(case.get('time'))
+            name = case.get('name').removeprefix('test_').replace('_', ' ')
+            seconds = float(case.get('time'))
             yield _row(
-                f'hostile input: {what}', count, 0 if failed else count, f'taken or refused in one line; {took:.0f} s'
+                f'hostile input: {name}', count, 0 if failed else count, f'read or refused in one line; {seconds:.0f} s'
             )
 
 
-def _row(fault: str, tried: int, survived: int, what_happened: str) -> Row:
-    return {'fault': fault, 'tried': tried, 'survived': survived, 'what happened': what_happened}
+def _row(fault: str, tried: int, survived: int, outcome: str) -> Row:
+    return {'fault': fault, 'tried': tried, 'survived': survived, 'what happened': outcome}
 
 
 PARTS: dict[str, Callable[[int], Iterator[Row]]] = {
     'kills': _kills,
     'signals': _signals,
-    'damage': _damaged,
-    'processes': _lost_process,
-    'input': _input,
+    'damage': _damaged_files,
+    'processes': _lost_processes,
+    'input': _hostile_input,
 }
 
 

@@ -1,4 +1,4 @@
-"""How many pairs of 32×32 tiles a second come out of the loader: ``python benchmarks/loading.py``."""
+"""Pairs of 32×32 tiles per second from the data loader: ``python benchmarks/loading.py``."""
 
 import tempfile
 from pathlib import Path
@@ -20,18 +20,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         roots = random_pairs(Path(folder), arguments.tiles)
         loaders = {
-            f'{name}, {workers} workers': loader(roots, cache, arguments.batch, workers)
+            f'{name}, {workers} workers': _loader(roots, cache, arguments.batch, workers)
             for name, cache in (('in memory', 'memory'), ('from the LMDB', None))
             for workers in (0, 2)
         }
-        seconds = medians(
-            {name: lambda data=data: sum(1 for _ in data) for name, data in loaders.items()}, arguments.repeats
-        )
+        calls = {name: lambda loader=loader: sum(1 for _ in loader) for name, loader in loaders.items()}
+        seconds = medians(calls, arguments.repeats)
     figures: dict[str, Any] = {f'{name}, pairs/s': arguments.tiles / value for name, value in seconds.items()}
     report({'tiles': arguments.tiles, 'batch': arguments.batch, **figures}, arguments.json)
 
 
-def loader(roots: dict[str, str], cache: str | None, batch: int, workers: int) -> Any:
+def _loader(roots: dict[str, str], cache: str | None, batch: int, workers: int) -> Any:
     options = {'name': 'tiles', 'type': 'TileDataset', 'phase': 'train', 'cache': cache, **roots}
     options |= {'use_hflip': True, 'use_rot': True, 'batch_size_per_gpu': batch, 'num_worker_per_gpu': workers}
     return build_dataloader(build_dataset(options), options | {'persistent_workers': workers > 0})

@@ -1,12 +1,14 @@
-"""Measure a network at one size and batch in a process of its own.
+"""Measure a network at one image size and batch size in a process of its own.
 
 Neither memory nor a failure carries over to the next measurement. ``python benchmarks/measure_process.py`` reads a
-:class:`Cell` as JSON and prints its figures as JSON.
+:class:`Measurement` as JSON from its standard input and prints the figures as JSON.
 """
 
+import functools
 import json
 import math
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -19,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from network_configs import device_of, options_for, shares_of
+from network_configs import device_for, phase_ratios, training_options
 
 from lnca_arch.acceleration import aot_cache
 from lnca_model.training.profiler import PeakMemory, TrainingProfiler, keep_freed_memory
@@ -27,11 +29,10 @@ from lnca_utils.errors import first_line
 
 from basicsr.models import build_model
 
-SIGKILL = 9
-MEAN_STEPS = 20  # of an automaton in training: 8 to 32
-LOOK_EVERY = 0.02  # seconds, at the memory
-OUT_OF_MEMORY, TIME_OVER = 'out of memory', 'longer than the timeout'
-# What PyTorch, oneDNN and cuDNN say when there is no more, where it is no error of its own kind.
+MEAN_STEPS = 20  # of an automaton in training, which takes 8 to 32
+MEMORY_POLL_SECONDS = 0.02
+OUT_OF_MEMORY, TIMED_OUT = 'out of memory', 'longer than the timeout'
+# Messages of PyTorch, oneDNN and cuDNN when an allocation fails without an error class of its own.
 ALLOCATION_FAILURES = (
     "can't allocate memory",
     'not enough memory',
@@ -44,17 +45,18 @@ ALLOCATION_FAILURES = (
 
 
 @dataclass
-class Cell:
+class Measurement:
     """What to measure.
 
     Attributes:
-        task, network: as in :func:`networks.options_for`.
-        size, batch: height and width of the images, and images at once.
-        train_images, val_images: images of an epoch, random, corrupted as the task says.
-        epochs: epochs a phase, of which the first is not counted.
-        runs: inference runs, of which the first is not counted.
-        steps: of an automaton, while training is timed; drawn anew each time, as its options say, if None.
-        memory_limit: bytes above what the process has before the network is made; None for no limit.
+        task, network: see :func:`network_configs.training_options`.
+        size: height and width of the images.
+        batch: images per batch.
+        train_images, val_images: images per epoch; random, and corrupted as the task says.
+        epochs: epochs per phase, the first of which is not counted.
+        runs: inference runs, the first of which is not counted.
+        steps: steps of an automaton while training is timed; None to draw them as its options say.
+        memory_limit: bytes above the memory of the process before the network is created; None for no limit.
     """
 
     task: dict[str, Any]
@@ -69,20 +71,23 @@ class Cell:
     memory_limit: int | None = None
 
 
-def run(cell: Cell, timeout: float | None = None) -> dict[str, Any]:
+def run(measurement: Measurement, timeout: float | None = None) -> dict[str, Any]:
     """Measure in a new process.
 
+    Args:
+        measurement: what to measure.
+        timeout: limit in seconds; None for no limit.
+
     Returns:
-        The figures of :func:`measure` as far as they were reached. Then, under ``'dash'``, that memory was not enough,
-        or the ``timeout``, in seconds; or, under ``'error'``, the reason of another failure.
+        The figures of :func:`measure` that were reached; besides them ``'dash'``, if memory or time was exceeded, or
+        ``'error'``, the reason of another failure.
     """
-    command = [sys.executable, str(Path(__file__).resolve())]
     end: dict[str, Any] = {}
     with tempfile.TemporaryFile('w+') as output:
         try:
             result = subprocess.run(
-                command,
-                input=json.dumps(asdict(cell)),
+                [sys.executable, str(Path(__file__).resolve())],
+                input=json.dumps(asdict(measurement)),
                 stdout=output,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -90,9 +95,9 @@ def run(cell: Cell, timeout: float | None = None) -> dict[str, Any]:
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            end = {'dash': TIME_OVER, 'timeout': timeout}
+            end = {'dash': TIMED_OUT, 'timeout': timeout}
         else:
-            if result.returncode == -SIGKILL or 'std::bad_alloc' in result.stderr:
+            if result.returncode == -signal.SIGKILL or 'std::bad_alloc' in result.stderr:
                 end = {'dash': OUT_OF_MEMORY}
             elif result.returncode:
                 lines = result.stderr.strip().splitlines()
@@ -105,94 +110,89 @@ def run(cell: Cell, timeout: float | None = None) -> dict[str, Any]:
     return figures | end
 
 
-def reason(figures: Mapping[str, Any]) -> str | None:
-    """Why :func:`run` gave not all figures, if so."""
+def failure_reason(figures: Mapping[str, Any]) -> str | None:
+    """Return why :func:`run` could not measure all figures, or None if it could."""
     return figures.get('dash') or figures.get('error')
 
 
-def measure(cell: Cell) -> Iterator[dict[str, Any]]:
-    """Restore images and train on them with the models that basicsr/train.py uses.
+def measure(measurement: Measurement) -> Iterator[dict[str, Any]]:
+    """Measure inference and training with the models that ``basicsr/train.py`` uses.
 
     Yields:
-        parameters: of the network.
-        inference_seconds: of a batch, median of the runs; inference_bytes: peak above what the process had before the
-            network was made.
-        training_bytes: the same peak in training, an automaton's steps being the most there are.
-        iteration_seconds, epoch_seconds: an iteration of training; an epoch, validation included: medians of the
-            epochs, summed over phases, each as often as its share. validation_seconds: of an image, in the last phase.
+        parameters: number of parameters.
+        inference_seconds: of a batch, median of the runs.
+        inference_bytes: peak memory above that of the process before the network was created.
+        training_bytes: the same in training, with the largest number of steps of an automaton.
+        iteration_seconds, epoch_seconds: of a training iteration, and of an epoch with its validation; medians of the
+            epochs, summed over phases, weighted with their ratios.
+        validation_seconds: of an image, in the last phase.
     """
-    device = device_of(cell.task)
+    device = device_for(measurement.task)
     torch.backends.cudnn.benchmark = True  # as basicsr/train.py does
-    iterations = -(-cell.train_images // cell.batch)
-    shares = list(shares_of(cell.network).values())
-    # An epoch more, for the iteration whose memory is measured.
-    opt = options_for(cell.task, cell.network, math.ceil((cell.epochs + 1) * iterations / min(shares)))
+    iterations = -(-measurement.train_images // measurement.batch)
+    ratios = list(phase_ratios(measurement.network).values())
+    # One more epoch: the first iterations measure memory.
+    iters = math.ceil((measurement.epochs + 1) * iterations / min(ratios))
+    opt = training_options(measurement.task, measurement.network, iters)
     opt.update(is_train=True, dist=False)
-    opt['datasets']['train'].setdefault('corruption', {'type': 'noise'})  # a stand-in for pairs
-    opt['train']['max_consecutive_nonfinite'] = 0  # a skipped step takes less time
+    opt['datasets']['train'].setdefault('corruption', {'type': 'noise'})  # stands in for pairs
+    opt['train']['max_consecutive_nonfinite'] = 0  # a skipped step would take less time
 
     torch.manual_seed(0)
-    # Before the memory that is there already is noted.
-    training, validation = (torch.rand(n, 3, cell.size, cell.size) for n in (cell.train_images, cell.val_images))
+    # The images are created first: their memory is not the network's.
+    shape = (3, measurement.size, measurement.size)
+    training, validation = (torch.rand(n, *shape) for n in (measurement.train_images, measurement.val_images))
     memory = PeakMemory(device)
     profiler = TrainingProfiler(device)
-    if cell.memory_limit:
-        _limit_memory(memory, cell.memory_limit)
+    if measurement.memory_limit:
+        _limit_memory(memory, measurement.memory_limit)
     model = build_model(opt)
     yield {'parameters': sum(parameter.numel() for parameter in model.network.parameters())}
 
-    model.lq = torch.rand(cell.batch, 3, cell.size, cell.size, device=device)
-    seconds = [_timed(model.test, device) for _ in range(cell.runs)][1:]
+    def train(images: torch.Tensor, first: int) -> None:
+        for iteration, gt in enumerate(images.split(measurement.batch), first):
+            model.update_learning_rate(iteration)
+            profiler.start()
+            model.feed_data({'gt': gt})
+            model.optimize_parameters(iteration)
+            profiler.stop()
+
+    def validate() -> None:
+        for gt in validation.split(measurement.batch) if len(validation) else ():
+            model.feed_data({'gt': gt, 'lq': gt})
+            model.test()
+
+    model.lq = torch.rand(measurement.batch, *shape, device=device)
+    seconds = [_timed(model.test, device) for _ in range(measurement.runs)][1:]
     yield {'inference_seconds': statistics.median(seconds), 'inference_bytes': memory.read()}
 
-    drawn = getattr(model, 'steps', None)  # an automaton's
-    if drawn:
-        model.steps = [max(drawn)] * 2
+    steps_range = getattr(model, 'steps', None)  # of an automaton
+    if steps_range:
+        model.steps = [max(steps_range)] * 2
     for phase in model.phases:
-        for _ in range(2):  # the optimiser's own memory is there from the first step on
-            _train_once(model, profiler, training[: cell.batch], phase.first)
+        for _ in range(2):  # the optimiser allocates its state in the first step
+            train(training[: measurement.batch], phase.first)
     yield {'training_bytes': profiler.peak_bytes}
 
-    if drawn:
-        model.steps = [cell.steps] * 2 if cell.steps else drawn
+    if steps_range:
+        model.steps = [measurement.steps] * 2 if measurement.steps else steps_range
     medians = []
     for phase in model.phases:
         epochs = []
-        for epoch in range(1, cell.epochs + 1):
-            first = phase.first + epoch * iterations
-            trained = _timed(lambda first=first: _train(model, profiler, training, cell.batch, first), device)
-            validated = _timed(lambda: _validate(model, validation, cell.batch), device)
+        for epoch in range(1, measurement.epochs + 1):
+            trained = _timed(functools.partial(train, training, phase.first + epoch * iterations), device)
+            validated = _timed(validate, device)
             epochs.append((trained, validated))
         medians.append([statistics.median(column) for column in zip(*epochs[1:], strict=True)])
     trained, validated = (
-        sum(share * value for share, value in zip(shares, column, strict=True)) for column in zip(*medians, strict=True)
+        sum(ratio * value for ratio, value in zip(ratios, column, strict=True)) for column in zip(*medians, strict=True)
     )
     yield {
         'iteration_seconds': trained / iterations,
         'epoch_seconds': trained + validated,
-        'validation_seconds': medians[-1][1] / max(1, cell.val_images),
+        'validation_seconds': medians[-1][1] / max(1, measurement.val_images),
         'training_bytes': profiler.peak_bytes,  # by now with more of the pool
     }
-
-
-def _train_once(model: Any, profiler: TrainingProfiler, gt: torch.Tensor, iteration: int) -> None:
-    model.update_learning_rate(iteration)
-    profiler.start()
-    model.feed_data({'gt': gt})
-    model.optimize_parameters(iteration)
-    profiler.stop()
-
-
-def _train(model: Any, profiler: TrainingProfiler, images: torch.Tensor, batch: int, first: int) -> None:
-    for iteration, gt in enumerate(images.split(batch), first):
-        _train_once(model, profiler, gt, iteration)
-
-
-def _validate(model: Any, images: torch.Tensor, batch: int) -> None:
-    if len(images):
-        for gt in images.split(batch):
-            model.feed_data({'gt': gt, 'lq': gt})
-            model.test()
 
 
 def _timed(call: Callable[[], Any], device: torch.device) -> float:
@@ -204,8 +204,10 @@ def _timed(call: Callable[[], Any], device: torch.device) -> float:
 
 
 def _limit_memory(memory: PeakMemory, limit: int) -> None:
-    """End the process with a dash once it takes more bytes than the limit. The system's own limits are no use on a
-    processor: libraries crash when an allocation fails."""
+    """End the process, after printing that it is out of memory, once it takes more than ``limit`` bytes.
+
+    On a CPU the memory is polled: libraries crash when an allocation fails at a limit of the operating system.
+    """
     if memory.device.type == 'cuda':
         total = torch.cuda.get_device_properties(memory.device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total), memory.device)
@@ -213,7 +215,7 @@ def _limit_memory(memory: PeakMemory, limit: int) -> None:
 
     def watch() -> None:
         while memory.read() <= limit:
-            time.sleep(LOOK_EVERY)
+            time.sleep(MEMORY_POLL_SECONDS)
         print(json.dumps({'dash': OUT_OF_MEMORY}), flush=True)
         os._exit(0)
 
@@ -221,11 +223,11 @@ def _limit_memory(memory: PeakMemory, limit: int) -> None:
 
 
 def main() -> None:
-    cell = Cell(**json.load(sys.stdin))
+    measurement = Measurement(**json.load(sys.stdin))
     keep_freed_memory()
-    aot_cache.CELLS_WORTH_COMPILING = 0  # compiled before it is timed, not meanwhile
+    aot_cache.CELLS_WORTH_COMPILING = 0  # compile before the timing starts
     try:
-        for figures in measure(cell):
+        for figures in measure(measurement):
             print(json.dumps(figures), flush=True)
     except (MemoryError, torch.OutOfMemoryError):
         print(json.dumps({'dash': OUT_OF_MEMORY}))

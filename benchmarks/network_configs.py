@@ -1,9 +1,9 @@
-"""The networks that are compared: a file each under options/networks, joined with an option file that holds for all."""
+"""The compared networks: one file each under ``options/networks``, combined with the option file of a task."""
 
 import argparse
 import copy
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,9 @@ from basicsr.utils.registry import ARCH_REGISTRY, MODEL_REGISTRY
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / 'options' / 'networks'
 PREPARE = 'python datasets/prepare.py'
-# What an option file says of its own network, and the comparison of none.
-OWN = ('model_type', 'network_g', 'train')
-OF_ONE_NETWORK = ('optim_g', 'scheduler', 'total_iter', 'iters')
-OF_A_RECIPE = ('ema_decay',)  # what a network's file may say of its whole training
+NETWORK_KEYS = ('model_type', 'network_g', 'train')  # all that a network's file holds
+RECIPE_KEYS = ('ema_decay',)  # options of train: that a network's file may set for all phases
+PER_NETWORK_KEYS = ('optim_g', 'scheduler', 'total_iter', 'iters')  # options of train: that are not shared as they are
 
 MODELS = {name: model for name, model in MODEL_REGISTRY if issubclass(model, RestorationModel)}
 
@@ -36,31 +35,34 @@ Options = dict[str, Any]
 
 
 def known_networks() -> list[str]:
-    """Names that ``--models`` takes."""
+    """Return the names that ``--models`` accepts."""
     return sorted(file.stem for file in FOLDER.glob('*.yml'))
 
 
 def add_models_option(parser: argparse.ArgumentParser) -> None:
-    """Have a command take ``--models``, for :func:`read_networks`."""
+    """Add the option ``--models``; its value is for :func:`read_networks`."""
     parser.add_argument(
         '--models',
         nargs='+',
         default=list(published_results.NETWORKS),
-        help=f'of {", ".join(known_networks())}; all of the paper',
+        help=f"from {', '.join(known_networks())}; default: all of the paper's",
     )
 
 
 def read_networks(names: Iterable[str]) -> dict[str, Options]:
-    """Name → what :func:`read_network` says of it, each once."""
+    """Return name → :func:`read_network` for distinct names."""
     return {name: read_network(name) for name in dict.fromkeys(names)}
 
 
 def read_network(name: str) -> Options:
-    """The model type, network, losses and rates of a network.
+    """Return the model type, network, losses and learning rates of a network.
+
+    Args:
+        name: one of :func:`known_networks`.
 
     Raises:
-        ConfigError: there is no such file, or what it says makes no network.
-        InstallationError: the network comes with an extra that is not installed.
+        ConfigError: if there is no such file, or its network cannot be constructed.
+        InstallationError: if the network is part of an extra that is not installed.
     """
     check_known(name, known_networks(), '--models:')
     file = FOLDER / f'{name}.yml'
@@ -70,38 +72,49 @@ def read_network(name: str) -> Options:
 
 
 def check_network(network: Options, where: str) -> None:
-    """Raise an error as :func:`read_network` does unless a network is described in full, and nothing else is."""
-    if network.keys() != set(OWN):
-        raise ConfigError(f'{where}: expected {", ".join(OWN)} and nothing else, got {", ".join(network)}')
+    """Check that the options of a network are complete and hold nothing else.
+
+    Args:
+        network: the options.
+        where: their place, for messages.
+
+    Raises:
+        ConfigError: if an option is missing, unknown or invalid.
+        InstallationError: if the network is part of an extra that is not installed.
+    """
+    if network.keys() != set(NETWORK_KEYS):
+        raise ConfigError(f'{where}: expected {", ".join(NETWORK_KEYS)} and nothing else, got {", ".join(network)}')
     check_known(network['model_type'], MODELS, f'{where}: model_type')
     model = MODELS[network['model_type']]
     phases = [name for name in model.phase_names if name in network['train'] or name not in model.optional_phases]
     blocks = [network['train'].get(phase) for phase in phases] if phases else [network['train']]
     for block in blocks:
         if not isinstance(block, dict) or set(block.get('optim_g') or ()) != {'lr'}:
-            raise ConfigError(f'{where}: train: expected optim_g: {{lr: NUMBER}} and losses{_in_each(phases)}')
-        share = block.get('share', 1)
-        if not isinstance(share, int | float) or not share > 0:
-            raise ConfigError(f'{where}: train: a share of the iterations of a phase must be above 0, got {share!r}')
-    known = (*OF_A_RECIPE, *(phases or ('optim_g',)))
-    stray = [key for key in network['train'] if key not in known and not key.endswith('_opt')]
-    if stray:
-        raise ConfigError(f'{where}: train.{stray[0]} does not belong there: it holds for all networks, or for none')
+            in_each = f' in each of {", ".join(phases)}' if phases else ''
+            raise ConfigError(f'{where}: train: expected optim_g: {{lr: NUMBER}} and losses{in_each}')
+        ratio = block.get('phase_ratio', 1)
+        if not isinstance(ratio, int | float) or not ratio > 0:
+            raise ConfigError(f'{where}: train: phase_ratio must be a number above 0, got {ratio!r}')
+    known = (*RECIPE_KEYS, *(phases or ('optim_g',)))
+    unknown = [key for key in network['train'] if key not in known and not key.endswith('_opt')]
+    if unknown:
+        raise ConfigError(
+            f'{where}: train.{unknown[0]} does not belong there; set it in the option file, for all networks'
+        )
     with torch.device('meta'):
-        made = construct(network['network_g'], ARCH_REGISTRY, f'{where}: network_g')
-    if hasattr(made, 'licence_notice'):
-        print(made.licence_notice)
-
-
-def _in_each(phases: Sequence[str]) -> str:
-    return f' in each of {", ".join(phases)}' if phases else ''
+        constructed = construct(network['network_g'], ARCH_REGISTRY, f'{where}: network_g')
+    if hasattr(constructed, 'licence_notice'):
+        print(constructed.licence_notice)
 
 
 def read_task(path: Path) -> Options:
-    """An option file, its paths found, its tiles there.
+    """Return an option file with absolute paths, after checking that a comparison can use it.
+
+    Args:
+        path: the option file.
 
     Raises:
-        ConfigError: it is not one, has no test set that is scored at the end, or its tiles are not packed yet.
+        ConfigError: if the option file is invalid, has no final test set, or its tiles are not packed yet.
     """
     opt = read_options(path)
     validate_schema(opt, path, is_train=True)
@@ -110,13 +123,15 @@ def read_task(path: Path) -> Options:
     final_test = {bool(d.get('final_test')) for name, d in opt['datasets'].items() if name.startswith('val')}
     if final_test != {True, False} or not isinstance(opt.get('val'), dict):
         raise ConfigError(
-            f'{path}: a comparison needs datasets.val, to choose the best network by, and datasets.val_test with '
-            'final_test: true, to score it on'
+            f'{path}: a comparison needs datasets.val, to select the best network, and datasets.val_test with '
+            'final_test: true, to score it'
         )
     for name, dataset in opt['datasets'].items():
         for key, root in dataset.items():
             if key.startswith('dataroot') and not Path(str(root)).exists():
-                raise ConfigError(f'{path}: datasets.{name}: {root} has no tiles yet; pack them: {_prepare_line(path)}')
+                raise ConfigError(
+                    f'{path}: datasets.{name}: {root} has no tiles yet; pack them: {_prepare_command(path)}'
+                )
         dataset['phase'] = name.split('_')[0]
     opt.setdefault('manual_seed', 0)
     check_options({**opt, 'is_train': True, 'num_gpu': int(uses_gpu(opt))})
@@ -124,24 +139,30 @@ def read_task(path: Path) -> Options:
     check_known(selection, opt['val'].get('metrics') or {}, f'{path}: val.selection_metric')
     scheduler = shared_training(opt)[0].get('scheduler') or {}
     if scheduler.keys() & {'periods', 'milestones'}:
-        raise ConfigError(f'{path}: a comparison needs a schedule that falls over the whole phase, without periods')
+        raise ConfigError(f'{path}: a comparison needs a scheduler without periods and milestones')
     for dataset in opt['datasets'].values():
         del dataset['phase']
     return opt
 
 
+def _prepare_command(path: Path) -> str:
+    """Return the command that packs the dataset of an option file, from the comment at the top of the file."""
+    lines = (line.lstrip('# ') for line in path.read_text(encoding='utf-8').splitlines())
+    return next((line for line in lines if line.startswith(PREPARE)), f'{PREPARE} NAME --source FOLDER')
+
+
 def uses_gpu(opt: Options) -> bool:
-    """Whether a network trains on a GPU: one, also where there are more, so that a batch is as large as it says."""
+    """Return whether to train on a GPU: on one at most, which keeps the batch size of the option file."""
     return opt.get('num_gpu') != 0 and torch.cuda.is_available()
 
 
-def device_of(opt: Options) -> torch.device:
-    """Where a network trains and restores."""
+def device_for(opt: Options) -> torch.device:
+    """Return the device for training and inference."""
     return torch.device('cuda' if uses_gpu(opt) else 'cpu')
 
 
-def with_batch(task: Options, batch: int | None) -> Options:
-    """A task in batches of another size, unless that is None, for as many epochs as before."""
+def with_batch_size(task: Options, batch: int | None) -> Options:
+    """Return a task with another batch size and the same number of epochs; unchanged if ``batch`` is None."""
     if batch is None:
         return task
     task = copy.deepcopy(task)
@@ -157,19 +178,19 @@ def with_batch(task: Options, batch: int | None) -> Options:
     return task
 
 
-def _prepare_line(path: Path) -> str:
-    """The command that packs what an option file reads; it stands at the file's top."""
-    lines = (line.lstrip('# ') for line in path.read_text(encoding='utf-8').splitlines())
-    return next((line for line in lines if line.startswith(PREPARE)), f'{PREPARE} NAME --source FOLDER')
-
-
 def shared_training(task: Options) -> tuple[Options, int]:
-    """What holds for every network of an option file's ``train:`` block, its optimiser without the rate, and the
-    iterations of a phase, of the longest if there are several, the last of equals."""
-    phases = _phases_in(task)
+    """Return the training options that all networks share, and the iterations of a phase of ratio 1.
+
+    The optimiser (without its learning rate), the scheduler and the iterations are those of the longest phase of the
+    option file, the last of equally long ones.
+
+    Args:
+        task: the option file.
+    """
+    phases = _phase_names(task)
     blocks = [task['train'][name] for name in reversed(phases)] or [task['train']]
     block = max(blocks, key=lambda phase: phase['iters'] if phases else 0)
-    shared = {key: value for key, value in task['train'].items() if key not in (*phases, *OF_ONE_NETWORK)}
+    shared = {key: value for key, value in task['train'].items() if key not in (*phases, *PER_NETWORK_KEYS)}
     shared = {key: value for key, value in shared.items() if not key.endswith('_opt')}
     shared['optim_g'] = {key: value for key, value in block['optim_g'].items() if key != 'lr'}
     if block.get('scheduler'):
@@ -177,16 +198,21 @@ def shared_training(task: Options) -> tuple[Options, int]:
     return shared, block['iters' if phases else 'total_iter']
 
 
-def options_for(task: Options, network: Options, iters: int) -> Options:
-    """An option file of a task for a network, with ``iters`` iterations in a phase of share 1: what basicsr/train.py
-    takes."""
+def training_options(task: Options, network: Options, iters: int) -> Options:
+    """Return an option file for ``basicsr/train.py`` that trains a network on a task.
+
+    Args:
+        task: the option file of the task.
+        network: options of the network.
+        iters: iterations of a phase of ratio 1.
+    """
     opt, network = copy.deepcopy(task), copy.deepcopy(network)
     shared, _ = shared_training(opt)
     common = {key: shared.pop(key) for key in ('optim_g', 'scheduler') if key in shared}
-    lengths = lengths_of(network, iters)
+    lengths = phase_iterations(network, iters)
     for name, length in lengths.items():
         block = network['train'][name] if name else network['train']
-        block.pop('share', None)
+        block.pop('phase_ratio', None)
         block.update({**common, 'optim_g': {**common['optim_g'], **block['optim_g']}})
         if name:
             block['iters'] = length
@@ -197,32 +223,31 @@ def options_for(task: Options, network: Options, iters: int) -> Options:
     return opt
 
 
-def shares_of(network: Options) -> dict[str | None, float]:
-    """The phases in which a network trains, None for one without a name → its share: how long it is, a phase of the
-    paper's recipe being 1."""
-    return {name: network['train'][name].get('share', 1) for name in _phases_in(network)} or {None: 1}
+def phase_ratios(network: Options) -> dict[str | None, float]:
+    """Return phase → its length relative to a phase of the paper's recipe; the key is None for a single phase."""
+    return {name: network['train'][name].get('phase_ratio', 1) for name in _phase_names(network)} or {None: 1}
 
 
-def lengths_of(network: Options, iters: int) -> dict[str | None, int]:
-    """The phases as in :func:`shares_of` → their iterations, of which a phase of share 1 has ``iters``."""
-    return {name: max(1, round(iters * share)) for name, share in shares_of(network).items()}
+def phase_iterations(network: Options, iters: int) -> dict[str | None, int]:
+    """Return phase, as in :func:`phase_ratios` → its iterations, ``iters`` for a phase of ratio 1."""
+    return {name: max(1, round(iters * ratio)) for name, ratio in phase_ratios(network).items()}
 
 
-def _phases_in(options: Options) -> list[str]:
-    """The phases that an option file, or a network's, has a block of."""
+def _phase_names(options: Options) -> list[str]:
+    """Return the phases for which an option file, or the file of a network, has a block."""
     return [name for name in MODELS[options['model_type']].phase_names if name in options['train']]
 
 
-def dataset_of(task: Options, kind: str) -> Options:
-    """The block of the ``'train'``, ``'val'`` (which chooses the best network) or ``'test'`` tiles."""
-    if kind == 'train':
+def dataset_options(task: Options, split: str) -> Options:
+    """Return the dataset options of ``'train'``, ``'val'`` (which selects the best network) or ``'test'``."""
+    if split == 'train':
         return task['datasets']['train']
     blocks = [block for name, block in task['datasets'].items() if name.startswith('val')]
-    return next(block for block in blocks if bool(block.get('final_test')) == (kind == 'test'))
+    return next(block for block in blocks if bool(block.get('final_test')) == (split == 'test'))
 
 
-def fingerprint(dataset: Mapping[str, Any]) -> tuple[int, str]:
-    """Number of tiles, and SHA-256 of the keys and bytes of all of them."""
+def dataset_digest(dataset: Mapping[str, Any]) -> tuple[int, str]:
+    """Return the number of tiles of a dataset, and the SHA-256 digest of their keys and pixels."""
     digest, count = hashlib.sha256(), 0
     for side in ('gt', 'lq'):
         root = dataset.get(f'dataroot_{side}')

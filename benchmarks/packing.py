@@ -1,11 +1,11 @@
-"""What packing costs: ``python benchmarks/packing.py speed``, ``raw`` or ``growth``.
+"""The cost of packing datasets: ``python benchmarks/packing.py speed``, ``raw`` or ``growth``.
 
-``speed``: packing a folder in GoPro's layout against only decoding the same images with as many workers. What both
-need before, to start Python and import PyTorch, is not counted.
-``raw``: memory and time of pairs in SID's layout, of 24 megapixels each.
-``growth``: seconds, memory and disk as the number of tiles grows, of generated images.
+``speed``: seconds of packing a folder in GoPro's layout, compared with only decoding its images with as many workers.
+The start of Python and the import of PyTorch, which both need, are not counted.
+``raw``: memory and seconds of packing pairs in SID's layout, of 24 megapixels each.
+``growth``: seconds, memory and disk space as the number of tiles grows, with generated images.
 
-Memory is the peak of the proportional set size of all processes, above that of the interpreters before work begins.
+Memory is the peak of the proportional set size of all processes, above that of the interpreters before the work.
 """
 
 import argparse
@@ -33,36 +33,36 @@ from lnca_data.prepare.workers import ordered_map
 
 SIZE = (1280, 720)
 RAW_SIZE = (6000, 4000)
-GROWTH_SIDE, GROWTH_TILES = 1280, 100  # an image, and how many tiles of 128 pixels it is
+GROWTH_SIDE, GROWTH_TILES = 1280, 100  # side of a generated image, and its number of tiles of 128 pixels
 SAMPLE_SECONDS = 0.5  # reading the memory of a process takes 10 ms of a core
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('what', choices=('speed', 'raw', 'growth'))
-    parser.add_argument('--images', type=int, default=240, help='of speed; two are a pair')
-    parser.add_argument('--pairs', type=int, default=8, help='of raw')
-    parser.add_argument('--tiles', type=int, nargs='+', default=[20_000, 200_000], help='pairs of tiles, of growth')
+    parser.add_argument('what', choices=PARTS)
+    parser.add_argument('--images', type=int, default=240, help='speed: number of images; two are a pair')
+    parser.add_argument('--pairs', type=int, default=8, help='raw: number of pairs')
+    parser.add_argument('--tiles', type=int, nargs='+', default=[20_000, 200_000], help='growth: pairs of tiles')
     parser.add_argument('--workers', type=int, default=os.cpu_count())
-    parser.add_argument('--repeats', type=int, default=3, help='of speed; the median counts')
-    parser.add_argument('--json', type=Path, help='write the figures there, too')
+    parser.add_argument('--repeats', type=int, default=3, help='speed: timed runs; the median is reported')
+    parser.add_argument('--json', type=Path, help='also write the figures to this file')
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        # Starts the process that the workers are forked from.
-        pack('benchmark', generated(3 * GROWTH_TILES), Path(folder) / 'first', PackConfig(split='tile'))
-        figures = {'speed': speed, 'raw': raw, 'growth': growth}[arguments.what](Path(folder), arguments)
+        # The first call starts the process that workers are forked from.
+        pack('benchmark', _generated_pairs(3 * GROWTH_TILES), Path(folder) / 'first', PackConfig(split='tile'))
+        figures = PARTS[arguments.what](Path(folder), arguments)
     report({'workers': arguments.workers, **figures}, arguments.json)
 
 
 def speed(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     for index in range(arguments.images // 2):
         sequence = folder / 'gopro' / 'train' / f'GOPR{index % 10:04d}_11_00'
-        for side, image in zip(('sharp', 'blur'), photograph(index), strict=True):
+        for side, image in zip(('sharp', 'blur'), _photographs(index), strict=True):
             (sequence / side).mkdir(parents=True, exist_ok=True)
             cv2.imwrite(str(sequence / side / f'{index:06d}.png'), image)
     pairs = SOURCES['gopro'].list(folder / 'gopro', blur='blur')
     images = [image for pair in pairs for image in (pair.gt, pair.lq)]
-    memory = measured(pairs, folder / 'packed', arguments.workers)['memory, MB']
+    memory = _measure(pairs, folder / 'packed', arguments.workers)['memory, MB']
     seconds = medians(
         {
             'decoding': lambda: deque(ordered_map(_decode, images, arguments.workers), maxlen=0),
@@ -86,9 +86,9 @@ def _decode(image: Any) -> None:
     image.read()
 
 
-def photograph(index: int) -> tuple[np.ndarray, np.ndarray]:
-    """A sharp and a blurred image of the size of GoPro's, with grain that makes its PNG as large as a photograph's."""
-    from skimage import data  # here, since each worker imports this module
+def _photographs(index: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return a sharp and a blurred image of GoPro's size, with grain so that the PNG is as large as a photograph's."""
+    from skimage import data  # not at the top: each worker imports this module
 
     random = np.random.default_rng(index)
     source = (data.astronaut, data.coffee, data.chelsea)[index % 3]()
@@ -109,22 +109,22 @@ def raw(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         light = cv2.resize(coarse, RAW_SIZE, interpolation=cv2.INTER_CUBIC).clip(0, 15_000)
         names = f'./Sony/short/{index:05d}_00_0.1s.ARW', f'./Sony/long/{index:05d}_00_10s.ARW'
         for name, exposed in zip(names, (light / 100, light), strict=True):
-            write_dng(folder / 'sid' / name, exposed)
+            _write_dng(folder / 'sid' / name, exposed)
         lines.append(f'{names[0]} {names[1]} ISO200 F8\n')
     (folder / 'sid' / 'Sony_train_list.txt').write_text(''.join(lines))
-    figures = measured(SOURCES['sid'].list(folder / 'sid', cameras=None), folder / 'packed', arguments.workers)
+    figures = _measure(SOURCES['sid'].list(folder / 'sid', cameras=None), folder / 'packed', arguments.workers)
     return {'pairs': arguments.pairs, 'megapixels': width * height / 1e6, **figures}
 
 
-def write_dng(path: Path, light: np.ndarray) -> None:
-    """A raw file with an RGGB mosaic, black at 512 and white at 16383."""
+def _write_dng(path: Path, light: np.ndarray) -> None:
+    """Write a raw file with an RGGB mosaic, black level 512 and white level 16383."""
     import tifffile
 
     identity = [int(row == column) for row in range(3) for column in range(3)]
     tags: Sequence[tuple] = [
-        (33421, 'H', 2, (2, 2), True),  # repetition and colours of the mosaic
-        (33422, 'B', 4, bytes([0, 1, 1, 2]), True),
-        (50706, 'B', 4, bytes([1, 4, 0, 0]), True),  # version of the format
+        (33421, 'H', 2, (2, 2), True),  # size of the mosaic's pattern
+        (33422, 'B', 4, bytes([0, 1, 1, 2]), True),  # its colours
+        (50706, 'B', 4, bytes([1, 4, 0, 0]), True),  # DNG version
         (50708, 's', 0, 'Benchmark', True),
         (50714, 'H', 1, 512, True),
         (50717, 'H', 1, 16383, True),
@@ -136,8 +136,8 @@ def write_dng(path: Path, light: np.ndarray) -> None:
 
 
 @dataclass(frozen=True)
-class Generated:
-    """An image that takes no time to read, unlike any other."""
+class GeneratedImage:
+    """An image that takes almost no time to read."""
 
     path: str
     index: int
@@ -151,30 +151,36 @@ class Generated:
         return 1 << 20
 
 
-def generated(tiles: int) -> list[Pair]:
+def _generated_pairs(tiles: int) -> list[Pair]:
     return [
-        Pair(f'{index:06d}', f'{index // 20:06d}', *(Generated('generated', 2 * index + side) for side in (0, 1)))
+        Pair(f'{index:06d}', f'{index // 20:06d}', *(GeneratedImage('generated', 2 * index + side) for side in (0, 1)))
         for index in range(tiles // GROWTH_TILES)
     ]
 
 
 def growth(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    figures: dict[str, Any] = {}
-    for tiles in arguments.tiles:
-        figures[f'{tiles:,} pairs of tiles'] = measured(generated(tiles), folder / 'packed', arguments.workers)
-    first, last = (figures[f'{tiles:,} pairs of tiles'] for tiles in (arguments.tiles[0], arguments.tiles[-1]))
-    more = arguments.tiles[-1] - arguments.tiles[0]
-    if more:
-        figures['each pair more, µs'] = (last['seconds'] - first['seconds']) / more * 1e6
-        figures['each pair more, bytes of memory'] = (last['memory, MB'] - first['memory, MB']) / more * 1e6
-        figures['each pair more, bytes of disk'] = (last['disk, MB'] - first['disk, MB']) / more * 1e6
+    rows = [_measure(_generated_pairs(tiles), folder / 'packed', arguments.workers) for tiles in arguments.tiles]
+    figures: dict[str, Any] = {
+        f'{tiles:,} pairs of tiles': row for tiles, row in zip(arguments.tiles, rows, strict=True)
+    }
+    added = arguments.tiles[-1] - arguments.tiles[0]
+    if added:
+        for name, key in (
+            ('each pair more, µs', 'seconds'),
+            ('each pair more, bytes of memory', 'memory, MB'),
+            ('each pair more, bytes of disk', 'disk, MB'),
+        ):
+            figures[name] = (rows[-1][key] - rows[0][key]) / added * 1e6
     return figures
 
 
-def measured(pairs: Sequence[Pair], output: Path, workers: int) -> dict[str, float]:
-    """Pack, and say what it took."""
+PARTS = {'speed': speed, 'raw': raw, 'growth': growth}
+
+
+def _measure(pairs: Sequence[Pair], output: Path, workers: int) -> dict[str, float]:
+    """Return the number of tiles, the seconds, the memory and the disk space of packing pairs."""
     start = time.perf_counter()
-    summary, memory = peak_memory(
+    summary, memory = _peak_memory(
         lambda: pack('benchmark', pairs, output, PackConfig(), workers=workers, overwrite=True)
     )
     seconds = time.perf_counter() - start
@@ -188,8 +194,8 @@ def measured(pairs: Sequence[Pair], output: Path, workers: int) -> dict[str, flo
     }
 
 
-def peak_memory(call: Callable[[], Any]) -> tuple[Any, int]:
-    """What a call returns, and by how many bytes it and its processes grow at most."""
+def _peak_memory(call: Callable[[], Any]) -> tuple[Any, int]:
+    """Return the result of a call, and the peak growth in bytes of this process and its children during it."""
     process = psutil.Process()
     before = peak = _memory(process)
     done = threading.Event()
@@ -214,7 +220,7 @@ def _memory(process: psutil.Process) -> int:
     for each in (process, *process.children(recursive=True)):
         try:
             total += each.memory_full_info().pss
-        except psutil.Error:  # it has just ended
+        except psutil.Error:  # the process has just ended
             continue
     return total
 

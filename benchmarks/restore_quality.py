@@ -1,7 +1,7 @@
-"""What the models that come along do to whole photographs, and what it takes: ``python benchmarks/restore_quality.py``.
+"""Quality, time and memory of the bundled models on whole photographs: ``python benchmarks/restore_quality.py``.
 
-Scores are those of photographs that no model was trained on; time and memory those of ``inference/restore.py`` as a
-process of its own, from its start to its end.
+The photographs are held out: no model was trained on them. Time and memory are those of ``inference/restore.py`` in a
+process of its own, from start to end.
 """
 
 import math
@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 import torch
 from common import argument_parser, machine
-from results_store import markdown_table
+from results_store import markdown_of_rows
 from tqdm import tqdm
 
 from lnca_data.corruptions import Corruption, MotionBlur, Noise
@@ -37,76 +37,75 @@ RESTORE = Path(__file__).parents[1] / 'inference' / 'restore.py'
 HELD_OUT = photos.TEST
 STEPS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 1000)
 TILE = 32
+# (model, name of the corruption) → the corruption.
 TASKS = {
     ('denoise', 'noise, p = 0.5'): Noise(),
     ('denoise', 'none'): None,
     ('deblur', 'motion blur, 7 pixels'): MotionBlur(),
     ('deblur', 'none'): None,
 }
-DAMAGED = [task for task, damage in TASKS.items() if damage]
+CORRUPTED_TASKS = [task for task, corruption in TASKS.items() if corruption]
 METRICS = {'PSNR': calculate_psnr_batch, 'SSIM': calculate_ssim_batch}
 SIZES = {1: (1000, 1000), 24: (4000, 6000)}  # megapixels → height, width
-REPEATED = 1  # megapixels up to which a run is repeated; more takes minutes, and memory does not vary
-# Between this process and the one that is measured: a process begins with the peak memory of the one that starts it.
-PEAK_OF = (
+MAX_REPEATED_MEGAPIXELS = 1  # a larger image takes minutes, and its memory does not vary
+# Started between this process and the measured one: a process inherits the peak memory of the one that starts it.
+PRINT_PEAK = (
     'import resource, subprocess, sys\n'
     'subprocess.run(sys.argv[1:], check=True)\n'
     'print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)'
 )
-SEAM_SIZE, SEAM_TILES, SEAM_OVERLAP = (768, 1024), 384, 64
+SEAM_SIZE, SEAM_TILE, SEAM_OVERLAP = (768, 1024), 384, 64
 
 
 def main() -> None:
     parser = argument_parser(__doc__, repeats=3)
     parser.add_argument('--parts', nargs='+', choices=PARTS, default=list(PARTS), help='what to measure')
     arguments = parser.parse_args()
-    figures = {'machine': machine(), **{part: PARTS[part](arguments.repeats) for part in arguments.parts}}
-    print(figures['machine'])
-    for part, rows in figures.items():
-        if part != 'machine':
-            cells = [[_text(cell) for cell in row.values()] for row in rows]
-            print(f'\n{part.capitalize()}\n', markdown_table(list(rows[0]), cells), sep='\n')
+    parts = {part: PARTS[part](arguments.repeats) for part in arguments.parts}
+    print(machine())
+    for part, rows in parts.items():
+        print(f'\n{part.capitalize()}\n', markdown_of_rows(rows, digits=4), sep='\n')
     if arguments.json:
-        write_json(arguments.json, figures)
+        write_json(arguments.json, {'machine': machine(), **parts})
 
 
-def _text(figure: Any) -> str:
-    return '–' if figure is None else f'{figure:.4g}' if isinstance(figure, float) else str(figure)
-
-
-def _pairs(damage: Corruption | None) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Name, clean and damaged photograph."""
+def _photographs(corruption: Corruption | None) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Yield name, ground truth and corrupted image of the held-out photographs."""
     for name, path in HELD_OUT.items():
-        clean = BundledPhoto(path).read()
-        yield name, clean, clean if damage is None else corrupted(clean, damage, seed=0)
+        gt = BundledPhoto(path).read()
+        yield name, gt, gt if corruption is None else corrupted(gt, corruption, seed=0)
 
 
-def _scores(model: str, damage: str) -> Iterator[dict[str, Any]]:
-    """PSNR in dB and SSIM of whole photographs before and after."""
-    for photograph, clean, given in _pairs(TASKS[model, damage]):
-        restored = Restorer.from_pretrained(model)(given)
-        row: dict[str, Any] = {'model': model, 'damage': damage, 'photograph': photograph}
+def _scores(model: str, corruption: str) -> Iterator[dict[str, Any]]:
+    """Yield PSNR in dB and SSIM of each photograph before and after restoration."""
+    for photograph, gt, lq in _photographs(TASKS[model, corruption]):
+        restored = Restorer.from_pretrained(model)(lq)
+        row: dict[str, Any] = {'model': model, 'corruption': corruption, 'photograph': photograph}
         for name, metric in METRICS.items():
-            before, after = (float(metric(image, clean, crop_border=0)) for image in (given, restored))
-            # JSON has no infinity, which is the PSNR of a picture that is not damaged.
+            before, after = (float(metric(image, gt, crop_border=0)) for image in (lq, restored))
+            # JSON has no infinity, the PSNR of an uncorrupted image.
             row |= {f'{name} before': before if math.isfinite(before) else None, f'{name} after': after}
         yield row
 
 
-def _steps(model: str, damage: str) -> list[dict[str, Any]]:
-    """Means over the photographs after more and more steps: of whole ones; of their tiles, restored as parts of a
-    whole; and of the same tiles, each restored by itself, as the models were trained."""
+def _steps(model: str, corruption: str) -> list[dict[str, Any]]:
+    """Return mean scores after each number of steps.
+
+    They are those of the whole photographs, of the tiles of these, and of tiles that were restored one by one, as in
+    training.
+    """
     network = load_network(model).network
     scores: dict[int, list[dict[str, float]]] = {steps: [] for steps in STEPS}
-    for _, clean, given in tqdm(list(_pairs(TASKS[model, damage])), desc=f'{model}, steps', unit='photograph'):
+    photographs = list(_photographs(TASKS[model, corruption]))
+    for _, gt, lq in tqdm(photographs, desc=f'{model}, steps', unit='photograph'):
         with torch.no_grad():
-            wholes = network.intermediate_outputs(to_tensor(given[None]), STEPS)
-            alone = network.intermediate_outputs(to_tensor(_tiles(given)), STEPS)
-        for steps, whole, tiles in zip(STEPS, wholes, alone, strict=True):
-            (whole,), tiles, truth = to_bgr(whole)[..., ::-1], to_bgr(tiles)[..., ::-1], _tiles(clean)
-            row = {name: float(metric(whole, clean, crop_border=0)) for name, metric in METRICS.items()}
-            for name, found in (('tiles of the whole', _tiles(whole)), ('tiles alone', tiles)):
-                row[f'SSIM, {name}'] = float(calculate_ssim_batch(found, truth, crop_border=0).mean())
+            wholes = network.intermediate_outputs(to_tensor(lq[None]), STEPS)
+            singles = network.intermediate_outputs(to_tensor(_tiles(lq)), STEPS)
+        for steps, whole, tiles in zip(STEPS, wholes, singles, strict=True):
+            (whole,), tiles, gt_tiles = to_bgr(whole)[..., ::-1], to_bgr(tiles)[..., ::-1], _tiles(gt)
+            row = {name: float(metric(whole, gt, crop_border=0)) for name, metric in METRICS.items()}
+            for name, restored in (('tiles of the whole', _tiles(whole)), ('tiles alone', tiles)):
+                row[f'SSIM, {name}'] = float(calculate_ssim_batch(restored, gt_tiles, crop_border=0).mean())
             scores[steps].append(row)
     return [
         {'model': model, 'steps': steps, **{key: float(np.mean([row[key] for row in rows])) for key in rows[0]}}
@@ -115,55 +114,56 @@ def _steps(model: str, damage: str) -> list[dict[str, Any]]:
 
 
 def _tiles(image: np.ndarray) -> np.ndarray:
-    """``(H, W, C)`` → ``(N, 32, 32, C)``, without what is left over at the right and the bottom."""
+    """Return the 32×32 tiles ``(N, 32, 32, C)`` of ``(H, W, C)``, without the rest at the right and bottom."""
     rows, columns = (side // TILE for side in image.shape[:2])
     image = image[: rows * TILE, : columns * TILE].reshape(rows, TILE, columns, TILE, -1)
     return image.swapaxes(1, 2).reshape(rows * columns, TILE, TILE, -1)
 
 
-def _photograph(height: int, width: int, damage: Corruption) -> np.ndarray:
-    """A held-out photograph, damaged, in another size."""
+def _resized_photograph(height: int, width: int, corruption: Corruption) -> np.ndarray:
+    """Return a held-out photograph, resized and corrupted: ``(height, width, 3)`` uint8."""
     resized = cv2.resize(BundledPhoto(HELD_OUT['chelsea']).read(), (width, height), interpolation=cv2.INTER_CUBIC)
-    return corrupted(resized, damage, seed=0)
+    return corrupted(resized, corruption, seed=0)
 
 
-def _seams(model: str, damage: str) -> dict[str, Any]:
-    """A photograph restored in tiles and at once: how the two differ, and the steps from one row or column of pixels to
-    the next, the largest on a border of tiles and the largest elsewhere, each the mean along the border."""
-    image = _photograph(*SEAM_SIZE, TASKS[model, damage]).astype(np.float32) / 255
+def _seams(model: str, corruption: str) -> dict[str, Any]:
+    """Compare a photograph that is restored in tiles with the same one restored as a whole.
+
+    Returns:
+        The differences between both; and the mean difference between adjacent rows or columns of pixels: the largest at
+        a border of tiles, and the largest elsewhere.
+    """
+    image = _resized_photograph(*SEAM_SIZE, TASKS[model, corruption]).astype(np.float32) / 255
     whole = Restorer.from_pretrained(model)(image)
-    tiled = Restorer.from_pretrained(model, tile=SEAM_TILES, overlap=SEAM_OVERLAP)(image)
-    on_borders, elsewhere = [], []
+    tiled = Restorer.from_pretrained(model, tile=SEAM_TILE, overlap=SEAM_OVERLAP)(image)
+    at_borders, elsewhere = [], []
     for axis, length in enumerate(SEAM_SIZE):
-        steps = np.abs(np.diff(tiled, axis=axis)).mean(axis=(1 - axis, 2))
-        blended = [
-            np.arange(first.written.stop - SEAM_OVERLAP // 2, first.written.stop)
-            for first in windows(length, SEAM_TILES, SEAM_OVERLAP, 4)[:-1]
-        ]
-        is_border = np.zeros(len(steps), bool)
-        is_border[np.concatenate(blended)] = True
-        on_borders.append(steps[is_border].max())
-        elsewhere.append(steps[~is_border].max())
+        differences = np.abs(np.diff(tiled, axis=axis)).mean(axis=(1 - axis, 2))
+        is_border = np.zeros(len(differences), bool)
+        for window in windows(length, SEAM_TILE, SEAM_OVERLAP, 4)[:-1]:
+            is_border[window.written.stop - SEAM_OVERLAP // 2 : window.written.stop] = True
+        at_borders.append(differences[is_border].max())
+        elsewhere.append(differences[~is_border].max())
     return {
         'model': model,
-        'damage': damage,
+        'corruption': corruption,
         'tiled − whole, largest': float(np.abs(tiled - whole).max()),
         'tiled − whole, mean': float(np.abs(tiled - whole).mean()),
-        'step on a border': float(max(on_borders)),
+        'step on a border': float(max(at_borders)),
         'step elsewhere': float(max(elsewhere)),
     }
 
 
 def _process(megapixels: int, repeats: int) -> dict[str, Any]:
-    """Seconds, medians, and peak memory of a whole process; the first run, which may have to compile, by itself."""
+    """Return seconds and peak memory of a process; the first run is separate, since it may compile."""
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / 'photo.png', Path(folder) / 'restored.png'
-        write_photograph(source, Photograph(_photograph(*SIZES[megapixels], Noise())))
+        write_photograph(source, Photograph(_resized_photograph(*SIZES[megapixels], Noise())))
+        command = [sys.executable, '-c', PRINT_PEAK, sys.executable, RESTORE, source, '-o', target, '--overwrite']
         seconds, peaks = [], []
         for _ in range(repeats + 1):
             start = time.perf_counter()
-            run = [sys.executable, '-c', PEAK_OF, sys.executable, RESTORE, source, '-o', target, '--overwrite']
-            done = subprocess.run(run, stdout=subprocess.PIPE, text=True, check=True)
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             seconds.append(time.perf_counter() - start)
             peaks.append(int(done.stdout.split()[-1]) * 1024)
     return {
@@ -175,10 +175,10 @@ def _process(megapixels: int, repeats: int) -> dict[str, Any]:
 
 
 PARTS = {
-    'scores': lambda repeats: [row for model, damage in TASKS for row in _scores(model, damage)],
-    'steps': lambda repeats: [row for model, damage in DAMAGED for row in _steps(model, damage)],
-    'seams': lambda repeats: [_seams(model, damage) for model, damage in DAMAGED],
-    'processes': lambda repeats: [_process(size, repeats if size <= REPEATED else 0) for size in SIZES],
+    'scores': lambda repeats: [row for task in TASKS for row in _scores(*task)],
+    'steps': lambda repeats: [row for task in CORRUPTED_TASKS for row in _steps(*task)],
+    'seams': lambda repeats: [_seams(*task) for task in CORRUPTED_TASKS],
+    'processes': lambda repeats: [_process(size, repeats if size <= MAX_REPEATED_MEGAPIXELS else 0) for size in SIZES],
 }
 
 

@@ -1,4 +1,4 @@
-"""The rollout of the automata, its plain definition against the fast one: ``python benchmarks/rollout.py``.
+"""The fused rollout of the automata compared with the reference rollout: ``python benchmarks/rollout.py``.
 
 Each row of the tables is measured in a process of its own.
 """
@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from common import argument_parser, machine, matmul_gflops, medians
-from results_store import markdown_table
+from common import argument_parser, machine, medians
+from results_store import markdown_of_rows
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
@@ -27,10 +27,11 @@ from lnca_utils.atomic import write_json
 
 NETWORKS = {kind.__name__: kind for kind in (LatentNAFCA, LatentViTCA, PixelViTCA)}
 TRAINING_STEPS = 32
+MATRIX_SIDE = 2048  # of the torch.mm that rates are compared with
 
 
 class Row(NamedTuple):
-    """One row: a network and ``batch`` square images of ``size`` pixels."""
+    """A network and a batch of square images of ``size`` pixels."""
 
     network: str
     batch: int
@@ -38,12 +39,7 @@ class Row(NamedTuple):
 
 
 INFERENCE = [
-    Row('LatentNAFCA', 32, 32),
-    Row('LatentNAFCA', 8, 32),
-    Row('LatentNAFCA', 8, 128),
-    Row('LatentViTCA', 32, 32),
-    Row('LatentViTCA', 8, 32),
-    Row('LatentViTCA', 8, 128),
+    *(Row(name, *shape) for name in ('LatentNAFCA', 'LatentViTCA') for shape in ((32, 32), (8, 32), (8, 128))),
     Row('PixelViTCA', 8, 32),
 ]
 TRAINING = [Row('LatentNAFCA', 32, 128), Row('LatentViTCA', 32, 128), Row('PixelViTCA', 32, 32)]
@@ -64,16 +60,14 @@ def main() -> None:
         rows = [row for row in rows if row.network in arguments.networks]
         figures[part] = []
         for row in tqdm(rows, desc=part, unit='row', leave=False):
-            figures[part].append({**row._asdict(), **_alone(measure, row, arguments)})
-        names = list(dict.fromkeys(name for row in figures[part] for name in row))
-        cells = [[_text(row.get(name)) for name in names] for row in figures[part]]
-        print(f'\n{part.capitalize()}\n', markdown_table(names, cells), sep='\n', flush=True)
+            figures[part].append({**row._asdict(), **_in_new_process(measure, row, arguments)})
+        print(f'\n{part.capitalize()}\n', markdown_of_rows(figures[part], digits=3), sep='\n', flush=True)
         if arguments.json:
             write_json(arguments.json, figures)
 
 
-def _alone(measure: Callable, row: Row, arguments: argparse.Namespace) -> dict[str, Any]:
-    """What ``measure`` returns, called in a new process; nothing if the memory was not enough for it."""
+def _in_new_process(measure: Callable, row: Row, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the figures of a row; none if memory ran out."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context('spawn')) as pool:
         try:
             return pool.submit(measure, row, torch.device(arguments.device), arguments.repeats).result()
@@ -81,13 +75,9 @@ def _alone(measure: Callable, row: Row, arguments: argparse.Namespace) -> dict[s
             return {}
 
 
-def _text(figure: Any) -> str:
-    return '–' if figure is None else f'{figure:.3g}' if isinstance(figure, float) else str(figure)
-
-
 def inference(row: Row, device: torch.device, repeats: int) -> dict[str, float]:
-    """64 steps without gradients: seconds, the share of the rate of a torch.mm, and by how much the states differ."""
-    network, state, _, _ = _prepared(row, device)
+    """Measure 64 steps without gradients: seconds, memory, rate relative to torch.mm, and difference of the states."""
+    network, state, _, _ = _prepare(row, device)
     rule, rate = network.automaton.eval(), network.update_rate
     with torch.no_grad():
         calls = {
@@ -95,77 +85,77 @@ def inference(row: Row, device: torch.device, repeats: int) -> dict[str, float]:
             'fast': lambda: _seeded(rule, state, INFERENCE_STEPS, rate),
         }
         results = {name: call() for name, call in calls.items()}
-        memory = {f'{name}, memory GB': _peak(call, device) for name, call in calls.items()}
-        seconds, peak = _timed(calls, repeats, device)
-    operations = INFERENCE_STEPS * _operations_of_a_step(network, state)
+        memory = {f'{name}, memory GB': _peak_gigabytes(call, device) for name, call in calls.items()}
+        seconds, matmul_rate = _timed(calls, repeats, device)
+    with FlopCounterMode(display=False) as counter:
+        rule.reference_rollout(state, 1)
+    operations = INFERENCE_STEPS * counter.get_total_flops()
     return {
-        **{f'{name}, s': value for name, value in seconds.items()},
+        **_seconds_columns(seconds),
         'ratio': seconds['plain'] / seconds['fast'],
         **{f'{name}, GFLOP/s': operations / value / 1e9 for name, value in seconds.items()},
-        'torch.mm, GFLOP/s': peak,
-        'fast / torch.mm': operations / seconds['fast'] / 1e9 / peak,
+        'torch.mm, GFLOP/s': matmul_rate,
+        'fast / torch.mm': operations / seconds['fast'] / 1e9 / matmul_rate,
         **memory,
-        'difference': _difference([results['plain']], [results['fast']]),
+        'difference': _relative_difference([results['plain']], [results['fast']]),
     }
 
 
 def training(row: Row, device: torch.device, repeats: int) -> dict[str, float]:
-    """An optimisation step without the optimiser, 32 steps of the automaton: seconds, peak memory, and by how much the
-    gradients differ."""
+    """Measure a training step of 32 automaton steps: seconds, peak memory, and difference of the gradients."""
     keep_freed_memory()  # as basicsr/train.py does
-    network, state, skip, image = _prepared(row, device)
+    network, state, skip, image = _prepare(row, device)
     rule, rate = network.automaton.train(), network.update_rate
     parameters = list(rule.parameters())
 
-    def gradients(rollout: Callable[..., Tensor], memory: str | None = None) -> list[Tensor]:
-        rule.activation_checkpointing = memory
+    def gradients(rollout: Callable[..., Tensor]) -> list[Tensor]:
         restored = network.render(_seeded(rollout, state, TRAINING_STEPS, rate), skip)
         return torch.autograd.grad(F.mse_loss(restored, image), parameters)
 
     calls = {'fast': lambda: gradients(rule), 'plain': lambda: gradients(rule.reference_rollout)}
     results, memory = {}, {}
-    for name, call in calls.items():  # the plain one last, since it leaves the memory in pieces
+    for name, call in calls.items():  # the reference last, since it fragments the memory
         results[name] = call()
-        memory[f'{name}, memory GB'] = _peak(call, device)
+        memory[f'{name}, memory GB'] = _peak_gigabytes(call, device)
     seconds, _ = _timed(calls, repeats, device)
     return {
-        **{f'{name}, s': value for name, value in seconds.items()},
+        **_seconds_columns(seconds),
         'fast / plain': seconds['fast'] / seconds['plain'],
         **memory,
-        'difference': _difference(results['plain'], results['fast']),
+        'difference': _relative_difference(results['plain'], results['fast']),
     }
 
 
 def precision(row: Row, device: torch.device, repeats: int) -> dict[str, float]:
-    """Images restored with products in float32 and in bfloat16: seconds, by how much the images differ, and how
-    alike they are."""
-    network, _, _, image = _prepared(row, device)
+    """Measure restoration in float32 and bfloat16: seconds, difference and SSIM of the images."""
+    network, _, _, image = _prepare(row, device)
 
-    def rollout(reduced: bool) -> Tensor:
-        with torch.autocast(device.type, torch.bfloat16, enabled=reduced):
+    def restore(is_reduced: bool) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=is_reduced):
             return _seeded(network, image)
 
     with torch.no_grad():
-        calls = {'float32': lambda: rollout(False), 'bfloat16': lambda: rollout(True)}
+        calls = {'float32': lambda: restore(False), 'bfloat16': lambda: restore(True)}
         results = {name: call() for name, call in calls.items()}
         seconds, _ = _timed(calls, repeats, device)
+    expected, reduced = results['float32'], results['bfloat16']
     return {
-        **{f'{name}, s': value for name, value in seconds.items()},
+        **_seconds_columns(seconds),
         'ratio': seconds['float32'] / seconds['bfloat16'],
-        'difference': _difference([results['float32']], [results['bfloat16']]),
-        'SSIM': _similarity(results['float32'], results['bfloat16']),
+        'difference': _relative_difference([expected], [reduced]),
+        'SSIM': float(calculate_ssim_batch(to_bgr(expected), to_bgr(reduced), crop_border=0).mean()),
     }
 
 
 def growth(row: Row, device: torch.device, repeats: int) -> dict[str, float]:
-    """64 steps without gradients: time and memory of a pixel."""
-    network, state, _, _ = _prepared(row, device)
+    """Measure 64 steps without gradients: time and memory per pixel."""
+    network, state, _, _ = _prepare(row, device)
     rule = network.automaton.eval()
     pixels = row.batch * row.size**2
     with torch.no_grad():
         calls = {'fast': lambda: rule(state, INFERENCE_STEPS, network.update_rate)}
         calls['fast']()
-        memory = _peak(calls['fast'], device)
+        memory = _peak_gigabytes(calls['fast'], device)
         seconds, _ = _timed(calls, repeats, device)
     return {'µs a pixel': seconds['fast'] / pixels * 1e6, 'bytes a pixel': memory * 1e9 / pixels}
 
@@ -178,8 +168,11 @@ PARTS = {
 }
 
 
-def _prepared(row: Row, device: torch.device) -> tuple[AutomatonNetwork, Tensor, Tensor | None, Tensor]:
-    """A network whose updates are not zero, as they are in a new one; the state and skip of images, and those."""
+def _prepare(row: Row, device: torch.device) -> tuple[AutomatonNetwork, Tensor, Tensor | None, Tensor]:
+    """Return a network, the seed and skip of images, and these images.
+
+    The parameters are perturbed, since the updates of a new network are zero.
+    """
     torch.manual_seed(0)
     network = NETWORKS[row.network]().to(device).eval()
     image = torch.rand(row.batch, 3, row.size, row.size, device=device)
@@ -191,15 +184,15 @@ def _prepared(row: Row, device: torch.device) -> tuple[AutomatonNetwork, Tensor,
 
 
 def _seeded(rollout: Callable[..., Tensor], *arguments: Any) -> Tensor:
-    """A rollout with the same random numbers each time."""
+    """Call a rollout with the same random numbers each time."""
     torch.manual_seed(0)
     return rollout(*arguments)
 
 
 def _timed(calls: dict[str, Callable], repeats: int, device: torch.device) -> tuple[dict[str, float], float]:
-    """Median seconds of the calls, and the rate of a torch.mm between them, in GFLOP/s."""
+    """Return the median seconds of the calls, and the rate of a torch.mm in GFLOP/s, measured in turn with them."""
 
-    def finished(call: Callable) -> Callable[[], None]:
+    def synchronized(call: Callable) -> Callable[[], None]:
         def run() -> None:
             call()
             if device.type == 'cuda':
@@ -207,34 +200,27 @@ def _timed(calls: dict[str, Callable], repeats: int, device: torch.device) -> tu
 
         return run
 
-    name, mm, gflops = matmul_gflops(device)
-    seconds = medians({key: finished(call) for key, call in {**calls, name: mm}.items()}, repeats)
-    return seconds, gflops(seconds.pop(name))
+    matrix = torch.rand(MATRIX_SIDE, MATRIX_SIDE, device=device)
+    calls = {**calls, 'torch.mm': lambda: torch.mm(matrix, matrix)}
+    seconds = medians({name: synchronized(call) for name, call in calls.items()}, repeats)
+    return seconds, 2 * MATRIX_SIDE**3 / seconds.pop('torch.mm') / 1e9
 
 
-def _peak(call: Callable, device: torch.device) -> float:
-    """Peak memory of a call above what there was before it, in GB."""
+def _seconds_columns(seconds: dict[str, float]) -> dict[str, float]:
+    return {f'{name}, s': value for name, value in seconds.items()}
+
+
+def _peak_gigabytes(call: Callable, device: torch.device) -> float:
+    """Return the peak memory of a call above the memory in use before it."""
     give_back_freed_memory()
     memory = PeakMemory(device)
     call()
     return memory.read() / 1e9
 
 
-def _operations_of_a_step(network: AutomatonNetwork, state: Tensor) -> int:
-    """Multiplications and additions of the linear maps in a plain step."""
-    with FlopCounterMode(display=False) as counter:
-        network.automaton.reference_rollout(state, 1)
-    return counter.get_total_flops()
-
-
-def _similarity(expected: Tensor, found: Tensor) -> float:
-    """Mean SSIM of images in [0, 1]."""
-    return float(calculate_ssim_batch(to_bgr(expected), to_bgr(found), crop_border=0).mean())
-
-
-def _difference(expected: list[Tensor], found: list[Tensor]) -> float:
-    """The largest difference in any of the tensors, as a share of its largest value."""
-    return max(((a - b).abs().max() / a.abs().max()).item() for a, b in zip(expected, found, strict=True))
+def _relative_difference(expected: list[Tensor], actual: list[Tensor]) -> float:
+    """Return the largest absolute difference of any two tensors, relative to the largest absolute expected value."""
+    return max(((a - b).abs().max() / a.abs().max()).item() for a, b in zip(expected, actual, strict=True))
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""Validation in batches against BasicSR's one image at a time: ``python benchmarks/validation.py``."""
+"""Batched validation compared with BasicSR's, one image at a time: ``python benchmarks/validation.py``."""
 
 import tempfile
 from pathlib import Path
@@ -13,9 +13,6 @@ from lnca_model.evaluation.evaluator import Evaluator
 from basicsr.data import build_dataloader, build_dataset
 from basicsr.models import build_model
 
-# Name, model and the ending of its metrics' names.
-COMPARED = (('one at a time', 'SRModel', ''), ('in batches', 'RestorationModel', '_batch'))
-
 
 def main() -> None:
     parser = argument_parser(__doc__, repeats=3)
@@ -25,34 +22,29 @@ def main() -> None:
     arguments = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as folder:
-        loader = _loader(Path(folder), arguments.tiles)
+        dataset = {'name': 'tiles', 'type': 'TileDataset', 'phase': 'val'}
+        dataset |= random_pairs(Path(folder), arguments.tiles)
+        loader = build_dataloader(build_dataset(dataset), dataset)
+        single_model = build_model(_options('SRModel', arguments.network, folder, arguments.batch, ''))
         weights = Path(folder) / 'network.pth'
-        networks = {}
-        for name, model_type, suffix in COMPARED:
-            options = _options(model_type, arguments.network, folder, arguments.batch, suffix)
-            if weights.exists():
-                options['path']['pretrain_network_g'] = str(weights)
-            networks[name] = build_model(options)
-            torch.save({'params': networks[name].net_g.state_dict()}, weights)
+        torch.save({'params': single_model.net_g.state_dict()}, weights)
+        options = _options('RestorationModel', arguments.network, folder, arguments.batch, '_batch')
+        options['path']['pretrain_network_g'] = str(weights)
+        batch_model = build_model(options)
         seconds = medians(
             {
-                'one at a time': lambda: networks['one at a time'].validation(loader, 'benchmark', None),
-                'in batches': lambda: Evaluator(networks['in batches'], [loader], options).evaluate_all('benchmark'),
+                'one at a time': lambda: single_model.validation(loader, 'benchmark', None),
+                'in batches': lambda: Evaluator(batch_model, [loader], options).evaluate_all('benchmark'),
             },
             arguments.repeats,
         )
-    one, batches = seconds.values()
     figures: dict[str, Any] = {f'{name}, s': value for name, value in seconds.items()}
-    report({'tiles': arguments.tiles, **figures, 'times faster': one / batches}, arguments.json)
+    ratio = seconds['one at a time'] / seconds['in batches']
+    report({'tiles': arguments.tiles, **figures, 'times faster': ratio}, arguments.json)
 
 
-def _loader(folder: Path, tiles: int) -> Any:
-    options = {'name': 'tiles', 'type': 'TileDataset', 'phase': 'val', **random_pairs(folder, tiles)}
-    return build_dataloader(build_dataset(options), options)
-
-
-def _options(model_type: str, network: str, folder: str, batch: int, suffix: str) -> dict[str, Any]:
-    metrics = {name: {'type': f'calculate_{name}{suffix}', 'crop_border': 0} for name in ('psnr', 'ssim')}
+def _options(model_type: str, network: str, folder: str, batch: int, metric_suffix: str) -> dict[str, Any]:
+    metrics = {name: {'type': f'calculate_{name}{metric_suffix}', 'crop_border': 0} for name in ('psnr', 'ssim')}
     return {
         'name': 'benchmark',
         'model_type': model_type,

@@ -7,7 +7,6 @@ import random
 import resource
 import socket
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -23,6 +22,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from fork_server import ForkServer
 from torch import Tensor
 
 import lnca_model  # noqa: F401  registers everything
@@ -168,21 +168,20 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture(scope='session')
+def fork_server() -> Iterator[ForkServer]:
+    with ForkServer() as server:
+        yield server
+
+
 @pytest.fixture
-def run(project: Path) -> Callable[..., subprocess.CompletedProcess]:
+def run(project: Path, fork_server: ForkServer) -> Callable[..., subprocess.CompletedProcess]:
     """Run ``python basicsr/COMMAND.py -opt FILE`` with an option file made of ``options``."""
 
     def command(name: str, options: dict[str, Any], *arguments: str, cwd: Path = project, **more: Any):
         file = project / 'options.yml'
         file.write_text(yaml.safe_dump(options))
-        return subprocess.run(
-            [sys.executable, project / 'basicsr' / f'{name}.py', '-opt', file, *arguments],
-            cwd=cwd,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-            **more,
-        )
+        script = project / 'basicsr' / f'{name}.py'
+        return fork_server.run([script, '-opt', file, *arguments], cwd=cwd, **more)
 
     return command

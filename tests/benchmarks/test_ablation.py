@@ -1,4 +1,4 @@
-"""benchmarks/ablation.py, run as users run it, on tiny networks."""
+"""benchmarks/ablation.py on tiny networks."""
 
 import csv
 import json
@@ -7,8 +7,8 @@ import shutil
 import ablation
 import pytest
 import yaml
-from budget_planner import iterations_between
-from network_configs import lengths_of
+from budget_planner import validation_interval
+from network_configs import phase_iterations
 from outcomes import failed_in_one_line
 
 from lnca_model.config.yaml_options import read_options
@@ -18,13 +18,23 @@ RECIPES = ['paper', 'plus']
 
 @pytest.fixture
 def ladder(project):
-    """Both tasks that the ladder trains on; the second of the same tiles."""
+    """Both tasks that the ladder trains on, the second of the same tiles; fewer and smaller images for inference."""
     shutil.copy(project / 'options/lnca_photos.yml', project / 'options/lnca_photos_deblur.yml')
+    script = project / 'benchmarks' / 'ablation.py'
+    text = script.read_text()
+    for constant, small in (
+        ('INFERENCE_REPEATS = 9', 'INFERENCE_REPEATS = 1'),
+        (': (32, 32)', ': (2, 32)'),
+        ('(1, 512)', '(1, 64)'),
+    ):
+        assert constant in text
+        text = text.replace(constant, small)
+    script.write_text(text)
     return project
 
 
 def test_recipes_of_equal_epochs(ladder, benchmark):
-    result = benchmark('ablation', '--recipes', *RECIPES)
+    result = benchmark('ablation', '--recipes', *RECIPES, estimated=True)
     assert result.returncode == 0, result.stderr
     output = ladder / 'results' / 'ablation'
     rows = json.loads((output / 'table.json').read_text())['rows']
@@ -52,9 +62,9 @@ def test_recipes_of_equal_epochs(ladder, benchmark):
 def test_the_best_of_every_recipe_is_chosen_from_as_many():
     recipes = read_options(ablation.RECIPES)
     for name in recipes:
-        network = ablation.network_of(name, recipes)
-        *before, last = lengths_of(network, 300).values()
-        total, every = sum(before) + last, iterations_between({'val': {'val_freq': 100}}, network, 300)
+        network = ablation.recipe_network(name, recipes)
+        *before, last = phase_iterations(network, 300).values()
+        total, every = sum(before) + last, validation_interval({'val': {'val_freq': 100}}, network, 300)
         validated = {*range(every, total + 1, every), total}
         assert sum(iteration > sum(before) for iteration in validated) == 3, name
 
@@ -71,10 +81,10 @@ def test_the_best_of_every_recipe_is_chosen_from_as_many():
             lambda r: r['joint'].update({'from': 'structure'}),
             ['recipes.yml: structure: from leads in a circle: joint, structure, joint'],
         ),
-        (lambda r: r['joint']['train']['joint'].update(share=-1), ['recipes.yml: joint', 'share']),
+        (lambda r: r['joint']['train']['joint'].update(phase_ratio=-1), ['recipes.yml: joint', 'phase_ratio']),
         (lambda r: r['joint'].update(network_g={'latent_chanels': 8}), ['latent_chanels']),
         (
-            lambda r: r['unprepared']['train']['joint'].update(share=2),
+            lambda r: r['unprepared']['train']['joint'].update(phase_ratio=2),
             ['recipes.yml: unprepared', 'up to 2.04'],
         ),
     ],

@@ -1,10 +1,10 @@
-"""benchmarks/stability.py, run as users run it, on tiny networks."""
+"""benchmarks/stability.py on tiny networks."""
 
 import csv
 import json
 
 import pytest
-from stability import row_of
+from stability import summarize, table_line
 
 BASE = ['-opt', 'task.yml', '--jobs', '2', '--uncompiled']
 
@@ -58,8 +58,8 @@ def test_a_table_of_runs():
             'scores': {'test ssim': {'gain': gain}},
         }
 
-    row = row_of('a_b', [record(0.25), record(0.375), record(-0.5, [('automaton', 150)])])
-    assert row['text'] == {
+    row = summarize('a_b', [record(0.25), record(0.375), record(-0.5, [('automaton', 150)])])
+    assert table_line(row) == {
         'configuration': 'a b',
         'runs': '3',
         'diverged': '1',

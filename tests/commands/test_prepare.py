@@ -5,7 +5,6 @@ import functools
 import json
 import os
 import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -44,65 +43,20 @@ SYNTHETIC = {
     'tinyimagenet': 'tinyimagenet --source {} --corruption blur --tile-size 16',
 }
 
-# Importing PyTorch takes seconds, and so does its end. These commands are processes that begin with nothing. For all
-# others, a process imports it once and forks; they fork their workers themselves and, when all is done, end at once.
+# These are packed by processes of their own, which begin with nothing. All others are forked from one that has imported
+# PyTorch, and fork their workers themselves.
 COLD = ('photos', 'sid')
-WARM = """
-import atexit, json, multiprocessing, os, resource, runpy, signal, sys
-import lnca_data.prepare.packing, lnca_data.prepare.verification
-for line in sys.stdin:
-    request = json.loads(line)
-    if not (child := os.fork()):
-        break
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-else:
-    sys.exit()
-
-def end():
-    sys.stdout.flush()
-    os._exit(code)
-
-atexit.register(end)
-fork = multiprocessing.get_context('fork')
-multiprocessing.get_context = lambda method: fork
-signal.alarm(120)
-os.chdir(request['cwd'])
-for stream, file in enumerate((os.devnull, request['stdout'], request['stderr'])):
-    os.dup2(os.open(file, os.O_RDWR | os.O_CREAT), stream)
-resource.setrlimit(resource.RLIMIT_FSIZE, (request['limit'], request['limit']))
-sys.argv = request['argv']
-code = 1
-runpy.run_path(sys.argv[0], run_name='__main__')
-code = 0
-"""
 
 
 @pytest.fixture(scope='module')
-def prepare(tmp_path_factory):
+def prepare(fork_server, tmp_path_factory):
     """Run ``python datasets/prepare.py ARGUMENTS``."""
     folder = tmp_path_factory.mktemp('outputs')
-    with subprocess.Popen(
-        [sys.executable, '-c', WARM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as warm:
 
-        def run(*arguments, cwd=folder, command=COMMAND, limit=resource.RLIM_INFINITY):
-            outputs = [folder / name for name in ('stdout', 'stderr')]
-            for output in outputs:
-                output.unlink(missing_ok=True)
-            request = {
-                'argv': [str(argument) for argument in (command, *arguments)],
-                'cwd': str(cwd),
-                'stdout': str(outputs[0]),
-                'stderr': str(outputs[1]),
-                'limit': limit,
-            }
-            print(json.dumps(request), file=warm.stdin, flush=True)
-            return subprocess.CompletedProcess(
-                request['argv'], int(warm.stdout.readline()), *(output.read_text() for output in outputs)
-            )
+    def run(*arguments, command=COMMAND, limit=None):
+        return fork_server.run([command, *arguments], cwd=folder, file_size_limit=limit, fork_workers=True)
 
-        yield run
-        warm.stdin.close()
+    return run
 
 
 @pytest.fixture(scope='module')

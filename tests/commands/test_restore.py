@@ -20,7 +20,14 @@ ROOT = Path(__file__).parents[2]
 SIZES = {'latent_channels': 4, 'hidden_channels': 5, 'embed_channels': 8}
 
 
-def run(command, *arguments):
+@pytest.fixture
+def run(fork_server):
+    """Run ``python inference/COMMAND.py ARGUMENTS``."""
+    return lambda command, *arguments: fork_server.run([ROOT / 'inference' / f'{command}.py', *arguments])
+
+
+def run_afresh(command, *arguments):
+    """As ``run``, but in a process that has imported nothing."""
     return subprocess.run(
         [sys.executable, ROOT / 'inference' / f'{command}.py', *map(str, arguments)],
         capture_output=True,
@@ -52,7 +59,7 @@ def assert_fails(result, message):
     assert 'Traceback' not in result.stderr
 
 
-def test_one_photograph_by_the_model_that_comes_along(photograph):
+def test_one_photograph_by_the_model_that_comes_along(run, photograph):
     result = run('restore', photograph)
     assert result.returncode == 0, result.stderr
     found = np.asarray(Image.open(photograph.with_name('photo_restored.png')))
@@ -63,7 +70,7 @@ def test_one_photograph_by_the_model_that_comes_along(photograph):
     assert not np.array_equal(np.asarray(Image.open(photograph.with_name('photo_restored.png'))), expected)
 
 
-def test_trace_and_compare(photograph, model, tmp_path):
+def test_trace_and_compare(run, photograph, model, tmp_path):
     out = tmp_path / 'out'
     more = ['--model', model, '-o', out / 'restored.jpg', '--steps', 6, '--side-by-side', out / 'sheet.png']
     result = run('restore', photograph, *more, '--animate', out / 'way.gif', '--animate-steps', 0, 2, 8)
@@ -74,7 +81,7 @@ def test_trace_and_compare(photograph, model, tmp_path):
     assert cv2.imread(str(out / 'sheet.png')).shape[1] >= 2 * 44
 
 
-def test_a_trace_is_of_a_networks_own_steps(photograph, tmp_path):
+def test_a_trace_is_of_a_networks_own_steps(run, photograph, tmp_path):
     model = tmp_path / 'net.safetensors'
     save_network(LatentNAFCA(**SIZES, steps=4), {'type': 'LatentNAFCA', **SIZES, 'steps': 4}, model)
     result = run('restore', photograph, '--model', model, '--animate', tmp_path / 'way.gif')
@@ -88,7 +95,7 @@ def test_a_trace_is_of_a_networks_own_steps(photograph, tmp_path):
     assert_fails(result, 'NAFNet has no automaton, so it takes no steps')
 
 
-def test_folders_go_on_after_a_broken_file(photograph, model, tmp_path):
+def test_folders_go_on_after_a_broken_file(run, photograph, model, tmp_path):
     folder, out = tmp_path / 'folder', tmp_path / 'out'
     folder.mkdir()
     for name in ('a.png', 'c.png'):
@@ -101,7 +108,7 @@ def test_folders_go_on_after_a_broken_file(photograph, model, tmp_path):
     assert sorted(path.name for path in out.iterdir()) == ['a.png', 'c.png', 'photo.png']
 
 
-def test_a_second_run_over_a_folder_leaves_out_what_the_first_restored(photograph, model, tmp_path):
+def test_a_second_run_over_a_folder_leaves_out_what_the_first_restored(run, photograph, model, tmp_path):
     folder = tmp_path / 'folder'
     folder.mkdir()
     (folder / 'a.png').write_bytes(photograph.read_bytes())
@@ -116,7 +123,7 @@ def test_a_second_run_over_a_folder_leaves_out_what_the_first_restored(photograp
     assert (folder / 'a.png').read_bytes() == restored
 
 
-def test_nothing_is_written_over_what_is_to_be_restored(photograph, model, tmp_path):
+def test_nothing_is_written_over_what_is_to_be_restored(run, photograph, model, tmp_path):
     other = tmp_path / 'photo_restored.png'
     other.write_bytes(photograph.read_bytes())
     link = tmp_path / 'link.png'
@@ -140,7 +147,7 @@ def test_nothing_is_written_over_what_is_to_be_restored(photograph, model, tmp_p
     assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
 
 
-def test_what_is_wrong_is_said_before_anything_is_done(photograph, model, tmp_path):
+def test_what_is_wrong_is_said_before_anything_is_done(run, photograph, model, tmp_path):
     other = tmp_path / 'other' / 'photo.png'
     other.parent.mkdir()
     other.write_bytes(photograph.read_bytes())
@@ -166,9 +173,9 @@ def test_what_is_wrong_is_said_before_anything_is_done(photograph, model, tmp_pa
     assert sorted(tmp_path.rglob('*')) == before
 
 
-def test_export_to_a_file_that_restore_takes(photograph, model, tmp_path):
+def test_export_to_a_file_that_restore_takes(run, photograph, model, tmp_path):
     target = tmp_path / 'mine.safetensors'
-    result = run('export', model, '-o', target)
+    result = run_afresh('export', model, '-o', target)
     assert result.returncode == 0, result.stderr
     assert load_network(target).options['latent_channels'] == SIZES['latent_channels']
     assert run('restore', photograph, '--model', target, '--steps', 1).returncode == 0
@@ -182,7 +189,7 @@ def test_export_to_a_file_that_restore_takes(photograph, model, tmp_path):
 
 
 @pytest.mark.parametrize('suffix', ['.onnx', '.pt2'])
-def test_export_for_other_programs(model, tmp_path, suffix):
+def test_export_for_other_programs(run, model, tmp_path, suffix):
     result = run('export', model, '-o', tmp_path / f'mine{suffix}', '--steps', 2)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / f'mine{suffix}').stat().st_size > 1000
@@ -199,6 +206,6 @@ def test_names_that_are_no_utf_8(tmp_path, model, monkeypatch):
             file.write(data)
     (folder / '._b.png').write_bytes(b'what a file manager leaves')
     monkeypatch.setenv('PYTHONIOENCODING', 'ascii')
-    result = run('restore', folder, '-o', tmp_path / 'out', '--model', model)
+    result = run_afresh('restore', folder, '-o', tmp_path / 'out', '--model', model)
     assert result.returncode == 0, result.stderr
     assert sorted(os.listdir(os.fsencode(tmp_path / 'out'))) == sorted(names)

@@ -6,7 +6,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
@@ -35,30 +34,33 @@ def long_options(options):
 
 
 @pytest.fixture
-def left_alone(project, tmp_path_factory):
-    """``left_alone(options)``: a folder like ``project`` in which such a run has come to its end."""
+def start(project, fork_server):
+    """Start basicsr/train.py in a folder, by default ``project``."""
+
+    def train(options, auto_resume=True, folder=project, **more):
+        file = folder / 'options.yml'
+        file.write_text(yaml.safe_dump(options))
+        command = [folder / 'basicsr' / 'train.py', '-opt', file, *(['--auto_resume'] if auto_resume else [])]
+        # Threads would wait for each other where other work runs, too.
+        environment = os.environ | {'OMP_NUM_THREADS': '1'}
+        return fork_server.start(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, **more)
+
+    return train
+
+
+@pytest.fixture
+def left_alone(project, start, tmp_path_factory):
+    """``left_alone(options)``: a folder like ``project`` in which this run has come to its end."""
 
     def train(options):
         other = tmp_path_factory.mktemp('left_alone')
         shutil.copytree(project / 'basicsr', other / 'basicsr')
-        process = start(other, options)
+        process = start(options, folder=other)
         _, said = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, said
         return other
 
     return train
-
-
-def start(project, options, auto_resume=True, **more):
-    file = project / 'options.yml'
-    file.write_text(yaml.safe_dump(options))
-    resume = ['--auto_resume'] if auto_resume else []
-    command = [sys.executable, project / 'basicsr' / 'train.py', '-opt', file, *resume]
-    # Threads would wait for each other where other work runs, too.
-    environment = os.environ | {'OMP_NUM_THREADS': '1'}
-    return subprocess.Popen(
-        command, cwd=project, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **more
-    )
 
 
 def until_iteration(process, iteration):
@@ -93,17 +95,17 @@ def same(first, second):
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_killed_at_any_moment_a_run_ends_in_the_same_weights(project, long_options, left_alone):
+def test_killed_at_any_moment_a_run_ends_in_the_same_weights(project, start, long_options, left_alone):
     other = left_alone(long_options)
 
     moments = random.Random()  # others in each run of this test
     for kill in range(KILLS):
-        process = start(project, long_options)
+        process = start(long_options)
         until_iteration(process, (kill + 1) * 120 // (KILLS + 1))
         time.sleep(moments.random() * 0.2)
         process.kill()
         process.communicate()
-    process = start(project, long_options)
+    process = start(long_options)
     _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, said
     for name in ('latest', 'best', '120', '96'):
@@ -112,9 +114,9 @@ def test_killed_at_any_moment_a_run_ends_in_the_same_weights(project, long_optio
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_ends(number, project, long_options):
+def test_a_signal_saves_and_ends(number, project, start, long_options):
     long_options['logger'].update(save_checkpoint_freq=1000)
-    process = start(project, long_options)
+    process = start(long_options)
     until_iteration(process, 30)
     process.send_signal(number)
     _, said = process.communicate(timeout=PATIENCE)
@@ -126,17 +128,17 @@ def test_a_signal_saves_and_ends(number, project, long_options):
     long_options['train'].update(total_iter=40 + 2 + 2)
     for phase in ('automaton', 'joint'):
         long_options['train'][phase]['iters'] = 2
-    process = start(project, long_options)
+    process = start(long_options)
     _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, said
     assert f'iter: {state.stem}.' in said
 
 
-def test_a_signal_to_all_processes_of_a_run_leaves_it_its_workers(project, long_options):
+def test_a_signal_to_all_processes_of_a_run_leaves_it_its_workers(project, start, long_options):
     """As a scheduler sends it, or Ctrl-C."""
     long_options['datasets']['train'].update(num_worker_per_gpu=2, persistent_workers=True)
     long_options['logger'].update(save_checkpoint_freq=1000)
-    process = start(project, long_options, start_new_session=True)
+    process = start(long_options, start_new_session=True)
     until_iteration(process, 10)
     for number in (signal.SIGTERM, signal.SIGUSR1):
         os.killpg(process.pid, number)
@@ -164,7 +166,7 @@ def slow_validations(long_options, many_tiles):
     return long_options
 
 
-def test_a_validation_that_was_cut_off_is_done_when_the_run_goes_on(project, slow_validations, left_alone):
+def test_a_validation_that_was_cut_off_is_done_when_the_run_goes_on(project, start, slow_validations, left_alone):
     other = left_alone(slow_validations)
     states = project / 'experiments' / 'lnca_photos' / 'training_states'
 
@@ -175,14 +177,14 @@ def test_a_validation_that_was_cut_off_is_done_when_the_run_goes_on(project, slo
         (12, signal.SIGTERM, 75, 'Validation photos_val', 'more'),
         (18, signal.SIGTERM, 75, 'Trained 18 iterations', 'photos_test'),
     ):
-        process = start(project, slow_validations)
+        process = start(slow_validations)
         until_said(process, words)
         process.send_signal(number)
         _, said = process.communicate(timeout=PATIENCE)
         assert process.returncode == code, said
         assert (states / f'{iteration}.state').is_file()
         assert not any(row[0] == str(iteration) and row[2] == dataset for row in scores_of(project))
-    process = start(project, slow_validations)
+    process = start(slow_validations)
     _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, said
     assert scores_of(project) == scores_of(other)
@@ -237,7 +239,7 @@ def test_a_run_that_went_back_keeps_what_it_wrote_last(project, run, options):
     assert sorted(path.name for path in states.iterdir()) == ['7.state', '7_good.state', '8.state']
 
 
-def test_after_going_back_what_was_written_last_is_gone_on_from(project, run, options):
+def test_after_going_back_what_was_written_last_is_gone_on_from(project, start, run, options):
     options['logger'].update(save_checkpoint_freq=2)
     assert run('train', options).returncode == 0
     options['path']['resume_state'] = 'experiments/lnca_photos/training_states/2.state'
@@ -251,7 +253,7 @@ def test_after_going_back_what_was_written_last_is_gone_on_from(project, run, op
     assert 'iter: 4.' in result.stderr
 
     # Also if it was ended before it wrote any.
-    process = start(project, options, auto_resume=False)
+    process = start(options, auto_resume=False)
     until_said(process, 'Phase 1 of 2')
     process.kill()
     process.communicate()
@@ -259,10 +261,10 @@ def test_after_going_back_what_was_written_last_is_gone_on_from(project, run, op
     assert 'iter: 2.' in result.stderr
 
 
-def test_two_runs_of_one_name(project, run, long_options):
+def test_two_runs_of_one_name(project, start, run, long_options):
     long_options['train']['total_iter'] = 10_080
     long_options['train']['automaton']['iters'] = 10_000
-    process = start(project, long_options)
+    process = start(long_options)
     until_iteration(process, 2)
     folder = project / 'experiments' / 'lnca_photos'
     for arguments in ([], ['--auto_resume']):
@@ -272,7 +274,7 @@ def test_two_runs_of_one_name(project, run, long_options):
     # The lock dies with its process, though workers may outlive it for a while.
     process.kill()
     process.communicate()
-    process = start(project, long_options)
+    process = start(long_options)
     until_iteration(process, 2)
     process.kill()
     process.communicate()

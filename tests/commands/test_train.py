@@ -2,11 +2,7 @@
 
 import copy
 import csv
-import functools
 import json
-import resource
-import subprocess
-import sys
 
 import lmdb
 import numpy as np
@@ -151,8 +147,7 @@ def test_a_full_disk_stops_the_run_and_keeps_what_is_there(run, project, options
 
     before = checkpoints()
     room = min(len(content) for content in before.values()) // 2
-    limit = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (room, room))
-    result = run('train', options, '--auto_resume', preexec_fn=limit)
+    result = run('train', options, '--auto_resume', file_size_limit=room)
     failed_in_one_line(result, 'cannot save', 'make room')
     assert checkpoints() == before
 
@@ -182,14 +177,12 @@ def test_epochs_whose_last_batch_is_dropped_are_counted_right(run, project, opti
     assert (project / 'experiments' / 'lnca_photos' / 'models' / 'net_g_67.pth').is_file()
 
 
-def test_an_option_file_cannot_run_code(project, options):
+def test_an_option_file_cannot_run_code(project, options, fork_server):
     marker = project / 'ran'
     file = project / 'hostile.yml'
     code = f'extra: !!python/object/apply:os.mkdir [{marker}]'
     file.write_text(f'{yaml.safe_dump(options)}\n{code}\n')
-    result = subprocess.run(
-        [sys.executable, project / 'basicsr' / 'train.py', '-opt', file], capture_output=True, text=True, check=False
-    )
+    result = fork_server.run([project / 'basicsr' / 'train.py', '-opt', file])
     failed_in_one_line(result, 'not a plain YAML file', 'python/object')
     assert not marker.exists()
 
