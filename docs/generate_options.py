@@ -154,6 +154,8 @@ MEANINGS: dict[str, dict[str, str | tuple[str, str]]] = {
         'pretrain_network_g': 'Checkpoint to start from, in any phase.',
         'strict_load_g': ('Require that checkpoint and network have the same parameters.', 'true'),
         'param_key_g': ('Key of the parameters in the checkpoint.', '`params`'),
+        'experiments_root': 'Folder for experiments; default: `experiments`.',
+        'results_root': 'Folder for the results of tests; default: `results`.',
         'resume_state': 'Training state to resume from; `--auto_resume` finds the newest.',
         'ignore_resume_networks': 'As in BasicSR.',
     },
