@@ -35,6 +35,7 @@ setup(
         'psutil>=5.9,<8',  # free memory, before tiles are kept in it
         'spandrel>=0.4.1,<0.5',  # NAFNet
         'tqdm>=4.66,<5',
+        'typing_extensions>=4.12,<5',  # override, before Python 3.12
     ],
     package_data={'lnca_restore': ['weights/*']},
     extras_require={

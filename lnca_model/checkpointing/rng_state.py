@@ -11,10 +11,10 @@ import torch
 
 def rng_state() -> dict[str, Any]:
     """Return the state of the generators of Python, NumPy and PyTorch: tensors and plain data."""
-    kind, keys, *rest = np.random.get_state()
+    kind, keys, *rest = np.random.get_state(legacy=True)
     return {
         'python': random.getstate(),
-        'numpy': (kind, keys.tolist(), *rest),
+        'numpy': (kind, np.asarray(keys).tolist(), *rest),
         'torch': torch.get_rng_state(),
         'cuda': torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
     }

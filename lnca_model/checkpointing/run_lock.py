@@ -10,7 +10,7 @@ from lnca_utils.errors import CheckpointError
 try:
     import fcntl
 except ModuleNotFoundError:  # Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 # Open until the process ends, which releases the lock.
 _held: list[IO[str]] = []

@@ -143,7 +143,7 @@ def _by_type(known: Mapping[str, Schema]) -> Schema:
 def _arguments(kind: Callable) -> Schema:
     """Return the schema of a block with the arguments of a class or function."""
     parameters = inspect.signature(kind).parameters.values()
-    hints = get_type_hints(kind.__init__ if isinstance(kind, type) else kind)
+    hints = get_type_hints(getattr(kind, '__init__') if isinstance(kind, type) else kind)  # noqa: B009
     properties = {'type': STRING}
     for parameter in parameters:
         if parameter.kind is parameter.VAR_KEYWORD:
@@ -183,7 +183,7 @@ def _dataset(more: Mapping[str, Schema], required: tuple[str, ...] = ()) -> Sche
         more: schemas of further options.
         required: names of the options that must be present, beside ``name`` and ``type``.
     """
-    common = {
+    common: dict[str, Schema] = {
         'name': FOLDER_NAME,
         'type': STRING,
         'dataroot_gt': PATH,
@@ -198,7 +198,7 @@ def _dataset(more: Mapping[str, Schema], required: tuple[str, ...] = ()) -> Sche
         **more,
     }
     numbers = {'type': ['array', 'null'], 'items': NUMBER}
-    own = {
+    own: dict[str, dict[str, Schema]] = {
         'TileDataset': {'use_channel_jitter': BOOLEAN, 'cache': {'enum': [*CACHES, None]}},
         'PairedImageDataset': {
             'meta_info_file': PATH,
@@ -256,7 +256,7 @@ def _optimization() -> dict[str, Schema]:
 
 def _training(model: type[RestorationModel]) -> Schema:
     """Return the schema of the block ``train`` of a model."""
-    shared = {
+    shared: dict[str, Schema] = {
         'total_iter': COUNT,
         'warmup_iter': {'type': 'integer', 'maximum': 0, 'title': '-1: warm-up is not supported'},
         'ema_decay': {'type': 'number', 'minimum': 0, 'exclusiveMaximum': 1},
@@ -275,7 +275,7 @@ def _training(model: type[RestorationModel]) -> Schema:
 
 
 def _phase(name: str, known_losses: tuple[str, ...]) -> Schema:
-    own = {
+    own: dict[str, dict[str, Schema]] = {
         'autoencoder': {'swap_noise_std': {'type': 'number', 'minimum': 0}},
         'automaton': {
             'pool_size': COUNT,
@@ -290,7 +290,7 @@ def _phase(name: str, known_losses: tuple[str, ...]) -> Schema:
 
 
 def _validation() -> Schema:
-    metric = {'type': STRING, 'better': {'enum': ['higher', 'lower']}}
+    metric: dict[str, Schema] = {'type': STRING, 'better': {'enum': ['higher', 'lower']}}
     of_image_metric = metric | {
         'crop_border': NATURAL,
         'test_y_channel': BOOLEAN,
@@ -368,7 +368,7 @@ def _check_json(value: Any, where: str) -> Iterator[str]:
             yield from _check_json(entry, f'{where}[{index}]')
 
 
-def _lines(error: jsonschema.ValidationError) -> Iterator[str]:
+def _lines(error: Any) -> Iterator[str]:
     """Yield the lines of a message for a mistake in an option file."""
     where = ''
     for step in error.absolute_path:

@@ -71,7 +71,8 @@ def all_reduce_gradients(parameters: Iterable[nn.Parameter]) -> None:
         parameters[index].grad = torch.zeros_like(parameters[index])
     is_present = parameters[0].new_ones(len(parameters))
     is_present[missing] = 0
-    all_reduce_mean([*(parameter.grad for parameter in parameters), is_present])
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    all_reduce_mean([*gradients, is_present])
     for index in missing:
         if is_present[index] == 0:
             parameters[index].grad = None
@@ -172,6 +173,7 @@ class Sum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        """Sum a tensor over the ranks."""
         tensor = tensor.contiguous().clone()
         with _report_lost_peer():
             dist.all_reduce(tensor)
@@ -179,4 +181,5 @@ class Sum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        """Sum its gradient over the ranks."""
         return Sum.forward(ctx, gradient)

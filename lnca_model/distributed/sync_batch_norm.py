@@ -19,6 +19,8 @@ class SynchronizedBatchNorm2d(nn.BatchNorm2d):
         mean = Sum.apply(x.mean(dim=(0, 2, 3))) / world_size()
         centred = x - mean[:, None, None]
         variance = Sum.apply(centred.square().mean(dim=(0, 2, 3))) / world_size()
+        assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
+        assert self.num_batches_tracked is not None
         with torch.no_grad():
             self.num_batches_tracked += 1
             elements = world_size() * x.numel() // x.shape[1]

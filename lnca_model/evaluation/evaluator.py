@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cv2
+import numpy as np
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
@@ -67,7 +68,7 @@ class Evaluator:
     def __init__(
         self,
         model: 'RestorationModel',
-        loaders: Sequence[DataLoader],
+        loaders: Sequence[Any],
         opt: Mapping[str, Any],
         checkpointer: Checkpointer | None = None,
         tb_logger: Any = None,
@@ -82,7 +83,7 @@ class Evaluator:
         self._checkpointer = checkpointer
         self._tb_logger = tb_logger
         self._evaluated: dict[str, int] = {}  # dataset → iteration of its last evaluation
-        self.best: dict[str, float] = {}
+        self.best: dict[str, Any] = {}
         self.gains: dict[str, dict[str, float]] = {}
         self.best_gains: dict[str, float] = {}
         self.ceiling_gains: dict[str, dict[str, float]] = {}
@@ -156,7 +157,7 @@ class Evaluator:
             get_root_logger().info(f'Testing {loader.dataset.opt["name"]}...')
             self._evaluate_dataset(loader, label)
 
-    def _evaluate_in_training(self, loader: DataLoader, iteration: int) -> None:
+    def _evaluate_in_training(self, loader: Any, iteration: int) -> None:
         """Score a dataset without changing the random numbers of the training; report a full disk as LNCAError."""
         try:
             with fork_rng():
@@ -231,7 +232,7 @@ class Evaluator:
 
     # --- one dataset
 
-    def _evaluate_dataset(self, loader: DataLoader, iteration: int | str) -> None:
+    def _evaluate_dataset(self, loader: Any, iteration: int | str) -> None:
         """Score a dataset, divided among the ranks, and write scores and images."""
         name = loader.dataset.opt['name']
         share = distributed.shard_range(len(loader.dataset))
@@ -268,10 +269,12 @@ class Evaluator:
         if steps:
             folder.mkdir(parents=True, exist_ok=True)
             sheets['steps'] = folder / f'steps_{iteration}.png'
-            write_contact_sheet(sheets['steps'], {title: to_bgr(images)[..., ::-1] for title, images in steps.items()})
+            write_contact_sheet(
+                sheets['steps'], {title: list(to_bgr(images)[..., ::-1]) for title, images in steps.items()}
+            )
         for kind, path in sheets.items():
             if self._tb_logger and path.is_file():
-                image = cv2.imread(str(path))[..., ::-1]
+                image = np.asarray(cv2.imread(str(path)))[..., ::-1]
                 self._tb_logger.add_image(f'{kind}/{name}', image, iteration, dataformats='HWC')
 
     def _save_image(self, image: Any, name: str, dataset: str, iteration: int | str) -> None:
@@ -311,7 +314,7 @@ class Evaluator:
         higher = self.is_higher_better(self.selection_metric)
         if best is None or (value > best if higher else value < best):
             self.best = {'value': value, 'iter': iteration}
-            self.best_gains = self.gains[self.selection_dataset]
+            self.best_gains = self.gains.get(self.selection_dataset or '', {})
             if self._checkpointer is not None:
                 self._checkpointer.save_network(BEST, **{BEST: self.best})
         return (

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from lnca_arch.networks.automaton_network import AutomatonNetwork
 from lnca_model import distributed
@@ -40,13 +41,15 @@ class AutomatonModel(RestorationModel):
         output_overflow_opt, hidden_overflow_opt: ``loss(channels of the final state)``.
     """
 
-    phase_names = ('automaton',)
+    network: AutomatonNetwork
+    phase_names: ClassVar[tuple[str, ...]] = ('automaton',)
     on_divergence = 'rollback'
     known_losses: ClassVar[Mapping[str, tuple[str, ...]]] = {
         'automaton': ('reconstruction', 'ssim', 'output_overflow', 'hidden_overflow')
     }
 
     @classmethod
+    @override
     def check_phase(cls, phase: Phase, opt: Mapping[str, Any]) -> None:
         super().check_phase(phase, opt)
         if phase.name != 'automaton':
@@ -56,6 +59,7 @@ class AutomatonModel(RestorationModel):
             raise ConfigError(f'{phase.where}.steps must be [least, most], such as [8, 32], got {[least, most]}')
 
     @classmethod
+    @override
     def check_network(cls, network: nn.Module, opt: Mapping[str, Any]) -> None:
         super().check_network(network, opt)
         if not isinstance(network, AutomatonNetwork):
@@ -63,6 +67,7 @@ class AutomatonModel(RestorationModel):
                 f'network_g: {opt["network_g"]["type"]} has no automaton; use model_type: RestorationModel'
             )
 
+    @override
     def init_training_settings(self) -> None:
         super().init_training_settings()
         options = self.opt['train']['automaton']
@@ -75,15 +80,17 @@ class AutomatonModel(RestorationModel):
         if not self.opt['train'].get('paper_exact'):
             self.network.automaton.max_gradient_growth = options.get('max_gradient_growth')
 
+    @override
     def trainable_module(self, phase: Phase) -> nn.Module:
         return self.network.automaton
 
+    @override
     def train_on_batch(self) -> None:
         # The pool keeps the mutable channels only. The input channels are computed again, since the encoder may have
         # been trained in the meantime.
         in_channels = self.network.automaton.in_channels
-        state, skip = self.seed(self.lq)
-        state = self.rollout_and_optimize(state, skip, self.gt)
+        seed, skip = self.seed(self.lq)
+        state = self.rollout_and_optimize(seed, skip, self.gt)
         if state is not None:
             self.pool.add(self.gt, self.lq, state[:, in_channels:])
         if not len(self.pool):
@@ -139,22 +146,28 @@ class AutomatonModel(RestorationModel):
         }
         return {name: losses[name](*tensors) for name, tensors in inputs.items() if name in losses}
 
+    @override
     def restore_snapshot(self, snapshot: Mapping[str, Any]) -> None:
         super().restore_snapshot(snapshot)
         self.pool.clear()  # its states may be of the diverged rule, and would make it diverge again
 
+    @override
     def intermediate_images(self) -> dict[str, Tensor]:
         with self.eval_mode() as network:
+            assert isinstance(network, AutomatonNetwork)  # check_network
             steps = [*(count for count in SHOWN_STEPS if count < network.steps), network.steps]
             frames = network.intermediate_outputs(self.lq[:SHOWN_IMAGES], steps)
         return {f'{count} steps': images for count, images in zip(steps, frames, strict=True)}
 
+    @override
     def training_state(self) -> dict[str, Any]:
         return {**super().training_state(), 'step_draws': self.step_draws.get_state()}
 
+    @override
     def rank_state(self) -> dict[str, Any]:
         return {**super().rank_state(), 'pool': self.pool.state_dict()}
 
+    @override
     def load_training_state(self, state: Mapping[str, Any]) -> None:
         super().load_training_state(state)
         self.step_draws.set_state(state['step_draws'])

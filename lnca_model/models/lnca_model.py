@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from lnca_arch.networks.latent_networks import LatentNetwork
 from lnca_model.config.model_checks import pretrained_weights, training_sizes
@@ -43,7 +44,8 @@ class LNCAModel(AutomatonModel):
     in this phase only; before, it keeps its initial values.
     """
 
-    phase_names = ('autoencoder', 'automaton', 'joint')
+    network: LatentNetwork
+    phase_names: ClassVar[tuple[str, ...]] = ('autoencoder', 'automaton', 'joint')
     optional_phases = ('joint',)
     known_losses: ClassVar[Mapping[str, tuple[str, ...]]] = {
         'autoencoder': ('reconstruction', 'distance', 'task', 'equivalence'),
@@ -52,6 +54,7 @@ class LNCAModel(AutomatonModel):
     }
 
     @classmethod
+    @override
     def check_phase(cls, phase: Phase, opt: Mapping[str, Any]) -> None:
         super().check_phase(phase, opt)
         if phase.name != 'autoencoder':
@@ -72,6 +75,7 @@ class LNCAModel(AutomatonModel):
             )
 
     @classmethod
+    @override
     def check_network(cls, network: nn.Module, opt: Mapping[str, Any]) -> None:
         super().check_network(network, opt)
         if not isinstance(network, LatentNetwork):
@@ -95,10 +99,12 @@ class LNCAModel(AutomatonModel):
                     'autoencoder; pack the dataset with another --tile-size, or change network_g.downsamplings'
                 )
 
+    @override
     def trainable_module(self, phase: Phase) -> nn.Module:
         parts = {'autoencoder': self.network.autoencoder, 'automaton': self.network.automaton}
         return parts.get(phase.name, self.network)
 
+    @override
     def start_phase(self, phase: Phase) -> None:
         super().start_phase(phase)
         if phase.name == 'joint':
@@ -106,6 +112,7 @@ class LNCAModel(AutomatonModel):
                 if isinstance(module, nn.BatchNorm2d):
                     module.eval()
 
+    @override
     def train_on_batch(self) -> None:
         if self.phase.name != 'autoencoder':
             super().train_on_batch()
@@ -154,6 +161,7 @@ class LNCAModel(AutomatonModel):
         swapped = autoencoder.decode(torch.cat([latent_anchor, latent_positive]), skip.roll(len(anchor), dims=0))
         return {'equivalence': losses['equivalence'](*swapped.chunk(2), anchor, positive)}
 
+    @override
     def compute_losses(self, state: Tensor, skip: Tensor | None, gt: Tensor) -> dict[str, Tensor]:
         losses = super().compute_losses(state, skip, gt)
         latent_loss = self.losses[self.phase.name].get('latent')
@@ -171,18 +179,22 @@ class LNCAModel(AutomatonModel):
         """
         if not self.is_oracle_eval:
             return super().restore(network)
+        assert isinstance(network, LatentNetwork)  # check_network
         latent, _ = network.autoencoder.encode(self.gt)
         _, skip = network.autoencoder.encode(self.lq)
         return network.autoencoder.decode(latent, skip)
 
+    @override
     def intermediate_images(self) -> dict[str, Tensor]:
         return {} if self.is_oracle_eval else super().intermediate_images()
 
     @property
+    @override
     def is_oracle_eval(self) -> bool:
         return self.is_train and self.phase is not None and self.phase.name == 'autoencoder'
 
     @property
+    @override
     def score_label(self) -> str:
         return 'ceiling of the autoencoder' if self.is_oracle_eval else super().score_label
 

@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from typing_extensions import override
 
-from lnca_data.corruptions import build_corruption
+from lnca_data.corruptions import Corruption, build_corruption
 from lnca_model import distributed
 from lnca_model.checkpointing.checkpointer import Checkpointer
 from lnca_model.checkpointing.rng_state import fork_rng
@@ -81,6 +82,13 @@ class RestorationModel(SRModel):
     #: Default of train.on_divergence: 'warn', since snapshots of a large network take memory.
     on_divergence: ClassVar[str] = 'warn'
 
+    network: nn.Module
+    phase: Phase
+    corruption: Corruption
+    lq: Tensor
+    gt: Any  # a tensor, or None for datasets without ground truth
+    output: Tensor
+
     @classmethod
     def check_network(cls, network: nn.Module, opt: Mapping[str, Any]) -> None:
         """Raise ConfigError unless this model can train and test a network.
@@ -125,13 +133,14 @@ class RestorationModel(SRModel):
     # --- construction
 
     def __init__(self, opt: dict[str, Any]) -> None:
-        self.phase: Phase | None = None
+        self.phase = None  # type: ignore[assignment]  # until the first iteration
         self.iteration = 0
         self.iteration_losses: dict[str, float] = {}
         self.first_image_index = 0
         self.skipped = self.skipped_in_a_row = 0
         super().__init__(opt)
 
+    @override
     def init_training_settings(self) -> None:
         train_opt = self.opt['train']
         self.network = self.net_g
@@ -145,7 +154,8 @@ class RestorationModel(SRModel):
                 strict = self.opt['path'].get('strict_load_g', True)
                 self.load_network(self.net_g_ema, self.opt['path']['pretrain_network_g'], strict, 'params_ema')
         corruption = self.opt['datasets']['train'].get('corruption')
-        self.corruption = build_corruption(corruption) if corruption else None
+        if corruption:
+            self.corruption = build_corruption(corruption)
         self.phases = phases_of(train_opt, self.phase_names)
         self.losses = {phase.name: self.build_losses(phase) for phase in self.phases}
         for phase in self.phases:
@@ -249,7 +259,7 @@ class RestorationModel(SRModel):
         Raises:
             NonFiniteError: if more consecutive steps were skipped than ``train.max_consecutive_nonfinite`` allows.
         """
-        self.log_dict = OrderedDict()
+        self.log_dict: OrderedDict[str, Any] = OrderedDict()
         self.iteration_losses = {}
         self._stepped = False
         self._save_buffers()
@@ -287,7 +297,7 @@ class RestorationModel(SRModel):
         # A loss that sums over images sums over those of all ranks; the ranks are averaged below.
         summed = [name for name in losses if getattr(modules[name], 'reduction', 'mean') == 'sum']
         losses = {name: loss * ranks if name in summed else loss for name, loss in losses.items()}
-        total = sum(losses.values())
+        total: Any = sum(losses.values())
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group['params']]

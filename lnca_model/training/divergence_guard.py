@@ -103,6 +103,7 @@ class DivergenceDetector:
         return {**self.losses, 'best_gain': self._best_gain}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
         self.load_losses(saved)
         self._best_gain = saved['best_gain']
 
@@ -126,7 +127,7 @@ class DivergenceGuard:
     def __init__(self, model: 'RestorationModel') -> None:
         self._model = model
         self.diverged_at: list[tuple[str, int]] = []
-        self._phase: Phase | None = None
+        self._phase: Phase = model.phase
         self._reset()
 
     def _reset(self) -> None:

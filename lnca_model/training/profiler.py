@@ -115,7 +115,9 @@ class TrainingProfiler:
             give_back_freed_memory()
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the seconds and the peak memory."""
         return {'seconds': self.seconds, 'peak_bytes': self.peak_bytes}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
         self.seconds, self.peak_bytes = saved['seconds'], saved['peak_bytes']

@@ -21,6 +21,10 @@ class PhaseLogger(MessageLogger):
         tb_logger: a TensorBoard writer, or None.
     """
 
+    max_iters: int
+    start_iter: int
+    start_time: float
+
     def __init__(
         self, opt: Mapping[str, Any], phases: Sequence[Phase], start_iter: int = 0, tb_logger: Any = None
     ) -> None:
@@ -29,6 +33,7 @@ class PhaseLogger(MessageLogger):
         self._previous = (start_iter, self.start_time)
 
     def __call__(self, log_vars: dict[str, Any]) -> None:
+        """Log the losses, rates and timing of an iteration."""
         iteration, rate = log_vars['iter'], log_vars['lrs'][0]
         phase = phase_at(self._phases, iteration)
         if self.max_iters != phase.last:

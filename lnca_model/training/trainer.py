@@ -68,14 +68,14 @@ def train(opt: Options, option_file: str | Path) -> None:
     val_freq = opt['val']['val_freq'] if opt.get('val') else None
 
     def save(iteration: int) -> None:
-        parts = {'evaluator': evaluator, 'guard': guard, 'profiler': profiler}
+        parts: dict[str, Any] = {'evaluator': evaluator, 'guard': guard, 'profiler': profiler}
         state = {name: part.state_dict() for name, part in parts.items()}
         checkpointer.save(iteration, **position.at(iteration), **state)
         profiler.exclude_pause()
 
     def evaluate(iteration: int) -> None:
         evaluator.evaluate(iteration)
-        gains = evaluator.gains.get(evaluator.selection_dataset, {})
+        gains = evaluator.gains.get(evaluator.selection_dataset or '', {})
         if evaluator.selection_metric in gains and not model.is_oracle_eval:
             guard.observe_gain(gains[evaluator.selection_metric])
         profiler.exclude_pause()
@@ -211,9 +211,7 @@ def _restore(
 # --- data
 
 
-def build_loaders(
-    opt: Options, state: Mapping[str, Any] | None = None
-) -> tuple[DataLoader, list[DataLoader], DataPosition]:
+def build_loaders(opt: Options, state: Mapping[str, Any] | None = None) -> tuple[DataLoader, list[Any], DataPosition]:
     """Build the loaders of the training and the validation sets.
 
     Args:
@@ -260,7 +258,7 @@ def build_loaders(
         f'{len(train_set):,} training images, {position.batches_per_epoch:,} iterations an epoch, {total:,} '
         f'iterations, {math.ceil(total / position.batches_per_epoch):,} epochs.'
     )
-    val_loaders = []
+    val_loaders: list[Any] = []
     for name, dataset_opt in opt['datasets'].items():
         if name != 'train':
             val_set = build_dataset(dataset_opt)
@@ -270,13 +268,13 @@ def build_loaders(
     return train_loader, val_loaders, position
 
 
-def _build_loader(dataset: Any, dataset_opt: Options, opt: Options, sampler: Any) -> DataLoader:
+def _build_loader(dataset: Any, dataset_opt: Options, opt: Options, sampler: Any) -> Any:
     return build_dataloader(
         dataset, dataset_opt, num_gpu=opt['num_gpu'], dist=opt['dist'], sampler=sampler, seed=opt['manual_seed']
     )
 
 
-def _batches(loader: DataLoader, opt: Options, first_epoch: int) -> Iterator[tuple[int, Any]]:
+def _batches(loader: Any, opt: Options, first_epoch: int) -> Iterator[tuple[int, Any]]:
     """Yield (epoch, batch) without end."""
     if opt['datasets']['train'].get('prefetch_mode') == 'cuda':
         prefetcher = CUDAPrefetcher(loader, opt)
@@ -359,7 +357,7 @@ def _likely_cause(evaluator: Evaluator, guard: DivergenceGuard, model: Restorati
         hint = '' if model.rolls_back else ', or set train.on_divergence: rollback without train.paper_exact'
         return f'the training diverged ({places}): lower optim_g.lr of that phase{hint}'
     name, metric = evaluator.selection_dataset, evaluator.selection_metric
-    ceiling = evaluator.ceiling_gains.get(name, {}).get(metric, 0)
+    ceiling = evaluator.ceiling_gains.get(name or '', {}).get(metric, 0)
     if ceiling < 0 and getattr(model.network, 'blend', None) is None:
         return (
             f'even the autoencoder alone, given the latents of the clean images, scores {metric} {ceiling:+.1%} on '
