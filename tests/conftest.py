@@ -31,10 +31,20 @@ from lnca_data.io.lmdb_store import write_lmdb
 from lnca_data.tile_dataset import to_image, to_tensor
 
 ROOT = Path(__file__).resolve().parents[1]
+MAX_WORKERS = 4  # each takes a gigabyte
 TILE = 16
 MANY_TILES = 121  # two processes have unequal shares
 
 torch.set_num_threads(2)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Return the number of pytest-xdist's workers: one a core, and none for a single file, as each takes seconds."""
+    files = {argument.partition('::')[0] for argument in config.args}
+    if len(files) == 1 and files.pop().endswith('.py'):
+        return 0
+    return min(MAX_WORKERS, os.cpu_count() or 1)
 
 
 class Golden(dict[str, Tensor]):
