@@ -219,13 +219,12 @@ def _prepare(request: dict[str, Any], stdout: int, stderr: int) -> None:
     import numpy as np
     import torch
 
-    for descriptor, name in ((stdout, 'stdout'), (stderr, 'stderr')):
+    for descriptor, name, buffering in ((stdout, 'stdout', -1), (stderr, 'stderr', 1)):
         stream = getattr(sys, name)
         os.dup2(descriptor, stream.fileno())
         os.close(descriptor)
         # A new object, since the present one has remembered whether what it writes to is seekable.
         settings = {'encoding': stream.encoding, 'errors': stream.errors}
-        buffering = 1 if stream.line_buffering else -1
         setattr(sys, name, open(stream.fileno(), 'w', buffering, **settings, closefd=False))  # noqa: SIM115
     os.chdir(request['cwd'])
     os.environ.clear()
