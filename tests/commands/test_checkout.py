@@ -1,4 +1,4 @@
-"""The plug-in in a BasicSR checkout, whose own train.py is run."""
+"""The plug-in in a BasicSR checkout, trained by its own train.py."""
 
 import shutil
 import subprocess

@@ -98,12 +98,12 @@ def browser(address, downloads):
 
 
 def until(driver, found):
-    """What a function returns, once that is something; elements of the page may be replaced meanwhile."""
+    """Wait until a function returns something, and return that; the page may replace elements meanwhile."""
     return WebDriverWait(driver, PATIENCE, ignored_exceptions=[Exception]).until(lambda _: found())
 
 
 def pictures(driver):
-    """The addresses of the pictures before and after; none while there are none."""
+    """Return the addresses of the pictures before and after, an empty list while there are none."""
     return [image.get_attribute('src') for image in driver.find_elements(By.CSS_SELECTOR, '#picture img')]
 
 

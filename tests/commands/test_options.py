@@ -1,4 +1,4 @@
-"""Each option file, as it is but for its length and the network's size, on a miniature of its dataset."""
+"""Each option file, with a short training and a small network, on a miniature of its dataset."""
 
 import functools
 import shutil
@@ -47,7 +47,7 @@ def test_each_task_has_options():
 
 @pytest.fixture(scope='module')
 def packed(tmp_path_factory):
-    """The folder of a task's packed miniature. Each is made once."""
+    """Return the folder of the packed miniature of a task. Each is packed once."""
 
     @functools.cache
     def make(task):

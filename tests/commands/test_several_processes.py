@@ -1,4 +1,4 @@
-"""basicsr/train.py in two processes, started as users start it."""
+"""basicsr/train.py in two processes, by torchrun and by Slurm."""
 
 import csv
 import os
@@ -21,7 +21,7 @@ GONE_WITHIN = 60
 
 @pytest.fixture
 def options(options):
-    """Both phases are long enough to be met in their middle."""
+    """Options with phases long enough to be interrupted."""
     options['train'].update(total_iter=60)
     options['train']['autoencoder']['iters'] = 30
     options['train']['automaton']['iters'] = 30
@@ -54,9 +54,9 @@ def torchrun(project, unused_port):
 
 @pytest.fixture
 def two_ranks(project, unused_port, fork_server):
-    """Run ``basicsr/train.py`` in two processes, with the environment that torchrun would give them, to their end.
+    """Run ``basicsr/train.py`` in two ranks, with the environment that torchrun sets, and return the log of each.
 
-    Returns what each said. A launcher and two processes of their own would import PyTorch three times.
+    torchrun itself would import PyTorch three times.
     """
 
     def run(options, *arguments, launcher='pytorch', environments=None):
@@ -160,7 +160,7 @@ def test_a_killed_process_ends_the_other_and_the_run_goes_on_exactly(project, op
 
 @pytest.mark.parametrize('to_all', [True, False])
 def test_a_signal_ends_both_after_the_same_iteration(project, options, torchrun, two_ranks, to_all):
-    """To the launcher, which passes it on; or to one process only."""
+    """The signal goes to the launcher, which passes it on, or to one rank only."""
     options['logger']['save_checkpoint_freq'] = 1000
     process = torchrun(options)
     until_iteration(process, 20)
@@ -185,7 +185,7 @@ def test_a_signal_ends_both_after_the_same_iteration(project, options, torchrun,
 
 
 def test_a_signal_to_one_ends_the_validation_of_both(project, options, torchrun, two_ranks, many_tiles):
-    """The one that is asked has fewer images than the other."""
+    """The rank that receives the signal has fewer images than the other."""
     options['train'].update(total_iter=6)
     options['train']['autoencoder']['iters'] = 2
     options['train']['automaton']['iters'] = 4
@@ -211,7 +211,7 @@ def test_a_signal_to_one_ends_the_validation_of_both(project, options, torchrun,
 
 
 def test_slurm(project, options, unused_port, two_ranks, tmp_path_factory):
-    """Two tasks that find each other by what Slurm says; its scontrol is one that names this machine."""
+    """Two tasks meet by Slurm's variables; a stand-in for scontrol names this machine."""
     options['train'].update(total_iter=6)
     options['train']['autoencoder']['iters'] = 3
     options['train']['automaton']['iters'] = 3

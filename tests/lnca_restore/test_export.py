@@ -1,4 +1,4 @@
-"""Networks in other programs: the same pictures."""
+"""Exported networks: their outputs equal those of PyTorch."""
 
 import functools
 
