@@ -49,6 +49,7 @@ setup(
         'test': [
             'lnca[benchmarks,demo,onnx,restormer-noncommercial]',
             'pytest>=8,<10',
+            'pytest-xdist>=3.6,<4',  # runs tests on all cores
             'hypothesis>=6.100,<7',  # feeds the parsers what nobody would write
             'ruff>=0.9,<1',
             'onnxruntime>=1.20,<2',  # runs what was exported

@@ -1,4 +1,4 @@
-"""What several test files need."""
+"""Fixtures that several test files use."""
 
 import ast
 import copy
@@ -12,10 +12,9 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-# Compiling takes longer than what the tests run. Those that are about it turn it on; the commands that they start
-# inherit this.
+# Compilation takes longer than the tests. Tests of compilation enable it; commands inherit this setting.
 os.environ['TORCHDYNAMO_DISABLE'] = '1'
-# Threads that wait by spinning would keep the commands that the tests start from the cores.
+# Threads that spin while they wait would slow down the commands that run beside the tests.
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 import numpy as np
@@ -31,19 +30,29 @@ from lnca_data.io.lmdb_store import write_lmdb
 from lnca_data.tile_dataset import to_image, to_tensor
 
 ROOT = Path(__file__).resolve().parents[1]
+MAX_WORKERS = 4  # each takes a gigabyte
 TILE = 16
-MANY_TILES = 121  # two processes have unequal shares
+MANY_TILES = 121  # odd, so that two ranks have unequal shares
 
 torch.set_num_threads(2)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Return the number of pytest-xdist's workers: one a core, and none for a single file, as each takes seconds."""
+    files = {argument.partition('::')[0] for argument in config.args}
+    if len(files) == 1 and files.pop().endswith('.py'):
+        return 0
+    return min(MAX_WORKERS, os.cpu_count() or 1)
+
+
 class Golden(dict[str, Tensor]):
-    """The arrays of one file of tests/golden as tensors, by name."""
+    """Tensors of one file of tests/golden, by name."""
 
     config: dict
 
     def below(self, prefix: str) -> dict[str, Tensor]:
-        """``prefix/NAME`` as NAME."""
+        """Return the tensors named ``prefix/NAME``, by NAME."""
         return {name.removeprefix(f'{prefix}/'): value for name, value in self.items() if name.startswith(f'{prefix}/')}
 
 
@@ -64,15 +73,15 @@ def golden() -> Callable[[str], Golden]:
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
-    random.seed(0)  # flips and turns of TileDataset
+    random.seed(0)  # TileDataset draws flips and rotations from it
     torch.manual_seed(0)
 
 
 @pytest.fixture
 def little_room() -> Callable[[int], AbstractContextManager]:
-    """``with little_room(size):`` files cannot grow beyond that size, as on a full disk.
+    """Limit the size of files, as a full disk does: ``with little_room(size): ...``.
 
-    Only as long as it takes: pytest itself may be writing to a file.
+    The limit applies inside the ``with`` block only, since pytest itself may write to files.
     """
 
     @contextmanager
@@ -89,18 +98,18 @@ def little_room() -> Callable[[int], AbstractContextManager]:
 
 @pytest.fixture(scope='session')
 def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with small LMDBs as datasets/prepare.py makes them: train_gt, val_gt, val_lq, test_gt, test_lq."""
+    """Folder of small LMDBs as datasets/prepare.py writes them: train_gt, val_gt, val_lq, test_gt, test_lq."""
     folder = tmp_path_factory.mktemp('tiles')
     numbers = np.random.default_rng(0)
     generator = torch.Generator().manual_seed(0)
     for split, count in (('train', 21), ('val', 7), ('test', 5)):
-        # Smooth, as photographs are: noise of a few pixels, enlarged.
+        # Enlarged noise, since photographs are smooth.
         coarse = numbers.integers(0, 256, (count, 4, 4, 3), dtype=np.uint8)
         images = [image.repeat(TILE // 4, axis=0).repeat(TILE // 4, axis=1) for image in coarse]
         keyed = [(f'tile_{index:03d}', image) for index, image in enumerate(images)]
         write_lmdb(folder / f'{split}_gt.lmdb', keyed)
         if split != 'train':
-            # Negatives, so that a network of a few iterations does not score below them: then a run ends with an error.
+            # Negatives, so that a hardly trained network scores higher: a run that ends below its input fails.
             noisy = [
                 (key, to_image(Noise()(to_tensor(255 - image)[None], generator=generator)[0])) for key, image in keyed
             ]
@@ -110,7 +119,7 @@ def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope='session')
 def many_tiles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Options of a dataset with so many pairs that it takes seconds to restore them one by one."""
+    """Options of a dataset that takes seconds to restore one pair at a time."""
     numbers = np.random.default_rng(0)
     folder = tmp_path_factory.mktemp('many')
     for side in ('gt', 'lq'):
@@ -121,7 +130,7 @@ def many_tiles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture
 def options(tiles: Path) -> dict[str, Any]:
-    """options/lnca_photos.yml for those tiles, with a tiny network and seven iterations of batches of four."""
+    """Options of options/lnca_photos.yml for ``tiles``, a tiny network, and seven iterations of batches of four."""
     opt = yaml.safe_load((ROOT / 'options' / 'lnca_photos.yml').read_text())
     for dataset in opt['datasets'].values():
         for side in ('gt', 'lq'):
@@ -140,7 +149,7 @@ def options(tiles: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def model_options(options: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
-    """What a model is made with: ``options`` with what BasicSR adds to them."""
+    """Options as a model receives them: ``options`` and the entries that BasicSR adds."""
     opt = copy.deepcopy(options)
     folders = {'models': 'models', 'training_states': 'training_states', 'log': '', 'visualization': 'visualization'}
     opt['path'].update({name: str(tmp_path / folder) for name, folder in folders.items()})
@@ -153,7 +162,7 @@ def model_options(options: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def unused_port() -> int:
-    """One where nothing listens, for processes to meet at."""
+    """Port at which nothing listens, for the rendezvous of processes."""
     with socket.socket() as listener:
         listener.bind(('127.0.0.1', 0))
         return listener.getsockname()[1]
@@ -161,7 +170,7 @@ def unused_port() -> int:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A folder with copies of the commands, so that what they write lands there."""
+    """Folder with copies of the commands, which write their results there."""
     (tmp_path / 'basicsr').mkdir()
     for name in ('train.py', 'test.py'):
         (tmp_path / 'basicsr' / name).write_text((ROOT / 'basicsr' / name).read_text())
@@ -176,7 +185,7 @@ def fork_server() -> Iterator[ForkServer]:
 
 @pytest.fixture
 def run(project: Path, fork_server: ForkServer) -> Callable[..., subprocess.CompletedProcess]:
-    """Run ``python basicsr/COMMAND.py -opt FILE`` with an option file made of ``options``."""
+    """Run ``python basicsr/COMMAND.py -opt FILE`` with an option file that holds ``options``."""
 
     def command(name: str, options: dict[str, Any], *arguments: str, cwd: Path = project, **more: Any):
         file = project / 'options.yml'

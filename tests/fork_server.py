@@ -73,7 +73,7 @@ class ForkServer:
         """Start ``python COMMAND``.
 
         Args:
-            command: the path of a script and its arguments.
+            command: the path of a script, or ``-m`` and the name of a module, and arguments.
             cwd: the working directory, by default that of this process.
             env: the environment, by default that of this process.
             stdout: ``subprocess.PIPE`` or ``subprocess.DEVNULL``.
@@ -219,20 +219,19 @@ def _prepare(request: dict[str, Any], stdout: int, stderr: int) -> None:
     import numpy as np
     import torch
 
-    for descriptor, name in ((stdout, 'stdout'), (stderr, 'stderr')):
+    for descriptor, name, buffering in ((stdout, 'stdout', -1), (stderr, 'stderr', 1)):
         stream = getattr(sys, name)
         os.dup2(descriptor, stream.fileno())
         os.close(descriptor)
         # A new object, since the present one has remembered whether what it writes to is seekable.
         settings = {'encoding': stream.encoding, 'errors': stream.errors}
-        buffering = 1 if stream.line_buffering else -1
         setattr(sys, name, open(stream.fileno(), 'w', buffering, **settings, closefd=False))  # noqa: SIM115
     os.chdir(request['cwd'])
     os.environ.clear()
     os.environ.update(request['env'])
     tempfile.tempdir = None  # depends on the environment
     sys.argv = request['command']
-    sys.path[0] = os.path.dirname(sys.argv[0])
+    sys.path[0] = request['cwd'] if sys.argv[0] == '-m' else os.path.dirname(sys.argv[0])
     if request['start_new_session']:
         os.setsid()
     if request['file_size_limit']:
@@ -246,10 +245,14 @@ def _prepare(request: dict[str, Any], stdout: int, stderr: int) -> None:
 
 
 def _execute() -> None:
-    """Run the script that ``sys.argv`` names, and end with its exit code, without taking PyTorch down."""
+    """Run what ``sys.argv`` names and end with its exit code, without the seconds that unloading PyTorch takes."""
     code: Any = 0
     try:
-        runpy.run_path(sys.argv[0], run_name='__main__')
+        if sys.argv[0] == '-m':
+            del sys.argv[0]
+            runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)
+        else:
+            runpy.run_path(sys.argv[0], run_name='__main__')
     except SystemExit as end:
         code = end.code
     except KeyboardInterrupt:

@@ -1,7 +1,7 @@
-"""By how much rollouts of lnca_arch.acceleration.persistent_kernel's kernels differ from plain ones.
+"""Differences between rollouts of lnca_arch.acceleration.persistent_kernel's kernels and reference rollouts.
 
-Without a GPU Triton interprets a kernel, if it is told so before it is imported; hence a process of its own:
-``TRITON_INTERPRET=1 python tests/interpreted_kernels.py`` prints a number a case as JSON.
+Without a GPU, Triton interprets kernels if TRITON_INTERPRET is set before its import; hence a process of its own:
+``TRITON_INTERPRET=1 python tests/interpreted_kernels.py`` prints one number for each case, as JSON.
 """
 
 import json
@@ -24,7 +24,7 @@ CASES = [
 
 
 def rule_of(name: str, channels: int, hidden: int) -> CellularAutomaton:
-    """A rule whose updates are not zero, as they are in a new one."""
+    """Return a rule with random parameters, since the updates of a new one are zero."""
     kind = NAFCA if name.startswith('nafca') else ViTCA
     rule = kind(channels, channels, hidden, **SIZES.get(name, {})).eval()
     with torch.no_grad():
@@ -34,7 +34,7 @@ def rule_of(name: str, channels: int, hidden: int) -> CellularAutomaton:
 
 
 def difference(name: str, precision: str, size: tuple[int, int, int], channels: int, hidden: int) -> float:
-    """The largest one, as a share of the largest value."""
+    """Return the largest absolute difference, relative to the largest value."""
     count, height, width = size
     rule = rule_of(name, channels, hidden)
     with torch.no_grad():

@@ -1,10 +1,10 @@
-"""What a command's end must look like."""
+"""Checks of how a command ended."""
 
 from subprocess import CompletedProcess
 
 
 def failed_in_one_line(result: CompletedProcess, *words: str) -> str:
-    """The error line, after checking that it is alone, that it holds the words, and that the exit code is not 0."""
+    """Check that a command failed with a single error line that holds the words, and return that line."""
     assert result.returncode != 0
     assert 'Traceback' not in result.stderr
     lines = [line for line in result.stderr.splitlines() if line.startswith('error: ')]

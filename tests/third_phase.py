@@ -1,11 +1,11 @@
-"""Options with the phase that is not the paper's."""
+"""Options of a training that has a third phase, which the paper does not have."""
 
 import copy
 from typing import Any
 
 
 def with_joint_phase(opt: dict[str, Any], iters: int = 3) -> dict[str, Any]:
-    """Options and so many iterations of ``train.joint``, with every loss that it knows."""
+    """Return options with ``iters`` iterations of ``train.joint``, with every loss that the phase supports."""
     opt = copy.deepcopy(opt)
     automaton = opt['train']['automaton']
     names = ('optim_g', 'reconstruction_opt', 'output_overflow_opt', 'hidden_overflow_opt')

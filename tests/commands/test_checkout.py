@@ -1,4 +1,4 @@
-"""The plug-in in a BasicSR checkout, whose own train.py is run."""
+"""The plug-in in a BasicSR checkout, trained by its own train.py."""
 
 import shutil
 import subprocess
@@ -10,7 +10,7 @@ import yaml
 
 import basicsr
 
-CHECKOUT = [sys.executable, '-m', 'lnca_model.integrations.checkout']
+CHECKOUT = ['-m', 'lnca_model.integrations.checkout']
 
 
 @pytest.fixture
@@ -19,6 +19,12 @@ def checkout(tmp_path):
     ignored = shutil.ignore_patterns('__pycache__')
     shutil.copytree(Path(basicsr.__file__).parent, tmp_path / 'basicsr', ignore=ignored)
     return tmp_path
+
+
+@pytest.fixture
+def edit_checkout(fork_server):
+    """Run ``python -m lnca_model.integrations.checkout ARGUMENTS``."""
+    return lambda *arguments: fork_server.run([*CHECKOUT, *arguments])
 
 
 def call(*arguments, **more):
@@ -32,7 +38,7 @@ def files_of(folder):
 def test_installed_its_own_train_py_trains_and_removed_it_is_as_before(checkout, options, tmp_path_factory):
     before = files_of(checkout)
     for _ in range(2):  # a second time it replaces its own files
-        result = call(*CHECKOUT, 'install', checkout)
+        result = call(sys.executable, *CHECKOUT, 'install', checkout)
         assert result.returncode == 0, result.stderr
     written = files_of(checkout).keys() - before.keys()
     assert checkout / 'options' / 'lnca_photos.yml' in written
@@ -51,35 +57,35 @@ def test_installed_its_own_train_py_trains_and_removed_it_is_as_before(checkout,
     assert 'Traceback' not in result.stderr
 
     shutil.rmtree(checkout / 'experiments')
-    assert call(*CHECKOUT, 'remove', checkout).returncode == 0
+    assert call(sys.executable, *CHECKOUT, 'remove', checkout).returncode == 0
     assert files_of(checkout) == before
 
 
-def test_files_of_others_are_not_touched(checkout):
+def test_files_of_others_are_not_touched(checkout, edit_checkout):
     foreign = checkout / 'basicsr' / 'models' / 'lnca_model.py'
     foreign.write_text('mine = True\n')
     before = files_of(checkout)
-    result = call(*CHECKOUT, 'install', checkout)
+    result = edit_checkout('install', checkout)
     assert result.returncode != 0
     assert result.stderr.startswith(f'error: {foreign} exists and was not written by this command')
     assert files_of(checkout) == before
-    assert call(*CHECKOUT, 'remove', checkout).returncode == 0
+    assert edit_checkout('remove', checkout).returncode == 0
     assert files_of(checkout) == before
 
 
-def test_edited_files_stay(checkout):
-    call(*CHECKOUT, 'install', checkout)
+def test_edited_files_stay(checkout, edit_checkout):
+    edit_checkout('install', checkout)
     edited = checkout / 'options' / 'lnca_photos.yml'
     edited.write_text(edited.read_text().replace('pool_size: 1024', 'pool_size: 512'))
-    result = call(*CHECKOUT, 'install', checkout)
+    result = edit_checkout('install', checkout)
     assert result.returncode != 0
     assert str(edited) in result.stderr
-    call(*CHECKOUT, 'remove', checkout)
+    edit_checkout('remove', checkout)
     assert 'pool_size: 512' in edited.read_text()
     assert not (checkout / 'basicsr' / 'models' / 'lnca_model.py').exists()
 
 
-def test_no_checkout(tmp_path):
-    result = call(*CHECKOUT, 'install', tmp_path)
+def test_no_checkout(tmp_path, edit_checkout):
+    result = edit_checkout('install', tmp_path)
     assert result.returncode != 0
     assert result.stderr == f'error: {tmp_path} is no BasicSR checkout: it has no basicsr/archs/__init__.py\n'

@@ -98,12 +98,12 @@ def browser(address, downloads):
 
 
 def until(driver, found):
-    """What a function returns, once that is something; elements of the page may be replaced meanwhile."""
+    """Wait until a function returns something, and return that; the page may replace elements meanwhile."""
     return WebDriverWait(driver, PATIENCE, ignored_exceptions=[Exception]).until(lambda _: found())
 
 
 def pictures(driver):
-    """The addresses of the pictures before and after; none while there are none."""
+    """Return the addresses of the pictures before and after, an empty list while there are none."""
     return [image.get_attribute('src') for image in driver.find_elements(By.CSS_SELECTOR, '#picture img')]
 
 
@@ -173,12 +173,9 @@ def test_it_listens_to_this_computer_alone(address):
             assert attempt.connect_ex((other, port)) != 0
 
 
-def test_a_network_without_an_automaton_is_refused(tmp_path):
+def test_a_network_without_an_automaton_is_refused(fork_server, tmp_path):
     sizes = {'width': 4, 'enc_blk_nums': [1], 'dec_blk_nums': [1]}
     save_network(NAFNet(**sizes), {'type': 'NAFNet', **sizes}, tmp_path / 'net.safetensors')
-    result = subprocess.run(
-        [sys.executable, DEMO, '--model', tmp_path / 'net.safetensors'],
-        capture_output=True, text=True, check=False, timeout=PATIENCE,
-    )  # fmt: skip
+    result = fork_server.run([DEMO, '--model', tmp_path / 'net.safetensors'])
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1].endswith('net.safetensors: NAFNet has no automaton to watch')

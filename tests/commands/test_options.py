@@ -1,5 +1,7 @@
-"""Each option file, as it is but for its length and the network's size, on a miniature of its dataset."""
+"""Each option file, with a short training and a small network, on a miniature of its dataset."""
 
+import functools
+import shutil
 from pathlib import Path
 
 import miniatures
@@ -18,7 +20,7 @@ OPTIONS = Path(__file__).resolve().parents[2] / 'options'
 TASKS = {
     'celeba_denoise': ('celeba', {}, 'noise', miniatures.celeba),
     'celeba_deblur': ('celeba', {}, 'blur', miniatures.celeba),
-    'cifar10_denoise': ('cifar10', {}, 'noise', miniatures.cifar10_python),
+    'cifar10_denoise': ('cifar10', {}, 'noise', miniatures.cifar10_binary),
     'cifar10_deblur': ('cifar10', {}, 'blur', miniatures.cifar10_binary),
     'tinyimagenet_denoise': ('tinyimagenet', {}, 'noise', miniatures.tinyimagenet),
     'tinyimagenet_deblur': ('tinyimagenet', {}, 'blur', miniatures.tinyimagenet),
@@ -27,6 +29,9 @@ TASKS = {
     'gopro': ('gopro', {'blur': 'blur'}, None, miniatures.gopro),
     'realblur': ('realblur', {'variant': 'J'}, None, miniatures.realblur),
 }
+# One for each kind of pairs: noise and blur that training draws, and pairs that the dataset holds.
+KINDS = ('tinyimagenet_denoise', 'cifar10_deblur', 'gopro')
+PREFIXES = ('', 'plus_')
 IMAGES = {'celeba': 202_599, 'cifar10': 60_000, 'tinyimagenet': 120_000}
 
 
@@ -37,41 +42,64 @@ def read(task):
 def test_each_task_has_options():
     files = {path.stem.removeprefix('lnca_') for path in OPTIONS.glob('lnca_*.yml')}
     tasks = {'photos', 'photos_deblur', *TASKS}
-    assert files == tasks | {f'plus_{task}' for task in tasks}
+    assert files == {prefix + task for prefix in PREFIXES for task in tasks}
 
 
-@pytest.mark.parametrize('task', TASKS)
-def test_trains_in_two_phases(task, tmp_path, project, run):
-    name, choices, corruption, make = TASKS[task]
-    source = SOURCES[name]
-    pack(
-        name,
-        source.list(make(tmp_path / 'source'), **choices),
-        project / 'datasets' / task,
-        PackConfig(
-            TilingSpec(whole=True) if source.whole else TilingSpec(pixels=(32,)),
-            {'type': corruption} if corruption else None,
-        ),
-    )
-    options = read(task)
+@pytest.fixture(scope='module')
+def packed(tmp_path_factory):
+    """Return the folder of the packed miniature of a task. Each is packed once."""
+
+    @functools.cache
+    def make(task):
+        name, choices, corruption, miniature = TASKS[task]
+        source = SOURCES[name]
+        folder = tmp_path_factory.mktemp(task)
+        pack(
+            name,
+            source.list(miniature(folder / 'source'), **choices),
+            folder / task,
+            PackConfig(
+                TilingSpec(whole=True) if source.whole else TilingSpec(pixels=(32,)),
+                {'type': corruption} if corruption else None,
+            ),
+        )
+        return folder / task
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ('prefix', 'task'),
+    [
+        pytest.param(prefix, task, marks=() if task in KINDS else pytest.mark.slow)
+        for prefix in PREFIXES
+        for task in TASKS
+    ],
+)
+def test_trains_in_all_phases(prefix, task, packed, project, run):
+    shutil.copytree(packed(task), project / 'datasets' / task)
+    options = read(prefix + task)
+    phases = [phase for phase in ('autoencoder', 'automaton', 'joint') if phase in options['train']]
+    assert len(phases) == (3 if prefix else 2)
     options['datasets']['train'].update(batch_size_per_gpu=4)
     options['network_g'].update(latent_channels=4, hidden_channels=4, embed_channels=8)
-    options['train'].update(total_iter=4)
-    options['train']['autoencoder'].update(iters=2)
-    options['train']['automaton'].update(iters=2, pool_size=8, steps=[1, 2])
+    options['train'].update(total_iter=2 * len(phases))
+    for phase in phases:
+        options['train'][phase].update(iters=2)
+    options['train']['automaton'].update(pool_size=8, steps=[1, 2])
     options['val'].update(val_freq=2)
-    options['logger'].update(print_freq=1, save_checkpoint_freq=4, use_tb_logger=False)
+    options['logger'].update(print_freq=1, save_checkpoint_freq=2 * len(phases), use_tb_logger=False)
     options['num_gpu'] = 0
     result = run('train', options)
     # After two iterations a phase it ends, and may restore less than nothing.
     assert result.returncode in (0, EXIT_BELOW_INPUT), result.stderr
 
-    experiment = project / 'experiments' / f'lnca_{task}'
+    experiment = project / 'experiments' / f'lnca_{prefix}{task}'
     assert (experiment / 'models' / 'net_g_best.pth').is_file()
     log = result.stdout + result.stderr
     assert f'Dataset {task}_train' in log
     assert 'kept in memory' in log
-    assert 'Phase 2 of 2, automaton' in log
+    assert f'Phase {len(phases)} of {len(phases)}, {phases[-1]}' in log
     scored = (experiment / 'scores.csv').read_text()
     assert f'{task}_val' in scored
     assert f'{task}_test' in scored

@@ -26,6 +26,7 @@ from lnca_data.io.lmdb_store import TileStore, encode_png
 from basicsr.data import build_dataset
 
 COMMAND = Path(__file__).resolve().parents[2] / 'datasets' / 'prepare.py'
+PATIENCE = 300  # seconds, on cores that are busy otherwise
 SPLITS = ('train', 'val', 'test')
 PHOTOGRAPHS = ('astronaut', 'coffee', 'rocket', 'retina', 'hubble_deep_field', 'motorcycle_left', 'motorcycle_right')
 # Miniature → arguments, {} being its folder.
@@ -38,7 +39,7 @@ REAL = {
 }
 SYNTHETIC = {
     'celeba': 'celeba --source {}',
-    'cifar10_python': 'cifar10 --source {} --corruption blur',
+    'cifar10_binary': 'cifar10 --source {} --corruption blur',
     'cifar10_binary_archive': 'cifar10 --source {}',
     'tinyimagenet': 'tinyimagenet --source {} --corruption blur --tile-size 16',
 }
@@ -61,14 +62,14 @@ def prepare(fork_server, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def miniature(tmp_path_factory):
-    """A miniature's folder by its name. It is made once and stays as it is."""
+    """Return the folder of a miniature. Each is written once; tests leave it unchanged."""
     root = tmp_path_factory.mktemp('miniatures')
     return functools.cache(lambda name: getattr(miniatures, name)(root / name))
 
 
 @pytest.fixture(scope='module')
 def packed(prepare, miniature, tmp_path_factory):
-    """Where a miniature, or the photographs, were packed, and what the command said. It is done once and stays."""
+    """Return the folder of a packed dataset and the result of the command. Each is packed once."""
 
     def command(name):
         output = tmp_path_factory.mktemp(name) / name
@@ -116,13 +117,13 @@ def blurred_photos(prepare, tmp_path_factory):
 
 @pytest.fixture
 def copy(packed, tmp_path):
-    """A packed dataset to damage."""
+    """A copy of a packed dataset, which a test may change."""
     return shutil.copytree(packed('pairs')[0], tmp_path / 'copy')
 
 
 @pytest.fixture
 def broken(miniature, tmp_path):
-    """GoPro with half of one image."""
+    """GoPro with one truncated image, and the path of that."""
     folder = shutil.copytree(miniature('gopro'), tmp_path / 'broken')
     half = folder / 'train' / 'GOPR0477_11_00' / 'blur' / '000048.png'
     half.write_bytes(half.read_bytes()[:2000])
@@ -134,13 +135,13 @@ def keys(lmdb_folder):
 
 
 def tiles(folder, split, side='gt'):
-    """Key → ``(size, size, 3)`` uint8 RGB."""
+    """Return the tiles of a split: key → ``(size, size, 3)`` uint8 RGB."""
     store = TileStore(folder / f'{split}_{side}.lmdb')
     return {key: store[key] for key in store.keys}
 
 
 def place(key):
-    """Name, side, top and left of a tile."""
+    """Return the image name, side, top and left of a tile."""
     name, *numbers = re.fullmatch(r'(.+)_(\d+)px_y(\d+)_x(\d+)', key).groups()
     return name, *map(int, numbers)
 
@@ -150,25 +151,25 @@ def summary_of(folder):
 
 
 def sources_of(folder):
-    """The rows of sources.csv: name, gt, lq, scene, split, tiles."""
+    """Return the rows of sources.csv: name, gt, lq, scene, split, tiles."""
     with open(folder / 'sources.csv', newline='') as file:
         return list(csv.DictReader(file))
 
 
 def contents(folder):
-    """Path → bytes of the files. What an LMDB is locked with says who has it open."""
+    """Return path → bytes of all files but the locks of LMDBs, which depend on who has them open."""
     files = (file for file in folder.rglob('*') if file.is_file() and file.name != 'lock.mdb')
     return {file.relative_to(folder): file.read_bytes() for file in files}
 
 
 def complaints(result):
-    """What a command wrote to standard error beside bars that show progress."""
+    """Return the lines that a command wrote to standard error, without progress bars."""
     bar = re.compile(r'(packing \w+|checking): .*[a-z?]/[a-z]+\] *')
     return [line for line in result.stderr.splitlines() if line.strip() and not bar.fullmatch(line)]
 
 
 def error_of(result):
-    """The one line that a command failed with."""
+    """Check that a command failed with a single error line, and return its message."""
     assert result.returncode == 1
     assert not result.stdout
     assert len(complaints(result)) == 1, result.stderr
@@ -368,7 +369,7 @@ def test_tiles_are_of_their_place(packed, miniature):
                 np.testing.assert_array_equal(tile, image(rows[name][side])[top : top + size, left : left + size])
 
 
-@pytest.mark.parametrize('name', ['cifar10_python', 'cifar10_binary_archive'])
+@pytest.mark.parametrize('name', ['cifar10_binary', 'cifar10_binary_archive'])
 def test_cifar10_is_packed_as_it_is(packed, name):
     expected = {
         f'{batch}_{index:05d}': image
@@ -389,7 +390,7 @@ def test_cifar10_is_packed_as_it_is(packed, name):
         ('sid', ['--tile-pixels', 32], 'val', r'(Sony|Fuji)_20003_0[01]_0_1s'),
         ('celeba', [], 'val', r'0000(49|5[0-4])'),
         ('tinyimagenet', [], 'val', r'val_\d'),
-        ('cifar10_python', [], 'test', r'test_batch_\d{5}'),
+        ('cifar10_binary', [], 'test', r'test_batch_\d{5}'),
     ],
 )
 def test_official_split(prepare, miniature, tmp_path, name, arguments, split, expected):
@@ -431,7 +432,7 @@ def test_split_by_tile(prepare, miniature, tmp_path):
 
 @pytest.mark.parametrize('arguments', ['celeba', 'cifar10 --corruption blur', 'renoir --tile-pixels 32'])
 def test_output_unless_given(prepare, miniature, tmp_path, arguments):
-    """Beside prepare.py, by the name of the dataset and of what is to be learnt from it."""
+    """The default is a folder beside prepare.py, named by dataset and task."""
     command = shutil.copy(COMMAND, tmp_path)
     name, *more = arguments.split()
     source = miniature({'cifar10': 'cifar10_binary'}.get(name, name))
@@ -566,7 +567,7 @@ def test_skip_bad_goes_on_without_a_missing_image(prepare, broken, tmp_path):
 
 @pytest.mark.parametrize('limit', [4 << 10, 8 << 20])
 def test_full_disk(prepare, photos, tmp_path, limit):
-    """Whether an LMDB has no room to begin in or to grow in."""
+    """A disk may be full before an LMDB is created, or while it grows."""
     line = error_of(prepare('photos', '--output', tmp_path / 'photos', limit=limit))
     assert line.startswith(f'{tmp_path / "photos"}: cannot write')
     assert 'another --output' in line
@@ -579,7 +580,7 @@ def test_full_disk(prepare, photos, tmp_path, limit):
 
 @pytest.mark.skipif(not Path('/proc/self/stat').exists(), reason='needs /proc')
 def test_killed(prepare, tmp_path):
-    """Nothing that looks packed is left, no process stays behind, and the next run is as if nothing had been."""
+    """No partial dataset and no process is left, and the next run succeeds."""
     output = tmp_path / 'photos'
     long = ('--tile-pixels', *map(str, range(32, 64)))
     process = subprocess.Popen(
@@ -590,7 +591,7 @@ def test_killed(prepare, tmp_path):
     )
 
     def running():
-        """The processes of its group that are no zombies."""
+        """Return the states of the processes in its group, without zombies."""
         states = []
         for file in Path('/proc').glob('[0-9]*/stat'):
             try:
@@ -614,7 +615,7 @@ def test_killed(prepare, tmp_path):
 
 
 def wait_for(condition):
-    end = time.monotonic() + 60
+    end = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.01)
@@ -684,7 +685,7 @@ def write(lmdb_folder, key, data):
 
 
 def remove(lmdb_folder):
-    """The first tile, from the LMDB and from its list."""
+    """Remove the first tile from the LMDB and from meta_info.txt."""
     first, *others = (lmdb_folder / 'meta_info.txt').read_text().splitlines(keepends=True)
     (lmdb_folder / 'meta_info.txt').write_text(''.join(others))
     write(lmdb_folder, first.split('.')[0], None)

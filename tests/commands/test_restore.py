@@ -27,7 +27,7 @@ def run(fork_server):
 
 
 def run_afresh(command, *arguments):
-    """As ``run``, but in a process that has imported nothing."""
+    """Do as ``run`` in a process of its own, which has imported nothing."""
     return subprocess.run(
         [sys.executable, ROOT / 'inference' / f'{command}.py', *map(str, arguments)],
         capture_output=True,
@@ -196,7 +196,7 @@ def test_export_for_other_programs(run, model, tmp_path, suffix):
 
 
 def test_names_that_are_no_utf_8(tmp_path, model, monkeypatch):
-    """Of old folders: neither OpenCV nor a terminal that has no such letters stops the command."""
+    """Such names are found in old folders; neither OpenCV nor an ASCII terminal can handle them."""
     folder = tmp_path / 'in'
     folder.mkdir()
     names = (b'caf\xe9.png', b'b.png')

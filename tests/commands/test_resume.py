@@ -1,4 +1,4 @@
-"""Runs of basicsr/train.py that end before they should, and go on."""
+"""Interrupted runs of basicsr/train.py, and resuming."""
 
 import csv
 import os
@@ -22,7 +22,7 @@ IN_JOINT = ('optim_g', 'reconstruction_opt', 'hidden_overflow_opt')
 
 @pytest.fixture
 def long_options(options):
-    """All phases are long enough to be met in their middle; checkpoints and validations fall together or apart."""
+    """Options with phases long enough to be interrupted, and checkpoints and validations at different iterations."""
     joint = {key: value for key, value in options['train']['automaton'].items() if key in IN_JOINT}
     options['train'].update(total_iter=120, joint=joint)
     for phase in ('autoencoder', 'automaton', 'joint'):
@@ -35,7 +35,7 @@ def long_options(options):
 
 @pytest.fixture
 def start(project, fork_server):
-    """Start basicsr/train.py in a folder, by default ``project``."""
+    """Start basicsr/train.py in ``folder``."""
 
     def train(options, auto_resume=True, folder=project, **more):
         file = folder / 'options.yml'
@@ -50,7 +50,7 @@ def start(project, fork_server):
 
 @pytest.fixture
 def left_alone(project, start, tmp_path_factory):
-    """``left_alone(options)``: a folder like ``project`` in which this run has come to its end."""
+    """Train without interruption in a folder like ``project``, and return that folder."""
 
     def train(options):
         other = tmp_path_factory.mktemp('left_alone')
@@ -64,7 +64,7 @@ def left_alone(project, start, tmp_path_factory):
 
 
 def until_iteration(process, iteration):
-    """Read what a run says until it says that it has reached an iteration."""
+    """Read the log of a run until it reports an iteration."""
     said = []
     for line in process.stderr:
         said.append(line)
@@ -135,7 +135,7 @@ def test_a_signal_saves_and_ends(number, project, start, long_options):
 
 
 def test_a_signal_to_all_processes_of_a_run_leaves_it_its_workers(project, start, long_options):
-    """As a scheduler sends it, or Ctrl-C."""
+    """Schedulers and Ctrl-C signal the whole process group."""
     long_options['datasets']['train'].update(num_worker_per_gpu=2, persistent_workers=True)
     long_options['logger'].update(save_checkpoint_freq=1000)
     process = start(long_options, start_new_session=True)
@@ -153,7 +153,7 @@ def test_a_signal_to_all_processes_of_a_run_leaves_it_its_workers(project, start
 
 @pytest.fixture
 def slow_validations(long_options, many_tiles):
-    """After the first dataset a second takes seconds, and so does the one that is scored at the end."""
+    """Options with a second validation dataset and a test dataset that take seconds."""
     datasets = long_options['datasets']
     datasets['val_more'] = datasets['val'] | many_tiles | {'name': 'more'}
     datasets['val_test'] |= many_tiles
@@ -281,7 +281,7 @@ def test_two_runs_of_one_name(project, start, run, long_options):
 
 
 def test_a_longer_or_slower_phase_on_resuming(project, run, options):
-    """What the options say of schedules holds from there on."""
+    """The schedules of the option file apply from there on."""
     options['logger']['save_checkpoint_freq'] = 7
     assert run('train', options).returncode == 0
     options['train'].update(total_iter=13)

@@ -1,4 +1,4 @@
-"""basicsr/train.py in two processes, started as users start it."""
+"""basicsr/train.py in two processes, by torchrun and by Slurm."""
 
 import csv
 import os
@@ -21,7 +21,7 @@ GONE_WITHIN = 60
 
 @pytest.fixture
 def options(options):
-    """Both phases are long enough to be met in their middle."""
+    """Options with phases long enough to be interrupted."""
     options['train'].update(total_iter=60)
     options['train']['autoencoder']['iters'] = 30
     options['train']['automaton']['iters'] = 30
@@ -50,6 +50,33 @@ def torchrun(project, unused_port):
     yield start
     for process in started:
         process.kill()
+
+
+@pytest.fixture
+def two_ranks(project, unused_port, fork_server):
+    """Run ``basicsr/train.py`` in two ranks, with the environment that torchrun sets, and return the log of each.
+
+    torchrun itself would import PyTorch three times.
+    """
+
+    def run(options, *arguments, launcher='pytorch', environments=None):
+        file = project / f'{options["name"]}.yml'
+        file.write_text(yaml.safe_dump(options))
+        command = [project / 'basicsr' / 'train.py', '-opt', file, '--launcher', launcher, *arguments]
+        group = {'WORLD_SIZE': '2', 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(unused_port)}
+        environments = environments or [group | {'RANK': str(rank), 'LOCAL_RANK': str(rank)} for rank in range(2)]
+        threads = {'OMP_NUM_THREADS': '1'}
+        ranks = [
+            fork_server.start(command, cwd=project, env=os.environ | threads | own, stdout=subprocess.DEVNULL)
+            for own in environments
+        ]
+        try:
+            return [finish(rank) for rank in ranks]
+        finally:
+            for rank in ranks:
+                rank.kill()
+
+    return run
 
 
 def finish(process, code=0):
@@ -107,9 +134,9 @@ def test_trains_resumes_and_scores_as_one_process_does(project, options, torchru
     assert 'Resuming training from epoch: 11, iter: 60.' in result.stderr
 
 
-def test_a_killed_process_ends_the_other_and_the_run_goes_on_exactly(project, options, torchrun):
+def test_a_killed_process_ends_the_other_and_the_run_goes_on_exactly(project, options, torchrun, two_ranks):
     whole = options | {'name': 'whole'}
-    finish(torchrun(whole))
+    two_ranks(whole)
 
     process = torchrun(options)
     until_iteration(process, 43)
@@ -124,8 +151,7 @@ def test_a_killed_process_ends_the_other_and_the_run_goes_on_exactly(project, op
     assert len(lines) == 1
     assert '[rank0]: error: process 0 of 2 has lost the others' in lines[0]
 
-    said = finish(torchrun(options))
-    assert 'iter: 40.' in said
+    assert 'iter: 40.' in two_ranks(options, '--auto_resume')[0]
     for name in ('latest', 'best', '50'):
         weights, expected = weights_of(project, options, name), weights_of(project, whole, name)
         assert all(torch.equal(weights[key], value) for key, value in expected.items()), name
@@ -133,8 +159,8 @@ def test_a_killed_process_ends_the_other_and_the_run_goes_on_exactly(project, op
 
 
 @pytest.mark.parametrize('to_all', [True, False])
-def test_a_signal_ends_both_after_the_same_iteration(project, options, torchrun, to_all):
-    """To the launcher, which passes it on; or to one process only."""
+def test_a_signal_ends_both_after_the_same_iteration(project, options, torchrun, two_ranks, to_all):
+    """The signal goes to the launcher, which passes it on, or to one rank only."""
     options['logger']['save_checkpoint_freq'] = 1000
     process = torchrun(options)
     until_iteration(process, 20)
@@ -155,11 +181,11 @@ def test_a_signal_ends_both_after_the_same_iteration(project, options, torchrun,
 
     options['train'].update(total_iter=34)
     options['train']['automaton']['iters'] = 4
-    assert f'iter: {state.stem}.' in finish(torchrun(options))
+    assert f'iter: {state.stem}.' in two_ranks(options, '--auto_resume')[0]
 
 
-def test_a_signal_to_one_ends_the_validation_of_both(project, options, torchrun, many_tiles):
-    """The one that is asked has fewer images than the other."""
+def test_a_signal_to_one_ends_the_validation_of_both(project, options, torchrun, two_ranks, many_tiles):
+    """The rank that receives the signal has fewer images than the other."""
     options['train'].update(total_iter=6)
     options['train']['autoencoder']['iters'] = 2
     options['train']['automaton']['iters'] = 4
@@ -167,7 +193,7 @@ def test_a_signal_to_one_ends_the_validation_of_both(project, options, torchrun,
     options['val'].update(val_freq=3, batch_size=1)
     options['logger']['save_checkpoint_freq'] = 3
     whole = options | {'name': 'whole'}
-    finish(torchrun(whole))
+    two_ranks(whole)
 
     process = torchrun(options)
     for line in process.stderr:
@@ -180,18 +206,16 @@ def test_a_signal_to_one_ends_the_validation_of_both(project, options, torchrun,
     assert not psutil.wait_procs(children, timeout=1)[1]
     experiment = project / 'experiments' / options['name']
     assert 'more' not in [row['dataset'] for row in scores_of(experiment)]
-    finish(torchrun(options))
+    two_ranks(options, '--auto_resume')
     assert scores_of(experiment) == scores_of(project / 'experiments' / 'whole')
 
 
-def test_slurm(project, options, unused_port, tmp_path_factory):
-    """Two tasks that find each other by what Slurm says; its scontrol is one that names this machine."""
+def test_slurm(project, options, unused_port, two_ranks, tmp_path_factory):
+    """Two tasks meet by Slurm's variables; a stand-in for scontrol names this machine."""
     options['train'].update(total_iter=6)
     options['train']['autoencoder']['iters'] = 3
     options['train']['automaton']['iters'] = 3
     options['dist_params'] = {'backend': 'gloo', 'port': unused_port}
-    file = project / 'options.yml'
-    file.write_text(yaml.safe_dump(options))
     scontrol = tmp_path_factory.mktemp('slurm') / 'scontrol'
     scontrol.write_text('#!/bin/sh\n[ "$*" = "show hostnames here[1-2]" ] && printf "127.0.0.1\\nnowhere\\n"\n')
     scontrol.chmod(0o755)
@@ -199,21 +223,9 @@ def test_slurm(project, options, unused_port, tmp_path_factory):
         'PATH': f'{scontrol.parent}:{os.environ["PATH"]}',
         'SLURM_NTASKS': '2',
         'SLURM_JOB_NODELIST': 'here[1-2]',
-        'OMP_NUM_THREADS': '1',
     }
-    command = [sys.executable, 'basicsr/train.py', '-opt', file, '--launcher', 'slurm']
-    tasks = [
-        subprocess.Popen(
-            command,
-            cwd=project,
-            env=os.environ | job | {'SLURM_PROCID': str(rank), 'SLURM_LOCALID': str(rank)},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    first, second = (finish(task) for task in tasks)
+    tasks = [job | {'SLURM_PROCID': str(rank), 'SLURM_LOCALID': str(rank)} for rank in range(2)]
+    first, second = two_ranks(options, launcher='slurm', environments=tasks)
     assert 'Trained 6 iterations' in first
     assert 'Phase' not in second
     assert weights_of(project, options, 'latest')

@@ -1,6 +1,6 @@
-"""What nobody would write, fed to the parsers that are ours: each takes it, or says in one LNCAError what is wrong.
+"""Property-based tests of the parsers: each accepts its input or raises one LNCAError.
 
-``FUZZ_EXAMPLES=10000 pytest tests/fuzz`` tries more.
+Set ``FUZZ_EXAMPLES=10000`` for a longer search.
 """
 
 import copy
@@ -58,7 +58,7 @@ VALUES = st.recursive(
 
 
 def edited(data: bytes) -> st.SearchStrategy[bytes]:
-    """Bytes of which a few are others, cut out, or doubled."""
+    """Return a strategy of the bytes with a few of them replaced, removed or repeated."""
 
     def apply(edits: list[tuple[int, int, bytes]]) -> bytes:
         result = data
@@ -72,7 +72,7 @@ def edited(data: bytes) -> st.SearchStrategy[bytes]:
 
 
 def refused_or_taken(call, *arguments, in_one_line=False):
-    """What a call returns, or None where it refuses in lines that a user can read, or in one."""
+    """Return the result of a call, or None if it raises an LNCAError with a readable message."""
     try:
         return call(*arguments)
     except LNCAError as error:
@@ -201,7 +201,7 @@ PAGE = 4096
 
 @pytest.fixture(scope='module', params=[3, 400], ids=['one leaf', 'a tree'])
 def pages_of_lmdb(folder, request):
-    """An LMDB, its pages, and the numbers of those that lead to the images."""
+    """Return an LMDB, its pages, and the numbers of the pages that lead to the images."""
     path = folder / f'{request.param}.lmdb'
     write_lmdb(path, [(f'tile_{n}', np.full((16, 16, 3), n % 256, np.uint8)) for n in range(request.param)])
     data = (path / 'data.mdb').read_bytes()
@@ -211,7 +211,7 @@ def pages_of_lmdb(folder, request):
 
 @st.composite
 def damaged(draw, pages, leading):
-    """Pages of which one is written over, cut off, left out, or in the place of another."""
+    """Return a strategy of the pages with one overwritten, truncated, removed or moved."""
     pages, place = list(pages), draw(st.sampled_from(leading))
     damage = draw(st.sampled_from(['written over', 'written over', 'cut off', 'left out', 'elsewhere']))
     if damage == 'written over':
@@ -233,7 +233,7 @@ def damaged(draw, pages, leading):
 @fuzz
 @given(data=st.data())
 def test_data_of_lmdbs(pages_of_lmdb, data):
-    """It kills no process, which reading memory that is not there would do."""
+    """Reading beyond the mapped memory would kill the process."""
     path, pages, leading = pages_of_lmdb
     (path / 'data.mdb').write_bytes(data.draw(damaged(pages, leading)))
     store = refused_or_taken(TileStore, path)
@@ -309,7 +309,7 @@ def saved(folder):
 @fuzz
 @given(data=st.data())
 def test_checkpoints(folder, saved, data):
-    """What is taken for whole is what was saved."""
+    """A checkpoint that loads equals the one that was saved."""
     content = data.draw(edited(saved) | st.binary(max_size=100))
     file = folder / 'edited.pth'
     file.write_bytes(content)
@@ -321,7 +321,7 @@ def test_checkpoints(folder, saved, data):
 
 @pytest.fixture(scope='module')
 def photographs():
-    """Suffix → a small file."""
+    """Return a small file of each suffix."""
     image = np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)
     files = {suffix: cv2.imencode(suffix, image)[1].tobytes() for suffix in ('.png', '.jpg', '.webp')}
     with io.BytesIO() as file:

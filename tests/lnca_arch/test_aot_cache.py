@@ -65,7 +65,12 @@ def compare(rule, size, update_rate=1.0):
 
 
 @pytest.mark.parametrize(
-    ('kind', 'update_rate'), [(NAFCA, 1.0), (functools.partial(NAFCA, perception='depthwise'), 1.0), (ViTCA, 0.5)]
+    ('kind', 'update_rate'),
+    [
+        (NAFCA, 1.0),
+        pytest.param(functools.partial(NAFCA, perception='depthwise'), 1.0, marks=pytest.mark.slow),
+        pytest.param(ViTCA, 0.5, marks=pytest.mark.slow),
+    ],
 )
 def test_one_program_for_every_size(kind, update_rate, kept):
     """Of other parameters, too, and without a change to the random numbers."""

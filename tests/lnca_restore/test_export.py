@@ -1,4 +1,4 @@
-"""Networks in other programs: the same pictures."""
+"""Exported networks: their outputs equal those of PyTorch."""
 
 import functools
 
@@ -36,7 +36,12 @@ def pictures(made, steps):
 
 @pytest.mark.parametrize(
     ('kind', 'steps'),
-    [(LatentNAFCA, STEPS), (LatentNAFCA, None), (DEPTHWISE, 'input'), (LatentViTCA, 'input')],
+    [
+        (LatentNAFCA, STEPS),
+        pytest.param(LatentNAFCA, None, marks=pytest.mark.slow),
+        pytest.param(DEPTHWISE, 'input', marks=pytest.mark.slow),
+        (LatentViTCA, 'input'),
+    ],
 )
 def test_onnx(tmp_path, kind, steps):
     made, path = network(kind), tmp_path / 'a.onnx'
@@ -58,7 +63,9 @@ def test_onnx_of_an_automaton_on_pixels(tmp_path):
         np.testing.assert_allclose(session.run(None, {'image': image.numpy()})[0], expected, atol=1e-4)
 
 
-@pytest.mark.parametrize(('kind', 'steps'), [(LatentNAFCA, STEPS), (LatentViTCA, None)])
+@pytest.mark.parametrize(
+    ('kind', 'steps'), [(LatentNAFCA, STEPS), pytest.param(LatentViTCA, None, marks=pytest.mark.slow)]
+)
 def test_program(tmp_path, kind, steps):
     made, path = network(kind), tmp_path / 'a.pt2'
     export_program(made, path, steps)

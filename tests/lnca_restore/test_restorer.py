@@ -1,4 +1,4 @@
-"""Photographs of every size and kind through a network; tiles; networks from files."""
+"""Restoring photographs of every size and kind, tiled inference, and loading networks."""
 
 import json
 import logging

@@ -1,8 +1,7 @@
-"""A process that trains its share of fixed batches, by itself or beside others: ``python one_of_several.py FOLDER``.
+"""Train on fixed batches, as one process or as a rank of several: ``python one_of_several.py FOLDER``.
 
-FOLDER holds ``options.yml``, and gets ``RANK_of_COUNT.pt``: the gradients of every step of the optimiser, and the
-network after the last. All that is drawn by chance is the same whatever the number of processes: images, negatives,
-noise and places in the pool.
+FOLDER holds ``options.yml`` and receives ``RANK_of_WORLD_SIZE.pt``: the gradients of each optimiser step, and the final
+network. All random draws are independent of the world size: images, negatives, noise and indices into the pool.
 """
 
 import os
@@ -18,18 +17,18 @@ from lnca_model import distributed
 
 from basicsr.utils.registry import MODEL_REGISTRY
 
-BATCH, SHARES = 8, 2  # the fewest images that a process may have is BATCH / SHARES
+BATCH, SHARES = 8, 2  # a rank has at least BATCH / SHARES images
 SHARE = BATCH // SHARES
 
 
 def in_each_share(choose):
-    """What ``choose`` chooses among the places of a share, in all shares that this process has."""
+    """Return the indices that ``choose`` draws in a share, for each share of this rank."""
     shares = torch.arange(SHARES).chunk(distributed.world_size())[distributed.rank()]
     return torch.cat([choose() + SHARE * index for index in range(len(shares))])
 
 
 def place_in_pool(places, share):
-    """Pools are filled batch by batch, the shares of a batch side by side."""
+    """Return the index in the pool, which is filled batch by batch, of an index in a share."""
     shares = SHARES // distributed.world_size()
     return places // SHARE * SHARE * shares + share * SHARE + places % SHARE
 
@@ -41,16 +40,16 @@ def draw_from_pool(in_pool):
 
 
 def own_rows(like):
-    """Noise for this process's images of the batch."""
+    """Return noise for the images of this rank."""
     noise = torch.randn(BATCH, *like.shape[1:], generator=torch.Generator().manual_seed(1))
     return noise.chunk(distributed.world_size())[distributed.rank()]
 
 
 def main(folder: Path) -> None:
-    # In single precision a value can be rounded to either side of a kink of a loss.
+    # In single precision, rounding can move a value across a kink of a loss.
     torch.set_default_dtype(torch.float64)
     options = yaml.safe_load((folder / 'options.yml').read_text())
-    torch.manual_seed(distributed.rank())  # the first weights are those of the first process
+    torch.manual_seed(distributed.rank())  # all ranks begin with the weights of rank 0
     model = MODEL_REGISTRY.get(options['model_type'])(options)
     gradients = []
     for optimizer in model.optimizers:
