@@ -13,7 +13,8 @@ setup(
     license='MIT',
     python_requires='>=3.10,<3.13',  # BasicSR's own setup.py does not run on 3.13 and later
     # basicsr/ is left out: it holds the two commands, and the package of that name is BasicSR's.
-    packages=find_packages(include=['lnca', 'lnca.*', 'lnca_*']),
+    packages=[*find_packages(include=['lnca', 'lnca.*', 'lnca_*']), 'lnca.options'],
+    package_dir={'lnca.options': 'options'},
     entry_points={'console_scripts': ['lnca = lnca.cli:main']},
     install_requires=[
         'torch>=2.6,<3',  # from 2.6 on, torch.load does not run code that a checkpoint holds
@@ -37,7 +38,11 @@ setup(
         'tqdm>=4.66,<5',
         'typing_extensions>=4.12,<5',  # override, before Python 3.12
     ],
-    package_data={'lnca_restore': ['weights/*']},
+    package_data={
+        '': ['py.typed'],
+        'lnca.options': ['*.yml', '*.json', '*.jinja', 'networks/*.yml'],
+        'lnca_restore': ['weights/*'],
+    },
     extras_require={
         'demo': ['gradio>=5.20,<6'],  # the page of inference/demo.py
         'onnx': ['onnx>=1.17,<2', 'onnxscript>=0.5,<1'],  # inference/export.py; onnxscript is what torch.onnx uses
@@ -51,9 +56,19 @@ setup(
             'pytest>=8,<10',
             'pytest-xdist>=3.6,<4',  # runs tests on all cores
             'hypothesis>=6.100,<7',  # feeds the parsers what nobody would write
-            'ruff>=0.9,<1',
             'onnxruntime>=1.20,<2',  # runs what was exported
             'selenium>=4.20,<5',  # drives a browser through the page
+            'jinja2>=3.1,<4',  # generates the option files
+        ],
+        'dev': [
+            'lnca[docs,test]',
+            'ruff>=0.9,<1',
+            'import-linter>=2.3,<3',
+            'mypy>=1.18,<3',
+            'types-PyYAML',
+            'types-jsonschema',
+            'types-psutil',
+            'types-tqdm',
         ],
     },
 )

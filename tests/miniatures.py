@@ -249,9 +249,6 @@ def cifar10_binary(folder: Path, count: int = 12) -> Path:
     return folder
 
 
-cifar10_python = cifar10_binary  # for tests of the commands, which accept no other python version than the published
-
-
 def cifar_rows(images: np.ndarray) -> np.ndarray:
     """Reshape ``(N, 32, 32, 3)`` to ``(N, 3072)``: the red, green and blue planes."""
     return np.ascontiguousarray(images.transpose(0, 3, 1, 2)).reshape(len(images), -1)

@@ -1,29 +1,25 @@
 """Installation into a BasicSR checkout, so that its own ``python basicsr/train.py -opt options/lnca_photos.yml`` works.
 
-    python -m lnca_model.integrations.checkout install /path/to/BasicSR
-    python -m lnca_model.integrations.checkout remove /path/to/BasicSR
-
-BasicSR imports all files ``archs/*_arch.py`` and ``models/*_model.py``. The command writes one of each: the first makes
-BasicSR importable with current versions of torchvision, the second registers the plug-in. It also copies the option
-files. Nothing else in the checkout changes.
+BasicSR imports all files ``archs/*_arch.py`` and ``models/*_model.py``. :func:`install` writes one of each: the first
+makes BasicSR importable with current versions of torchvision, the second registers the plug-in. It also copies the
+option files. Nothing else in the checkout changes.
 """
 
-import argparse
 import hashlib
 from pathlib import Path
 
 from lnca_utils.atomic import atomic_file
-from lnca_utils.errors import LNCAError, install_excepthook
+from lnca_utils.errors import ConfigError
 
 HOOKS = {
     'basicsr/archs/lnca_arch.py': 'import lnca_arch.registration  # noqa: F401\n',
     'basicsr/models/lnca_model.py': 'from lnca_model.integrations import basicsr_hook\n\nbasicsr_hook.install()\n',
 }
-OPTIONS = Path(__file__).resolve().parents[2] / 'options'
-MARK = (
-    '# Written by the LNCA plug-in; python -m lnca_model.integrations.checkout remove takes it away. '
-    'SHA-256 of the rest: '
-)
+PACKAGES = Path(__file__).resolve().parents[2]
+#: The option files, of an installed package or of a clone.
+OPTIONS = (PACKAGES / 'lnca' / 'options', PACKAGES / 'options')
+MARK = '# Written by the LNCA plug-in; lnca install --remove deletes it. SHA-256 of the rest: '
+MARK_START = '# Written by the LNCA plug-in;'  # earlier versions named another command
 
 
 def install(checkout: Path) -> list[Path]:
@@ -36,12 +32,12 @@ def install(checkout: Path) -> list[Path]:
         The paths of the files.
 
     Raises:
-        LNCAError: if it is no checkout, or a file exists that this function did not write or that was changed since.
+        ConfigError: if it is no checkout, or a file exists that this function did not write or that was changed since.
     """
     contents = _contents(checkout)
     for path in contents:
         if path.exists() and not _is_ours(path):
-            raise LNCAError(f'{path} exists and was not written by this command, or was changed since; move it away')
+            raise ConfigError(f'{path} exists and was not written by this command, or was changed since; move it away')
     for path, content in contents.items():
         path.parent.mkdir(exist_ok=True)
         with atomic_file(path) as temporary:
@@ -59,7 +55,7 @@ def remove(checkout: Path) -> list[Path]:
         The paths of the removed files.
 
     Raises:
-        LNCAError: if it is no checkout.
+        ConfigError: if it is no checkout.
     """
     removed = [path for path in _contents(checkout) if path.exists() and _is_ours(path)]
     for path in removed:
@@ -70,33 +66,20 @@ def remove(checkout: Path) -> list[Path]:
 def _contents(checkout: Path) -> dict[Path, str]:
     for folder in ('archs', 'data', 'losses', 'models'):
         if not (checkout / 'basicsr' / folder / '__init__.py').is_file():
-            raise LNCAError(f'{checkout} is no BasicSR checkout: it has no basicsr/{folder}/__init__.py')
+            raise ConfigError(f'{checkout}: not a BasicSR checkout, basicsr/{folder}/__init__.py is missing')
     contents = {checkout / path: content for path, content in HOOKS.items()}
-    for file in sorted(OPTIONS.glob('*.yml')):
+    files = sorted(file for folder in OPTIONS for file in folder.glob('*.yml'))
+    if not files:
+        raise ConfigError(f'{OPTIONS[0]}: no option files; install lnca again')
+    for file in files:
         contents[checkout / 'options' / file.name] = file.read_text(encoding='utf-8')
     return contents
 
 
 def _is_ours(path: Path) -> bool:
     first, _, rest = path.read_text(encoding='utf-8', errors='replace').partition('\n')
-    return first == MARK + _digest(rest)
+    return first.startswith(MARK_START) and first.endswith(_digest(rest))
 
 
 def _digest(content: str) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
-
-
-def main() -> None:
-    """Run the command line."""
-    install_excepthook()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('action', choices=('install', 'remove'))
-    parser.add_argument('checkout', type=Path, help='folder that holds basicsr/')
-    arguments = parser.parse_args()
-    action, done = (install, 'wrote') if arguments.action == 'install' else (remove, 'removed')
-    for path in action(arguments.checkout):
-        print(f'{done} {path}')
-
-
-if __name__ == '__main__':
-    main()

@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lnca_model.integrations.checkout import install
+from lnca_utils.errors import ConfigError
+
 import basicsr
 
-CHECKOUT = ['-m', 'lnca_model.integrations.checkout']
+INSTALL = ['-m', 'lnca', 'install']
 
 
 @pytest.fixture
@@ -23,8 +26,8 @@ def checkout(tmp_path):
 
 @pytest.fixture
 def edit_checkout(fork_server):
-    """Run ``python -m lnca_model.integrations.checkout ARGUMENTS``."""
-    return lambda *arguments: fork_server.run([*CHECKOUT, *arguments])
+    """Run ``python -m lnca install ARGUMENTS``."""
+    return lambda *arguments: fork_server.run([*INSTALL, *arguments])
 
 
 def call(*arguments, **more):
@@ -38,7 +41,7 @@ def files_of(folder):
 def test_installed_its_own_train_py_trains_and_removed_it_is_as_before(checkout, options, tmp_path_factory):
     before = files_of(checkout)
     for _ in range(2):  # a second time it replaces its own files
-        result = call(sys.executable, *CHECKOUT, 'install', checkout)
+        result = call(sys.executable, *INSTALL, checkout)
         assert result.returncode == 0, result.stderr
     written = files_of(checkout).keys() - before.keys()
     assert checkout / 'options' / 'lnca_photos.yml' in written
@@ -57,7 +60,7 @@ def test_installed_its_own_train_py_trains_and_removed_it_is_as_before(checkout,
     assert 'Traceback' not in result.stderr
 
     shutil.rmtree(checkout / 'experiments')
-    assert call(sys.executable, *CHECKOUT, 'remove', checkout).returncode == 0
+    assert call(sys.executable, *INSTALL, checkout, '--remove').returncode == 0
     assert files_of(checkout) == before
 
 
@@ -65,27 +68,35 @@ def test_files_of_others_are_not_touched(checkout, edit_checkout):
     foreign = checkout / 'basicsr' / 'models' / 'lnca_model.py'
     foreign.write_text('mine = True\n')
     before = files_of(checkout)
-    result = edit_checkout('install', checkout)
+    result = edit_checkout(checkout)
     assert result.returncode != 0
     assert result.stderr.startswith(f'error: {foreign} exists and was not written by this command')
     assert files_of(checkout) == before
-    assert edit_checkout('remove', checkout).returncode == 0
+    assert edit_checkout(checkout, '--remove').returncode == 0
     assert files_of(checkout) == before
 
 
 def test_edited_files_stay(checkout, edit_checkout):
-    edit_checkout('install', checkout)
+    edit_checkout(checkout)
     edited = checkout / 'options' / 'lnca_photos.yml'
     edited.write_text(edited.read_text().replace('pool_size: 1024', 'pool_size: 512'))
-    result = edit_checkout('install', checkout)
+    result = edit_checkout(checkout)
     assert result.returncode != 0
     assert str(edited) in result.stderr
-    edit_checkout('remove', checkout)
+    edit_checkout(checkout, '--remove')
     assert 'pool_size: 512' in edited.read_text()
     assert not (checkout / 'basicsr' / 'models' / 'lnca_model.py').exists()
 
 
 def test_no_checkout(tmp_path, edit_checkout):
-    result = edit_checkout('install', tmp_path)
+    result = edit_checkout(tmp_path)
     assert result.returncode != 0
-    assert result.stderr == f'error: {tmp_path} is no BasicSR checkout: it has no basicsr/archs/__init__.py\n'
+    assert result.stderr == f'error: {tmp_path}: not a BasicSR checkout, basicsr/archs/__init__.py is missing\n'
+
+
+def test_without_option_files_nothing_is_written(checkout, monkeypatch):
+    monkeypatch.setattr('lnca_model.integrations.checkout.OPTIONS', (checkout / 'none',))
+    before = files_of(checkout)
+    with pytest.raises(ConfigError, match='no option files; install lnca again'):
+        install(checkout)
+    assert files_of(checkout) == before

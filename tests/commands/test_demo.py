@@ -178,4 +178,4 @@ def test_a_network_without_an_automaton_is_refused(fork_server, tmp_path):
     save_network(NAFNet(**sizes), {'type': 'NAFNet', **sizes}, tmp_path / 'net.safetensors')
     result = fork_server.run([DEMO, '--model', tmp_path / 'net.safetensors'])
     assert result.returncode == 1
-    assert result.stderr.splitlines()[-1].endswith('net.safetensors: NAFNet has no automaton to watch')
+    assert result.stderr.splitlines()[-1].endswith('net.safetensors: NAFNet has no automaton to show')

@@ -92,7 +92,7 @@ def test_a_trace_is_of_a_networks_own_steps(run, photograph, tmp_path):
     sizes = {'width': 4, 'enc_blk_nums': [1], 'dec_blk_nums': [1]}
     save_network(NAFNet(**sizes), {'type': 'NAFNet', **sizes}, other)
     result = run('restore', photograph, '--model', other, '--animate', tmp_path / 'a.gif', '-o', tmp_path / 'a.png')
-    assert_fails(result, 'NAFNet has no automaton, so it takes no steps')
+    assert_fails(result, 'steps: NAFNet has no automaton')
 
 
 def test_folders_go_on_after_a_broken_file(run, photograph, model, tmp_path):
@@ -132,16 +132,16 @@ def test_nothing_is_written_over_what_is_to_be_restored(run, photograph, model, 
     (tmp_path / 'file').write_text('')
     before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
     for arguments, message in [
-        ([photograph, other, '--model', model, '--overwrite'], 'photo_restored.png is itself to be restored'),
-        ([photograph, *into, '--side-by-side', photograph], 'photo.png is itself to be restored'),
-        ([photograph, *into, '--animate', link], 'link.png is itself to be restored'),
-        ([photograph, *into, '--animate', tmp_path / 'out.png'], 'out.png would be written twice'),
+        ([photograph, other, '--model', model, '--overwrite'], 'photo_restored.png: is itself to be restored'),
+        ([photograph, *into, '--side-by-side', photograph], 'photo.png: is itself to be restored'),
+        ([photograph, *into, '--animate', link], 'link.png: is itself to be restored'),
+        ([photograph, *into, '--animate', tmp_path / 'out.png'], 'out.png: would be written twice'),
         (
             [photograph, *into, '--side-by-side', tmp_path / 'a.png', '--animate', tmp_path / 'a.png'],
             'would be written twice',
         ),
-        ([photograph, '--overwrite', '-o', tmp_path / 'file' / 'a.png'], 'file is no folder'),
-        ([photograph, other, '--overwrite', '-o', tmp_path / 'file'], 'file is no folder'),
+        ([photograph, '--overwrite', '-o', tmp_path / 'file' / 'a.png'], 'file is not a folder'),
+        ([photograph, other, '--overwrite', '-o', tmp_path / 'file'], 'file is not a folder'),
     ]:
         assert_fails(run('restore', *arguments), message)
     assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
@@ -153,19 +153,19 @@ def test_what_is_wrong_is_said_before_anything_is_done(run, photograph, model, t
     other.write_bytes(photograph.read_bytes())
     before = sorted(tmp_path.rglob('*'))
     for arguments, message in [
-        ([photograph, '--model', 'denoize'], 'neither a file nor a model that comes along. Did you mean denoise?'),
+        ([photograph, '--model', 'denoize'], 'no such file or bundled model. Did you mean denoise?'),
         ([photograph, other, '-o', tmp_path / 'out'], 'would be written twice'),
         ([photograph, '-o', tmp_path / 'a.bmp'], 'cannot write .bmp'),
         ([photograph, '--animate', tmp_path / 'a.avi'], '--animate'),
         ([photograph, other, '--side-by-side', tmp_path / 'a.png'], 'one photograph at a time'),
-        ([tmp_path / 'models'], 'holds no photographs'),
+        ([tmp_path / 'models'], 'contains no photographs'),
         ([photograph, '--model', model, '--tile', 0], 'tile: must be a multiple of 8'),
-        ([photograph, '--model', model, '--steps', -1], 'steps: whole numbers from 0 on'),
+        ([photograph, '--model', model, '--steps', -1], 'steps: ascending whole numbers from 0'),
         (
             [photograph, '--model', model, '--animate', tmp_path / 'a.gif', '--animate-steps', -1],
-            'whole numbers from 0 on',
+            'ascending whole numbers from 0',
         ),
-        ([photograph, '--model', model, '--animate-steps', 1], '--animate-steps: says at which steps --animate shows'),
+        ([photograph, '--model', model, '--animate-steps', 1], '--animate-steps: needs --animate'),
         ([photograph, '--model', model, '--device', 'coda'], 'device coda: cannot be used here'),
         ([tmp_path / 'missing.png', '--model', model], 'missing.png: cannot be read'),
     ]:

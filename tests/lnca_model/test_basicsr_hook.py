@@ -120,7 +120,7 @@ def test_models_of_basicsr_train_as_without_it(foreign_options, tmp_path_factory
         else:
             ignored = shutil.ignore_patterns('__pycache__')
             shutil.copytree(Path(basicsr.__file__).parent, folder / 'basicsr', ignore=ignored)
-            call(sys.executable, '-m', 'lnca_model.integrations.checkout', 'install', folder)
+            call(sys.executable, '-m', 'lnca', 'install', folder)
             in_checkout = environment | {'PYTHONPATH': str(folder)}
             call(sys.executable, 'basicsr/train.py', '-opt', file, cwd=folder, env=in_checkout)
         weights[way] = torch.load(folder / 'experiments/foreign/models/net_g_4.pth', weights_only=True)
