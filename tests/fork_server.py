@@ -273,6 +273,8 @@ def _execute() -> None:
 
 
 if __name__ == '__main__':
+    # Not this folder, whose tests of lnca_arch and others would be taken for the packages of these names.
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     for name in PRELOADED:
         importlib.import_module(name)
     _serve(socket.socket(fileno=int(sys.argv[1])))

@@ -7,7 +7,7 @@ from pathlib import Path
 import miniatures
 import pytest
 import yaml
-from network_configs import options_for, read_network, shared_training
+from network_configs import read_network, shared_training, training_options
 
 from lnca_data.prepare.packing import PackConfig, pack
 from lnca_data.prepare.sources import SOURCES
@@ -133,7 +133,7 @@ def test_a_comparison_trains_as_the_option_file_does(task, prefix, network):
     """The files of options/networks and the tasks' own option files say the same; LNCA+ trains as long as the paper. On
     the photographs the paper's network trains in half of the time: its batches and phases have other sizes there."""
     options, papers = read(prefix + task), read(task)
-    compared = options_for(options, read_network(network), shared_training(options)[1])
+    compared = training_options(options, read_network(network), shared_training(options)[1])
     assert options['name'] == f'lnca_{prefix}{task}'
     if task in TASKS:
         assert options['train']['total_iter'] == papers['train']['total_iter']

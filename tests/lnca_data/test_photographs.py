@@ -205,6 +205,8 @@ def test_what_a_format_cannot_hold(tmp_path):
 
 def test_a_film_that_was_not_written_whole(tmp_path, monkeypatch):
     class Full:
+        fourcc = cv2.VideoWriter.fourcc
+
         def __init__(self, path, *_):
             self.path = path
 

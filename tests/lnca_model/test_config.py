@@ -126,7 +126,7 @@ def change(options, path, value):
         ('dist_params', {'backend': 'ncl'}, 'dist_params.backend .ncl. is unknown. Did you mean nccl?'),
         ('val.precision', 'bfloat6', 'val.precision .bfloat6. is unknown. Did you mean bfloat16?'),
         ('val.batch_size', 0, 'val.batch_size must be a whole number of at least 1'),
-        ('path.pretrain_network_g', 'missing.pth', 'missing.pth: there is no such checkpoint'),
+        ('path.pretrain_network_g', 'missing.pth', 'missing.pth: no such checkpoint'),
     ],
 )
 def test_mistakes_are_named(parse, options, tmp_path, path, value, message):
