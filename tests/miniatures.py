@@ -1,4 +1,4 @@
-"""Datasets of a few small images, in the layouts and formats that their authors distribute."""
+"""Datasets of a few small images, each in the very layout and formats in which its authors distribute it."""
 
 import io
 import pickle
@@ -48,7 +48,7 @@ CIFAR_LABELS = {
 
 
 def photograph(numbers: np.random.Generator, height: int = SIZE[0], width: int = SIZE[1]) -> np.ndarray:
-    """Return ``(height, width, 3)`` uint8 with coarse and fine structure: no two tiles are alike and none is flat."""
+    """Smooth shapes and finer ones upon them: ``(height, width, 3)`` uint8, no part like another and none flat."""
     image = np.zeros((height, width, 3), np.float32)
     for cells, strength in ((4, 1.0), (9, 0.6), (20, 0.4)):
         coarse = numbers.standard_normal((cells, cells, 3), np.float32)
@@ -65,7 +65,7 @@ def noisy(image: np.ndarray, numbers: np.random.Generator) -> np.ndarray:
 
 
 def save(path: Path, image: np.ndarray) -> Path:
-    """Write an RGB or grey image in the format of the suffix, and create its folder."""
+    """Write an RGB or grey image in the format of the suffix; folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     encoded = cv2.imencode(path.suffix.replace('.JPEG', '.jpg'), image[..., ::-1] if image.ndim == 3 else image)[1]
     path.write_bytes(encoded.tobytes())
@@ -126,7 +126,7 @@ def seconds(stem: str) -> float:
 
 
 def write_raw(path: Path, light: np.ndarray, black: int = 512) -> Path:
-    """Write a raw file of sensor values: a DNG, whatever its suffix.
+    """A raw file, of the sensor's values: a DNG, whatever its name ends in.
 
     Args:
         path: the file; folders are made.
@@ -199,7 +199,7 @@ def tinyimagenet(folder: Path, count: int = 20) -> Path:
 
 
 def pairs(folder: Path, names: Iterable[str] = tuple(f'{place}/{number}' for place in 'abcdef' for number in '12')):
-    """Write pairs of no published dataset, ``gt/NAME.png`` and ``lq/NAME.jpg``."""
+    """Pairs of one's own, ``gt/NAME.png`` and ``lq/NAME.jpg``."""
     numbers = np.random.default_rng(7)
     for name in names:
         clean = photograph(numbers)
@@ -209,7 +209,7 @@ def pairs(folder: Path, names: Iterable[str] = tuple(f'{place}/{number}' for pla
 
 
 def cifar_images(count: int = 12) -> dict[str, np.ndarray]:
-    """Return the images of the miniatures of CIFAR-10: batch → ``(count, 32, 32, 3)`` uint8 RGB."""
+    """What the miniatures of CIFAR-10 hold: batch → ``(count, 32, 32, 3)`` uint8 RGB."""
     numbers = np.random.default_rng(8)
     return {batch: np.stack([photograph(numbers, 32, 32) for _ in range(count)]) for batch in CIFAR_LABELS}
 
@@ -249,7 +249,7 @@ def cifar10_binary(folder: Path, count: int = 12) -> Path:
 
 
 def cifar_rows(images: np.ndarray) -> np.ndarray:
-    """Return ``(N, 32, 32, 3)`` as ``(N, 3072)``: red, green, blue, each row by row."""
+    """``(N, 32, 32, 3)`` → ``(N, 3072)``: red, green, blue, each row by row."""
     return np.ascontiguousarray(images.transpose(0, 3, 1, 2)).reshape(len(images), -1)
 
 
@@ -270,7 +270,7 @@ def _archive(folder: Path, make: Callable[[Path, int], Path], place: str, name: 
 
 
 class _Python2Pickler(pickle._Pickler):
-    """A pickler that writes text and bytes as the ``str`` of Python 2."""
+    """Writes text and bytes as the ``str`` of Python 2, which was both."""
 
     dispatch: ClassVar[dict] = dict(pickle._Pickler.dispatch)
 
@@ -286,7 +286,7 @@ class _Python2Pickler(pickle._Pickler):
 
 
 def python2_pickle(value: object) -> bytes:
-    """Return the pickle, of protocol 2, that Python 2 and its NumPy wrote."""
+    """What cPickle of Python 2 and the NumPy of its time wrote, protocol 2."""
     file = io.BytesIO()
     _Python2Pickler(file, protocol=2).dump(value)
     data = file.getvalue().replace(b'cnumpy._core.multiarray\n', b'cnumpy.core.multiarray\n')
