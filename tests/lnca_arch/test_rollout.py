@@ -223,11 +223,11 @@ def test_a_large_batch_is_recomputed(monkeypatch):
 
 def test_uncompiled_where_there_is_no_compiler(monkeypatch, caplog):
     compile_here(monkeypatch)
-    monkeypatch.setattr(torch._inductor.config.cpp, 'cxx', ('no-such-compiler',))
-    monkeypatch.setattr(torch._inductor.config, 'force_disable_caches', True)
     fused_rollout.compiled.cache_clear()
     rule = rule_of('nafca').eval()
-    with caplog.at_level(logging.WARNING, logger='basicsr'):
+    # Not by monkeypatch, which cannot restore options that are aliases.
+    no_compiler = torch._inductor.config.patch({'cpp.cxx': ('no-such-compiler',), 'force_disable_caches': True})
+    with no_compiler, caplog.at_level(logging.WARNING, logger='basicsr'):
         compare(rule, gradients=False)
         compare(rule, gradients=False)
     (message,) = [record.message for record in caplog.records if record.name == 'basicsr']
