@@ -7,6 +7,7 @@ import random
 import resource
 import socket
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -29,12 +30,16 @@ from lnca_data.corruptions import Noise
 from lnca_data.io.lmdb_store import write_lmdb
 from lnca_data.tile_dataset import to_image, to_tensor
 
+# Not the user's cache, to which each dataset of a test would add a marker.
+CACHE = tempfile.TemporaryDirectory(prefix='lnca_tests_')
+os.environ['XDG_CACHE_HOME'] = CACHE.name
+
 ROOT = Path(__file__).resolve().parents[1]
 MAX_WORKERS = 4  # each takes a gigabyte
 TILE = 16
 MANY_TILES = 121  # odd, so that two ranks have unequal shares
 
-torch.set_num_threads(2)
+torch.set_num_threads(1 if 'PYTEST_XDIST_WORKER' in os.environ else 2)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -226,6 +226,8 @@ def _prepare(request: dict[str, Any], stdout: int, stderr: int) -> None:
         # A new object, since the present one has remembered whether what it writes to is seekable.
         settings = {'encoding': stream.encoding, 'errors': stream.errors}
         setattr(sys, name, open(stream.fileno(), 'w', buffering, **settings, closefd=False))  # noqa: SIM115
+    # A shell in whose background the tests run ignores it, and a process would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(request['cwd'])
     os.environ.clear()
     os.environ.update(request['env'])

@@ -433,13 +433,15 @@ def test_split_by_tile(prepare, miniature, tmp_path):
 @pytest.mark.parametrize('arguments', ['celeba', 'cifar10 --corruption blur', 'renoir --tile-pixels 32'])
 def test_output_unless_given(prepare, miniature, tmp_path, arguments):
     """The default is a folder beside prepare.py, named by dataset and task."""
-    command = shutil.copy(COMMAND, tmp_path)
+    folder = tmp_path / 'datasets'
+    folder.mkdir()
+    command = shutil.copy(COMMAND, folder)
     name, *more = arguments.split()
     source = miniature({'cifar10': 'cifar10_binary'}.get(name, name))
     result = prepare(name, '--source', source, *more, command=command)
     assert result.returncode == 0, result.stderr
     expected = {'celeba': 'celeba_denoise', 'cifar10': 'cifar10_deblur', 'renoir': 'renoir'}[name]
-    assert {path.name for path in tmp_path.iterdir()} == {'prepare.py', expected}
+    assert {path.name for path in folder.iterdir()} == {'prepare.py', expected}
 
 
 def test_existing_output(prepare, miniature, tmp_path):

@@ -160,7 +160,7 @@ def test_what_is_wrong_is_said_before_anything_is_done(run, photograph, model, t
         ([photograph, other, '--side-by-side', tmp_path / 'a.png'], 'one photograph at a time'),
         ([tmp_path / 'models'], 'contains no photographs'),
         ([photograph, '--model', model, '--tile', 0], 'tile: must be a multiple of 8'),
-        ([photograph, '--model', model, '--steps', -1], 'steps: ascending whole numbers from 0'),
+        ([photograph, '--model', model, '--steps', -1], 'steps: must be ascending whole numbers from 0'),
         (
             [photograph, '--model', model, '--animate', tmp_path / 'a.gif', '--animate-steps', -1],
             'ascending whole numbers from 0',

@@ -210,7 +210,7 @@ def test_of_a_damaged_checkpoint_the_one_before_is_used(project, run, options):
     result = run('train', options, '--auto_resume')
     assert result.returncode == 0, result.stderr
     assert 'Resuming training from epoch: 0, iter: 5.' in result.stderr
-    for name in ('7.state: not a readable checkpoint', 'net_g_6.pth: not a readable checkpoint'):
+    for name in ('7.state: not readable', 'net_g_6.pth: not readable'):
         assert name in result.stderr
     assert same(weights_of(project, 'latest'), expected)
 

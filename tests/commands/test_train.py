@@ -155,7 +155,7 @@ def test_a_full_disk_stops_the_run_and_keeps_what_is_there(run, project, options
     before = checkpoints()
     room = min(len(content) for content in before.values()) // 2
     result = run('train', options, '--auto_resume', file_size_limit=room)
-    failed_in_one_line(result, 'cannot save', 'make room')
+    failed_in_one_line(result, 'cannot save', 'free disk space')
     assert checkpoints() == before
 
 

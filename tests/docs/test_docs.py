@@ -23,6 +23,7 @@ PAGES = sorted(
 CODE = re.compile(r'```.*?```|`[^`]*`', re.DOTALL)
 LINK = re.compile(r'\]\(([^)\s]+)\)')
 COMMAND = re.compile(r'\bpython (-m [\w.]+|\S+\.py)([^`|;&\n]*)|\btorchrun .*?(\S+\.py)([^`|;&\n]*)')
+SUBCOMMAND = re.compile(r'(?:^ *|`)lnca (\w+)([^`|;&\n]*)', re.MULTILINE)
 OPTION = re.compile(r'(?<![\w-])--[a-z][\w-]*')
 #: Options of pip, mkdocs, TensorBoard, torchrun, srun and Slurm.
 FOREIGN = {
@@ -38,7 +39,7 @@ class _CapturedError(Exception):
 
 @functools.cache
 def parser_of(command: str) -> argparse.ArgumentParser:
-    """Return the parser of ``FOLDER/SCRIPT.py`` or ``-m MODULE``, without running more of it than that."""
+    """Return the parser of ``FOLDER/SCRIPT.py``, ``-m MODULE`` or ``lnca COMMAND``, without running more than that."""
 
     def capture(self: argparse.ArgumentParser, *_: object, **__: object) -> None:
         raise _CapturedError(self)
@@ -48,7 +49,9 @@ def parser_of(command: str) -> argparse.ArgumentParser:
         patch.setattr(sys, 'argv', [command])
         patch.setattr(sys, 'excepthook', sys.excepthook)
         with pytest.raises(_CapturedError) as captured:
-            if command.startswith('-m '):
+            if command.startswith('lnca '):
+                importlib.import_module(f'lnca.commands.{command.removeprefix("lnca ")}').main([])
+            elif command.startswith('-m '):
                 runpy.run_module(command.removeprefix('-m '), run_name='__main__')
             else:
                 runpy.run_path(str(ROOT / command), run_name='__main__')
@@ -60,6 +63,8 @@ def commands(page: Path) -> Iterator[tuple[str, str]]:
     text = page.read_text(encoding='utf-8').replace('\\\n', ' ')
     for match in COMMAND.finditer(text):
         yield (match[1], match[2]) if match[1] else (match[3], match[4])
+    for match in SUBCOMMAND.finditer(text):
+        yield f'lnca {match[1]}', match[2]
 
 
 def options_of(parser: argparse.ArgumentParser) -> set[str]:

@@ -57,6 +57,6 @@ def test_a_torchvision_of_another_torch_is_one_line():
         'import lnca_model'
     )
     assert result.returncode != 0
-    assert result.stderr.startswith('error: torchvision does not fit torch ')
+    assert result.stderr.startswith('error: torchvision: does not fit torch ')
     assert 'pip install --force-reinstall torch torchvision' in result.stderr
     assert len(result.stderr.splitlines()) == 1

@@ -222,7 +222,7 @@ def test_a_failed_save_leaves_the_earlier_file(tmp_path, monkeypatch):
         raise OSError(28, 'No space left on device')
 
     monkeypatch.setattr(torch, 'save', fail)
-    with pytest.raises(LNCAError, match='No space left.*make room'):
+    with pytest.raises(LNCAError, match='No space left.*free disk space'):
         checkpoint.save({'params': {'w': torch.zeros(2)}}, path)
     assert checkpoint.load(path)['params']['w'].tolist() == [1, 1]
     assert [file.name for file in tmp_path.iterdir()] == ['net.pth']
@@ -233,7 +233,7 @@ def test_weights_of_another_network(tmp_path):
     source = LatentNAFCA(latent_channels=4, hidden_channels=4)
     checkpoint.save({'params': source.state_dict()}, path)
     target = LatentViTCA(latent_channels=4, hidden_channels=4)
-    with pytest.raises(LNCAError, match='not a checkpoint of this LatentViTCA.*are missing.*are unknown') as error:
+    with pytest.raises(LNCAError, match='not a checkpoint of this LatentViTCA.* missing, .* unknown, ') as error:
         checkpoint.read_weights(target, path, True, 'params')
     assert '\n' not in str(error.value)
     # Not strictly, the weights of the autoencoder load, which both networks have.
@@ -243,7 +243,7 @@ def test_weights_of_another_network(tmp_path):
     }
     assert all(torch.equal(weights[name], source.state_dict()[name]) for name in weights)
     assert len([name for name in weights if name.startswith('autoencoder.')]) == len(source.autoencoder.state_dict())
-    with pytest.raises(LNCAError, match='have another size'):
+    with pytest.raises(LNCAError, match='of another shape'):
         checkpoint.read_weights(LatentNAFCA(latent_channels=8, hidden_channels=4), path, True, 'params')
 
 
@@ -274,9 +274,7 @@ class Hostile:
 def test_a_checkpoint_that_would_run_code_is_refused(tmp_path, in_zip):
     file = tmp_path / 'net.pth'
     torch.save({'params': Hostile(tmp_path / 'ran')}, file, _use_new_zipfile_serialization=in_zip)
-    with pytest.raises(
-        LNCAError, match='net.pth: refused: .* could run code when it is read; nothing was run'
-    ) as error:
+    with pytest.raises(LNCAError, match='net.pth: refused: contains pickled code') as error:
         checkpoint.load(file)
     assert '\n' not in str(error.value)
     assert not (tmp_path / 'ran').exists()
@@ -286,7 +284,7 @@ def test_a_compressed_checkpoint_is_refused_before_it_is_unpacked(tmp_path):
     file = tmp_path / 'net.pth'
     with zipfile.ZipFile(file, 'w', zipfile.ZIP_DEFLATED) as archive:
         archive.writestr('net/data.pkl', bytes(1 << 20))
-    with pytest.raises(LNCAError, match='it is compressed, as no checkpoint of PyTorch is'):
+    with pytest.raises(LNCAError, match='compressed, unlike checkpoints of PyTorch'):
         checkpoint.load(file)
 
 
