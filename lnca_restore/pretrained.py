@@ -69,7 +69,7 @@ def load_network(name_or_path: Path | str, option_file: Path | str | None = None
         options = {'type': detected.kind.__name__, **detected.arguments}
         defaults = inspect.signature(detected.kind).parameters
         if 'heads' in defaults:
-            logging.getLogger('basicsr').warning(
+            logging.getLogger('lnca').warning(
                 '%s: number of heads and update rate of %s are unknown, using the defaults %d and %g; name its option '
                 'file with --opt if they differ',
                 *(path, options['type'], defaults['heads'].default, defaults['update_rate'].default),

@@ -146,7 +146,7 @@ class AotProgram:
             return
         with self._report_failure():
             folder = self._path.parent
-            logging.getLogger('basicsr').warning(
+            logging.getLogger('lnca').warning(
                 'Compiling the automaton, which takes about half a minute; it is kept in %s.', folder
             )
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -160,7 +160,7 @@ class AotProgram:
             yield
         except Exception as error:  # compilers raise anything, and all works without the program, only more slowly
             self.failed = True
-            logging.getLogger('basicsr').warning('The compiled automaton cannot be kept: %s', first_line(error))
+            logging.getLogger('lnca').warning('The compiled automaton cannot be kept: %s', first_line(error))
 
 
 @functools.cache

@@ -44,7 +44,7 @@ class CompiledOrEager:
                 return self._compiled(*args, **kwargs)
             except self._failure as error:
                 self._compiled = None
-                logging.getLogger('basicsr').warning(
+                logging.getLogger('lnca').warning(
                     'The automaton runs uncompiled, more slowly: torch.compile says %s', first_line(error)
                 )
         return self._function(*args, **kwargs)

@@ -82,7 +82,7 @@ def _replay_or_capture(rule: nn.Module, run: Run, fixed: Tensor, mutable: Tensor
             graph = Graph(run, fixed, mutable)
         except RuntimeError as error:
             _uncapturable.add(rule)
-            logging.getLogger('basicsr').warning(
+            logging.getLogger('lnca').warning(
                 'The automaton runs without a CUDA graph, more slowly: %s', first_line(error)
             )
     result = graph(fixed, mutable) if graph else run(fixed, mutable)

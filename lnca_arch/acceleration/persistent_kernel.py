@@ -164,7 +164,7 @@ def _agrees(
         if difference <= tolerance:
             return True
         reason = f'its result differs by {difference:.1e}'
-    logging.getLogger('basicsr').warning('The automaton runs without its own kernel, more slowly: %s', reason)
+    logging.getLogger('lnca').warning('The automaton runs without its own kernel, more slowly: %s', reason)
     return False
 
 

@@ -51,7 +51,7 @@ class Restormer(_Restormer or nn.Module):  # type: ignore[misc]
         super().__init__(**options)
         # Option files are checked with networks on the meta device, which are not used.
         if self.output.weight.device.type != 'meta':
-            logging.getLogger('basicsr').warning(self.licence_notice)
+            logging.getLogger('lnca').warning(self.licence_notice)
 
     def forward(self, image: Tensor) -> Tensor:
         """Restore images ``(N, 3, H, W)`` in [0, 1]."""

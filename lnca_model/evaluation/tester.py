@@ -1,17 +1,16 @@
 """Scoring a trained network."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from lnca_model import distributed
 from lnca_model.evaluation.evaluator import Evaluator
+from lnca_model.training.progress import start_log
 
 from basicsr.data import build_dataloader, build_dataset
 from basicsr.models import build_model
-from basicsr.utils import get_env_info, get_root_logger, get_time_str, make_exp_dirs
-from basicsr.utils.options import dict2str
+from basicsr.utils import make_exp_dirs
 
 
 def test(opt: dict[str, Any]) -> None:
@@ -23,10 +22,7 @@ def test(opt: dict[str, Any]) -> None:
     torch.backends.cudnn.benchmark = True
     make_exp_dirs(opt)
     distributed.barrier()
-    log_file = Path(opt['path']['log']) / f'test_{opt["name"]}_{get_time_str()}.log'
-    logger = get_root_logger(log_file=str(log_file))
-    logger.info(get_env_info())
-    logger.info(dict2str(opt))
+    logger = start_log(opt, 'test')
     loaders = []
     for _, dataset_opt in sorted(opt['datasets'].items()):
         dataset = build_dataset(dataset_opt)

@@ -1,12 +1,33 @@
-"""Logging of losses, learning rate and remaining time."""
+"""The log of a run: environment and options, then losses, learning rate and remaining time."""
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from lnca_model.training.phases import Phase, phase_at
 
-from basicsr.utils import MessageLogger
+from basicsr.utils import MessageLogger, get_env_info, get_root_logger, get_time_str
+from basicsr.utils.options import dict2str
+
+
+def start_log(opt: Mapping[str, Any], kind: str) -> logging.Logger:
+    """Open the log file of a run, and log its environment and options.
+
+    Args:
+        opt: the options.
+        kind: start of the file's name, ``'train'`` or ``'test'``.
+
+    Returns:
+        BasicSR's logger, whose handlers the packages that do not need BasicSR log to as well.
+    """
+    file = Path(opt['path']['log']) / f'{kind}_{opt["name"]}_{get_time_str()}.log'
+    logger = get_root_logger(log_file=str(file))
+    logging.getLogger('lnca').handlers = logger.handlers
+    logger.info(get_env_info())
+    logger.info(dict2str(opt))
+    return logger
 
 
 class PhaseLogger(MessageLogger):

@@ -25,7 +25,7 @@ from lnca_model.models.restoration_model import NonFiniteError, RestorationModel
 from lnca_model.training import preemption
 from lnca_model.training.divergence_guard import DivergenceGuard
 from lnca_model.training.profiler import TrainingProfiler
-from lnca_model.training.progress import PhaseLogger
+from lnca_model.training.progress import PhaseLogger, start_log
 from lnca_model.training.resumable_sampler import DataPosition, ResumableSampler
 from lnca_utils.atomic import atomic_file, write_json
 from lnca_utils.errors import LNCAError
@@ -34,8 +34,7 @@ import basicsr.train as basicsr_train
 from basicsr.data import build_dataloader, build_dataset
 from basicsr.data.prefetch_dataloader import CPUPrefetcher, CUDAPrefetcher
 from basicsr.models import build_model
-from basicsr.utils import AvgTimer, get_env_info, get_root_logger, get_time_str, make_exp_dirs, mkdir_and_rename
-from basicsr.utils.options import dict2str
+from basicsr.utils import AvgTimer, get_root_logger, make_exp_dirs, mkdir_and_rename
 
 Options = dict[str, Any]
 
@@ -163,10 +162,7 @@ def _start_experiment(opt: Options, option_file: str | Path, resume: ResumePoint
         if opt['logger'].get('use_tb_logger') and 'debug' not in opt['name'] and distributed.rank() == 0:
             mkdir_and_rename(str(Path(opt['root_path']) / 'tb_logger' / opt['name']))
     _copy_option_file(Path(option_file), Path(opt['path']['experiments_root']))
-    log_file = Path(opt['path']['log']) / f'train_{opt["name"]}_{get_time_str()}.log'
-    logger = get_root_logger(log_file=str(log_file))
-    logger.info(get_env_info())
-    logger.info(dict2str(opt))
+    logger = start_log(opt, 'train')
     for line in resume.damaged if resume else ():
         logger.warning(line)
     return basicsr_train.init_tb_loggers(opt) if distributed.rank() == 0 else None

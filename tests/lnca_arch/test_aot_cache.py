@@ -146,10 +146,10 @@ def test_other_cells_are_computed_otherwise(kept, no_compiling, tmp_path, monkey
 def without_a_program(caplog):
     """What the log says when nothing can be kept, after states that are right."""
     rule = rule_of(NAFCA)
-    with caplog.at_level(logging.WARNING, logger='basicsr'):
+    with caplog.at_level(logging.WARNING, logger='lnca'):
         compare(rule, SIZES[1])
         compare(rule, SIZES[2])
-    return [record.message for record in caplog.records if record.name == 'basicsr']
+    return [record.message for record in caplog.records if record.name == 'lnca']
 
 
 def test_where_it_cannot_be_kept_it_is_said_once(kept, tmp_path, monkeypatch, caplog):

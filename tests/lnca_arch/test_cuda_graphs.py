@@ -149,7 +149,7 @@ def test_a_failed_capture_is_said_once(rule, monkeypatch, caplog):
         raise RuntimeError('operation not permitted when stream is capturing\nmore')
 
     monkeypatch.setattr(torch.cuda, 'CUDAGraph', failing)
-    with torch.no_grad(), caplog.at_level(logging.WARNING, logger='basicsr'):
+    with torch.no_grad(), caplog.at_level(logging.WARNING, logger='lnca'):
         for _ in range(4):
             fixed, mutable = cells(rule)
             expected = run_of(rule)(fixed.clone(), mutable.clone())

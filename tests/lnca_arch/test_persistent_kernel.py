@@ -55,7 +55,7 @@ def test_on_a_gpu(name, dtype, caplog):
     with torch.no_grad(), torch.autocast('cuda', dtype, enabled=dtype != torch.float32):
         plain, fast = rule.reference_rollout(state, 4), rule(state, 4)
     assert (plain - fast).abs().max() <= persistent_kernel.TOLERANCE[dtype] * plain.abs().max()
-    assert not [record for record in caplog.records if record.name == 'basicsr']
+    assert not [record for record in caplog.records if record.name == 'lnca']
     assert list(persistent_kernel._verified.values()) == [True]
 
 
@@ -129,7 +129,7 @@ def not_a_number(kernel, packed, state, per_cell, steps, dtype):
     ('kernel', 'words'), [(failing, 'out of resource: shared memory'), (wrong, 'differs by'), (not_a_number, 'nan')]
 )
 def test_a_kernel_that_does_not_is_left_and_that_is_said_once(rule, monkeypatch, caplog, kernel, words):
-    with caplog.at_level(logging.WARNING, logger='basicsr'):
+    with caplog.at_level(logging.WARNING, logger='lnca'):
         for _ in range(3):
             use(rule, monkeypatch, kernel)
     (record,) = caplog.records

@@ -227,10 +227,10 @@ def test_uncompiled_where_there_is_no_compiler(monkeypatch, caplog):
     rule = rule_of('nafca').eval()
     # Not by monkeypatch, which cannot restore options that are aliases.
     no_compiler = torch._inductor.config.patch({'cpp.cxx': ('no-such-compiler',), 'force_disable_caches': True})
-    with no_compiler, caplog.at_level(logging.WARNING, logger='basicsr'):
+    with no_compiler, caplog.at_level(logging.WARNING, logger='lnca'):
         compare(rule, gradients=False)
         compare(rule, gradients=False)
-    (message,) = [record.message for record in caplog.records if record.name == 'basicsr']
+    (message,) = [record.message for record in caplog.records if record.name == 'lnca']
     assert 'uncompiled' in message
     assert 'no-such-compiler' in message
     fused_rollout.compiled.cache_clear()

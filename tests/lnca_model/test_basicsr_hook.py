@@ -130,3 +130,17 @@ def test_models_of_basicsr_train_as_without_it(foreign_options, tmp_path_factory
             assert weights[way][kind].keys() == weights['BasicSR'][kind].keys()
             for name, value in weights['BasicSR'][kind].items():
                 assert torch.equal(weights[way][kind][name], value), (way, name)
+
+
+def test_packages_without_basicsr_log_to_the_log_of_a_run(tmp_path):
+    code = (
+        'import logging, sys\n'
+        'import lnca_model\n'
+        'from lnca_model.training.progress import start_log\n'
+        'start_log({"name": "a", "path": {"log": sys.argv[1]}}, "train")\n'
+        'logging.getLogger("lnca").warning("compiled")\n'
+    )
+    result = subprocess.run([sys.executable, '-c', code, tmp_path], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    (file,) = tmp_path.glob('train_a_*.log')
+    assert 'WARNING: compiled' in file.read_text()

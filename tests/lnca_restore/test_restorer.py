@@ -248,7 +248,7 @@ def test_options_are_found_from_the_folder_of_the_models(tmp_path, monkeypatch):
     torch.save({'params': network.state_dict()}, path)
     monkeypatch.chdir(path.parent)
     warnings = []
-    monkeypatch.setattr(logging.getLogger('basicsr'), 'warning', lambda text, *values: warnings.append(text % values))
+    monkeypatch.setattr(logging.getLogger('lnca'), 'warning', lambda text, *values: warnings.append(text % values))
     assert load_network('net_g_best.pth').network.automaton.heads == 4
     assert 'number of heads and update rate of LatentViTCA are unknown, using the defaults 4 and 1;' in warnings[0]
     options = {'type': 'LatentViTCA', **SMALL, 'heads': 2}
