@@ -1,22 +1,11 @@
 """Train a network from an option file."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from lnca.commands.pipelines import run
+
 
 def main(arguments: Sequence[str] | None = None, prog: str | None = None, root: Path | None = None) -> None:
-    """Run the command.
-
-    Args:
-        arguments: BasicSR's command line. Default: that of the process.
-        prog: name of the command in messages.
-        root: folder below which experiments and datasets are. Default: the current folder.
-    """
-    if arguments is not None:
-        sys.argv = [prog or 'train', *arguments]  # BasicSR's own pipeline reads it, for other models
-
-    import lnca_model  # noqa: F401  registers the plug-in
-    from lnca_model.integrations.basicsr_hook import train_pipeline
-
-    train_pipeline(str(root or Path.cwd()))
+    """Run the command, see :func:`~lnca.commands.pipelines.run`."""
+    run('train', arguments, prog, root)
