@@ -85,7 +85,7 @@ MEANINGS: dict[str, dict[str, str | tuple[str, str]]] = {
             '**required**',
         ),
         'num_gpu': ('`auto` uses all GPUs, 0 trains on the CPU.', '**required**'),
-        'manual_seed': ('Seed of all random numbers.', 'drawn'),
+        'manual_seed': ('Seed of all random numbers, of the order of the images and of their augmentation.', 'drawn'),
         'scale': ('Upsampling factor of BasicSR; 1 for restoration. `PairedImageDataset` needs it.', '—'),
         'find_unused_parameters': 'Accepted for compatibility with BasicSR; without effect.',
         'dist_params.backend': ('Backend of `torch.distributed`.', 'nccl on GPUs, gloo without'),
@@ -220,7 +220,7 @@ MEANINGS: dict[str, dict[str, str | tuple[str, str]]] = {
         ),
         'suffix': ('Suffix of saved images.', 'name of the run'),
         'pbar': 'Accepted for compatibility with BasicSR.',
-        'batch_size': ('Images restored at once.', '64'),
+        'batch_size': ('Images restored at once, at most; larger images are restored in smaller batches.', '64'),
         'precision': (
             '`bfloat16` restores with matrix products in bfloat16, faster on hardware that has it.',
             'float32',
