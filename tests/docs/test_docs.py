@@ -23,7 +23,7 @@ PAGES = sorted(
 CODE = re.compile(r'```.*?```|`[^`]*`', re.DOTALL)
 LINK = re.compile(r'\]\(([^)\s]+)\)')
 COMMAND = re.compile(r'\bpython (-m [\w.]+|\S+\.py)([^`|;&\n]*)|\btorchrun .*?(\S+\.py)([^`|;&\n]*)')
-SUBCOMMAND = re.compile(r'(?:^ *|`)lnca (\w+)([^`|;&\n]*)', re.MULTILINE)
+SUBCOMMAND = re.compile(r'^ *lnca (\w+)([^`|;&\n]*)', re.MULTILINE)
 OPTION = re.compile(r'(?<![\w-])--[a-z][\w-]*')
 #: Options of pip, mkdocs, TensorBoard, torchrun, srun and Slurm.
 FOREIGN = {
