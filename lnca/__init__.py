@@ -12,7 +12,7 @@ __all__ = ['LatentNAFCA', 'LatentViTCA', 'PixelViTCA', 'Restorer', '__version__'
 
 
 def __getattr__(name: str) -> Any:
-    """Import classes when they are first used, so that the command answers before PyTorch is imported."""
+    """Import classes on first use, so that ``lnca --help`` does not import PyTorch."""
     if name == 'Restorer':
         from lnca_restore import Restorer
 

@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
     for name, purpose in COMMANDS.items():
         commands.add_parser(name, help=purpose, add_help=False)
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    # The command parses what follows its name itself, so that nothing else is imported.
+    # Each command parses its own arguments, so that only its module is imported.
     name = parser.parse_args(arguments[:1]).command
     command = importlib.import_module(f'lnca.commands.{name}')
     return command.main(arguments[1:], prog=f'lnca {name}')

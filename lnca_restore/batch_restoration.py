@@ -1,4 +1,4 @@
-"""Restoration of photographs from files to files."""
+"""Restoration of photograph files and folders."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,11 +16,11 @@ from lnca_utils.errors import ConfigError
 
 ANIMATION_FRAMES = 9
 RESTORED = '_restored'  # suffix of the name of a restored photograph beside the original
-PREVIEW_SIDE = 1024  # pixels, of pictures to look at
+PREVIEW_SIDE = 1024  # largest height or width of pictures, in pixels
 
 
 class Job(NamedTuple):
-    """A photograph, and the path of the restored one."""
+    """Paths of a photograph and of the restored photograph."""
 
     source: Path
     target: Path
@@ -46,16 +46,16 @@ class Pictures(NamedTuple):
 
 
 def plan_jobs(inputs: Iterable[Path], output: Path | None, pictures: Pictures, overwrite: bool = False) -> list[Job]:
-    """Return what to restore, and where to write it.
+    """Return the photographs to restore and the paths to write them to.
 
     Args:
         inputs: photographs, and folders of them.
         output: a file for one photograph, or a folder. Default: beside each photograph, as ``NAME_restored``.
         pictures: pictures to make.
-        overwrite: whether files may be replaced.
+        overwrite: whether existing files may be replaced.
 
     Raises:
-        LNCAError: if a path is missing, or would be written twice or replaced.
+        LNCAError: if there are no photographs, or a file would be written twice or replaced.
     """
     inputs = list(inputs)
     sources = [file for path in inputs for file in _list_photographs(path, with_restored=output is not None)]
@@ -73,12 +73,15 @@ def plan_jobs(inputs: Iterable[Path], output: Path | None, pictures: Pictures, o
 
 
 def plan_steps(restorer: Restorer, steps: int | None, pictures: Pictures) -> tuple[list[int] | None, int]:
-    """Return the numbers of steps for :meth:`Restorer.intermediate_outputs`, and the index of the restored one.
+    """Return the steps to compute, and the index of the step that gives the restored photograph.
 
     Args:
         restorer: the restorer.
         steps: number of steps of the restored photograph. Default: the network's.
         pictures: pictures to make.
+
+    Returns:
+        The argument ``steps`` of :meth:`Restorer.intermediate_outputs`, and an index into its result.
     """
     if steps is None and not pictures.animation:
         return None, 0
@@ -94,7 +97,7 @@ def plan_steps(restorer: Restorer, steps: int | None, pictures: Pictures) -> tup
 def restore_file(
     restorer: Restorer, job: Job, steps: Sequence[int] | None, restored_index: int, pictures: Pictures
 ) -> None:
-    """Restore a photograph and write it, with its pictures.
+    """Restore a photograph, and write it and its pictures.
 
     Args:
         restorer: the restorer.
@@ -103,7 +106,7 @@ def restore_file(
         pictures: pictures to make.
 
     Raises:
-        LNCAError: if the photograph cannot be read, or its format cannot hold it.
+        LNCAError: if the photograph cannot be read, or the output format does not support it.
         OSError: if a file cannot be written.
     """
     photograph = read_photograph(job.source)
@@ -122,10 +125,10 @@ def restore_file(
 
 
 def _list_photographs(path: Path, with_restored: bool) -> list[Path]:
-    """Return a file, or the photographs in a folder, with or without those that were restored beside the originals."""
+    """Return a file, or the photographs in a folder; ``with_restored`` includes those named ``NAME_restored``."""
     if not path.is_dir():
         return [path]
-    # Hidden files are leftovers of killed runs and of file managers.
+    # Skip hidden files: temporary files of killed runs, or files of the file manager.
     files = [
         file for file in sorted(path.iterdir()) if file.suffix.lower() in SUFFIXES and not file.name.startswith('.')
     ]
@@ -147,7 +150,7 @@ def _check_pictures(pictures: Pictures, photographs: int) -> None:
 
 
 def _check_outputs(jobs: list[Job], pictures: list[Path], overwrite: bool) -> None:
-    """Raise ConfigError if a file would be written twice, over another photograph, or where none can be."""
+    """Raise ConfigError if a file would be written twice, would replace another, or cannot be written."""
     sources = {job.source.resolve(): job.source for job in jobs}
     outputs: set[Path] = set()
     for path, source in [*((job.target, job.source) for job in jobs), *((path, None) for path in pictures)]:
@@ -167,7 +170,7 @@ def _check_outputs(jobs: list[Job], pictures: list[Path], overwrite: bool) -> No
 
 
 def _preview(photograph: Photograph) -> np.ndarray:
-    """Return a photograph upright, as 8-bit RGB on white, no larger than a screen."""
+    """Return a photograph upright, as 8-bit RGB on white, of at most :data:`PREVIEW_SIDE` pixels a side."""
     pixels = to_8_bits(photograph.upright())
     if pixels.shape[-1] == 4:
         alpha = pixels[..., 3:].astype(np.float32) / 255

@@ -1,4 +1,7 @@
-"""A web page to try networks on photographs and to watch the automaton work. It needs the extra ``demo``."""
+"""A web page to try networks on photographs and to watch the automaton work.
+
+It needs the extra ``demo``.
+"""
 
 import os
 import signal
@@ -33,14 +36,14 @@ CORRUPTIONS = {'nothing': None, 'noise': Noise(), 'motion blur': MotionBlur()}
 
 
 class Restoration(NamedTuple):
-    """The input of a network, and its images by number of steps."""
+    """The input of a network, and the restored images by number of steps."""
 
     image: np.ndarray
     images: dict[int, np.ndarray]
 
 
 def restore(upload: str | None, example: str | None, corruption_name: str, restorer: Restorer) -> Restoration:
-    """Restore an uploaded photograph, or else an example.
+    """Restore an uploaded photograph, or an example if there is none.
 
     Raises:
         LNCAError: if it cannot be read, or is too large for the page.
@@ -48,7 +51,7 @@ def restore(upload: str | None, example: str | None, corruption_name: str, resto
     if upload:
         try:
             picture = read_photograph(upload).upright()
-        except LNCAError as error:  # users know the name, but not the folder of the upload
+        except LNCAError as error:  # show the name of the upload without its temporary folder
             raise LNCAError(str(error).replace(upload, Path(upload).name)) from None
     elif example:
         picture = BundledPhoto(EXAMPLES[example]).read()
@@ -105,12 +108,13 @@ def build_page(models: Sequence[str]) -> gradio.Blocks:
         return (found.image, shown), str(file)
 
     def slider(last: int) -> gradio.Slider:
-        # The slider counts from 0, and could not return to a last step that is not a multiple of the interval.
+        # A slider stops only at multiples of its step, which must include the last step of the automaton.
         between = 1 if last % STEP_INTERVAL else STEP_INTERVAL
         return gradio.Slider(0, last, last, step=between, label='Steps', elem_id='steps')
 
-    fonts = {'font': ['system-ui', 'sans-serif'], 'font_mono': ['monospace']}  # not fetched from elsewhere
-    # Old files are removed.
+    # System fonts, so that nothing is downloaded.
+    fonts = {'font': ['system-ui', 'sans-serif'], 'font_mono': ['monospace']}
+    # delete_cache removes old files.
     with gradio.Blocks(
         title='LNCA', theme=gradio.themes.Default(**fonts), delete_cache=(SECONDS_KEPT, SECONDS_KEPT)
     ) as blocks:
@@ -150,7 +154,7 @@ def serve(host: str, port: int, models: Sequence[str]) -> None:
         models: see :func:`build_page`.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
-    # A folder that only this user can read, and that is removed at the end.
+    # Keep uploads in a folder that only this user can read, and that is removed at exit.
     with tempfile.TemporaryDirectory(prefix='lnca_demo_', ignore_cleanup_errors=True) as folder:
         os.environ['GRADIO_TEMP_DIR'] = folder
         page = build_page(models)

@@ -1,4 +1,4 @@
-"""Export of networks to ONNX and to programs of torch.export."""
+"""Export of networks to ONNX and with torch.export."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -54,10 +54,10 @@ class _Whole(nn.Module):
 
 
 def export_program(network: nn.Module, path: Path | str, steps: int | None = None) -> None:
-    """Export a network as a program of torch.export (.pt2), which ``torch.export.load`` reads.
+    """Export a network to a ``.pt2`` file for :func:`torch.export.load`.
 
-    The program maps images ``(N, C, H, W)`` in [0, 1] to restored images. Batch size, height and width are dynamic; the
-    latter are multiples of the network's stride, at least twice as large.
+    The exported program maps images ``(N, C, H, W)`` in [0, 1] to restored images. Batch size, height and width are
+    dynamic. Height and width must be multiples of the network's stride, and at least twice the stride.
 
     Args:
         network: a network with an automaton and update rate 1.
@@ -79,19 +79,21 @@ def export_program(network: nn.Module, path: Path | str, steps: int | None = Non
 
 
 def export_onnx(network: nn.Module, path: Path | str, steps: int | Literal['input'] | None = None) -> None:
-    """Export a network to ONNX: input ``image`` ``(N, C, H, W)`` in [0, 1], output ``restored`` of the same shape.
+    """Export a network to ONNX.
 
-    Batch size, height and width are dynamic; the latter are multiples of the network's stride. The automaton is a loop.
+    The model has the input ``image``, ``(N, C, H, W)`` in [0, 1], and the output ``restored`` of the same shape. Batch
+    size, height and width are dynamic; height and width must be multiples of the network's stride. The steps of the
+    automaton are a ``Loop`` node.
 
     Args:
         network: a network with an automaton and update rate 1.
         path: path of the file.
-        steps: number of steps of the automaton, or ``'input'`` for a second input ``steps``, int64. Default: the
-            network's.
+        steps: number of steps of the automaton, or ``'input'`` to add an int64 input ``steps`` to the model. Default:
+            the network's.
 
     Raises:
         LNCAError: if the network has no automaton, or another update rate.
-        InstallationError: if the extra is not installed.
+        InstallationError: if the extra ``onnx`` is not installed.
     """
     network = _check(network)
     try:
@@ -116,7 +118,7 @@ def export_onnx(network: nn.Module, path: Path | str, steps: int | Literal['inpu
 
 
 def _join(parts: list[Any], steps: int | Literal['input']) -> Any:
-    """Join three models to one: seed, a loop over step, render."""
+    """Join the models seed, step and render into one, with a loop over step."""
     import onnx
     from onnx import TensorProto, compose, helper
 
@@ -125,7 +127,7 @@ def _join(parts: list[Any], steps: int | Literal['input']) -> Any:
     )
     image = seed.graph.input[0]
     state, *skip = (output.name for output in seed.graph.output)
-    # The inputs of a loop's body are its iteration and a condition, and its first output is the condition.
+    # The body of a loop takes the iteration, the condition and the state; it returns the condition and the state.
     go_on = helper.make_tensor_value_info('step.condition', TensorProto.BOOL, [])
     still = helper.make_node('Identity', ['step.condition'], ['step.still'])
     body = helper.make_graph(
@@ -193,7 +195,7 @@ _ROWS, _COLUMNS = (torch.export.Dim(name, min=2, max=1 << 16) for name in ('rows
 
 
 def _sides(multiple: int) -> dict[int, torch.export.Dim]:
-    """Return dynamic height and width of ``multiple`` pixels per cell."""
+    """Return dynamic dimensions for height and width, with ``multiple`` pixels per cell."""
     if multiple == 1:
         return {2: _ROWS, 3: _COLUMNS}
     return {2: multiple * _ROWS, 3: multiple * _COLUMNS}

@@ -37,17 +37,18 @@ class Pretrained(NamedTuple):
 def load_network(name_or_path: Path | str, option_file: Path | str | None = None) -> Pretrained:
     """Load a trained network.
 
-    The network is built from the first of these that exists: ``option_file``; the options in the checkpoint itself,
-    which :func:`save_network` and the plug-in's trainings write; the option file in the folder of the experiment; the
-    names and shapes of the parameters.
+    The options of the network are the first of these that exist: those in ``option_file``; those in the checkpoint
+    itself, where :func:`save_network` and the plug-in's trainings write them; those in the option file in the
+    experiment's folder; or those derived from the names and shapes of the parameters.
 
     Args:
-        name_or_path: a name in :data:`BUNDLED`, or the path of a file: one of :func:`save_network`, or a checkpoint in
-            BasicSR's layout, of which the moving average of the weights is preferred.
+        name_or_path: a name in :data:`BUNDLED`, or the path of a file that :func:`save_network` wrote or that has
+            BasicSR's layout. If it holds a moving average of the weights, that is loaded.
         option_file: a YAML file with a block ``network_g``.
 
     Raises:
-        CheckpointError: if the file is missing, not readable, or does not determine the network.
+        CheckpointError: if the file is missing or not readable, or does not match or determine the network.
+        ConfigError: if the options of the network are invalid.
     """
     path = BUNDLED.get(str(name_or_path), Path(name_or_path))
     if not path.is_file():
@@ -75,7 +76,7 @@ def load_network(name_or_path: Path | str, option_file: Path | str | None = None
                 *(path, options['type'], defaults['heads'].default, defaults['update_rate'].default),
             )
     build = functools.partial(construct, options, _known_networks(options), f'{where}: {OPTIONS}')
-    # First on the meta device, where a network takes no memory: a file can claim any size.
+    # Build it on the meta device first: it takes no memory there, whatever sizes the file claims.
     with torch.device('meta'):
         described = build()
     weights = checkpoint.match_state_dict(described, weights, path, strict=True)
@@ -104,7 +105,7 @@ def save_network(network: nn.Module, options: Mapping[str, Any], path: Path | st
     """
     weights = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
     with atomic_file(path) as temporary:
-        # save_file creates files that only their owner can read.
+        # Not save_file, which creates files that only their owner can read.
         temporary.write_bytes(save(weights, metadata={OPTIONS: json.dumps(dict(options))}))
 
 
@@ -126,7 +127,7 @@ def _read_safetensors(path: Path) -> tuple[checkpoint.Weights, Any]:
 
 
 def _option_file_of(path: Path) -> Path | None:
-    """Return the experiment's copy of its option file, beside the folder of its models, if there is one."""
+    """Return the copy of the option file in the folder of the checkpoint's experiment, if there is one."""
     folder = path.resolve().parent
     if folder.name != 'models':
         return None

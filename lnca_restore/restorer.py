@@ -16,7 +16,7 @@ from lnca_restore.pretrained import load_network
 from lnca_restore.tiled_inference import restore_tiled, windows
 from lnca_utils.errors import LNCAError, one_line
 
-BATCH_PIXELS = 1 << 16  # small tiles are restored in batches of about so many pixels
+BATCH_PIXELS = 1 << 16  # number of pixels in a batch of small tiles
 
 
 class TileConfig(NamedTuple):
@@ -26,8 +26,8 @@ class TileConfig(NamedTuple):
     overlap: int
 
 
-# An automaton takes little memory; other networks keep many channels of every pixel. A ViTCA only works on grids of the
-# size that it was trained on.
+# An automaton takes little memory; other networks have many channels for every pixel. A ViTCA only works on a grid of
+# the size that it was trained on.
 AUTOMATON, FIXED_GRID, OTHER = TileConfig(1024, 64), TileConfig(32, 8), TileConfig(256, 32)
 OTHER_STRIDE = 8  # tiles of networks without an automaton start at multiples of this
 
@@ -39,8 +39,9 @@ class Restorer:
         network: a network on any device that maps ``(N, C, H, W)`` in [0, 1] to the same shape.
         tile: side of the tiles in pixels, a multiple of 8. Larger tiles take more memory and less time. Default: 1024;
             32 for a ViTCA, 256 for networks without an automaton.
-        overlap: overlap of neighbouring tiles in pixels, at most half of ``tile``: a multiple of 8, or of 16 if the
-            network's stride is 8. Default: about an eighth of ``tile``.
+        overlap: overlap of neighbouring tiles in pixels, at most half of ``tile``, and a multiple of 8 and of twice the
+            network's stride (8 for networks without an automaton). Default: the largest such number up to 64; up to 8
+            for a ViTCA, 32 for networks without an automaton.
 
     Raises:
         LNCAError: if ``tile`` or ``overlap`` is invalid.
@@ -83,7 +84,7 @@ class Restorer:
             tiles: ``tile`` and ``overlap``, see :class:`Restorer`.
 
         Raises:
-            LNCAError: if there is no such model or device.
+            LNCAError: if the model or the device is not available, or the tiles are invalid.
         """
         device = _check_device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
         return cls(load_network(name_or_path, option_file).network.to(device), **tiles)
@@ -93,12 +94,12 @@ class Restorer:
 
         Args:
             image: ``(H, W)`` or ``(H, W, C)`` with C one of 1 (grey), 3 (RGB) and 4 (RGBA, whose alpha is kept); uint8,
-                uint16, or floating-point in [0, 1]. Or the path of a file, which is turned upright.
+                uint16, or floating-point in [0, 1]. Or the path of a file; its photograph is turned upright.
             steps: number of steps of the automaton. Default: the network's.
             progress: whether to show a progress bar.
 
         Returns:
-            The restored photograph, of the same shape and type.
+            The restored photograph, of the same shape and dtype.
 
         Raises:
             LNCAError: if the image or the file is invalid.
@@ -112,10 +113,10 @@ class Restorer:
 
         Args:
             image, progress: see :meth:`__call__`.
-            steps: numbers of steps of the automaton, ascending. Default: the network's own number alone.
+            steps: numbers of steps of the automaton, ascending. Default: the network's number of steps only.
 
         Returns:
-            A photograph for each number of steps, of the same shape and type as ``image``.
+            A photograph for each number of steps, of the same shape and dtype as ``image``.
 
         Raises:
             LNCAError: if the image, the file or the steps are invalid.
@@ -138,7 +139,7 @@ class Restorer:
         rows, columns = (
             windows(length, side, overlap, self.stride, exact=self.fixed_grid) for length in colours.shape[:2]
         )
-        # Steps rather than tiles, so that a photograph of one tile has an estimate, too.
+        # Count steps rather than tiles, so that the bar shows progress within a tile.
         total, unit = len(rows) * len(columns), 'tile'
         if step_counts[-1] is not None:
             total, unit = total * step_counts[-1], 'step'
@@ -153,7 +154,13 @@ class Restorer:
         return [output.reshape(image.shape) for output in outputs]
 
     def check_steps(self, steps: Sequence[int] | None) -> list[Any]:
-        """Return the numbers of steps for :meth:`intermediate_outputs`; ``[None]`` for a network without an automaton.
+        """Validate numbers of steps.
+
+        Args:
+            steps: as for :meth:`intermediate_outputs`.
+
+        Returns:
+            The numbers of steps, with the default filled in; ``[None]`` for a network without an automaton.
 
         Raises:
             LNCAError: if they are not ascending whole numbers from 0, or the network has no automaton.
@@ -176,9 +183,9 @@ class Restorer:
         scale = 1 if np.issubdtype(tiles.dtype, np.floating) else np.iinfo(tiles.dtype).max
         images = torch.from_numpy(tiles.astype(np.float32) / np.float32(scale)).permute(0, 3, 1, 2).to(parameter.device)
         channels = images.shape[1]
-        if channels < self.image_channels:  # a grey image for a network of colour images
+        if channels < self.image_channels:  # a grey image for a colour network
             images = images.expand(-1, self.image_channels, -1, -1)
-        elif channels > self.image_channels:  # each channel by itself for a network of grey images
+        elif channels > self.image_channels:  # each channel separately for a grey network
             images = images.flatten(0, 1)[:, None]
         images = images.contiguous()
         if isinstance(self.network, AutomatonNetwork):
@@ -215,7 +222,7 @@ def _check_image(image: np.ndarray) -> None:
         return
     if not np.isfinite(image).all():
         raise LNCAError('image: has NaNs or infinite values; replace them')
-    # Resized images exceed [0, 1] a little; values up to 255 are a mistake.
+    # Allow the overshoot of resized images, but not values up to 255.
     if not -1 <= image.min() <= image.max() <= 2:
         raise LNCAError(
             f'image: floating-point values must be in [0, 1], got {image.min():g} to {image.max():g}; divide by 255'

@@ -1,11 +1,11 @@
-"""Restoring an image in overlapping tiles, which are blended where they overlap."""
+"""Restoration of an image in tiles, which are blended where they overlap."""
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
-#: A function from tiles ``(N, h, w, C)`` to a list with as many restored tiles for each requested number of steps.
+#: A function that restores tiles ``(N, h, w, C)``; returns tiles of that shape for each requested number of steps.
 RestoreTiles = Callable[[np.ndarray], list[np.ndarray]]
 
 
@@ -13,8 +13,8 @@ class TileWindow(NamedTuple):
     """One axis of a tile.
 
     Attributes:
-        read: slice of the image that is restored.
-        written: slice of the image that the result is added to.
+        read: slice of the image that the network reads.
+        written: slice of the image that the weighted result is added to.
         weight: blending weight of each written row or column, float32.
     """
 
@@ -24,10 +24,10 @@ class TileWindow(NamedTuple):
 
 
 def windows(length: int, tile: int, overlap: int, stride: int, exact: bool = False) -> list[TileWindow]:
-    """Divide an axis into windows of equal size, whose weights add up to 1 everywhere.
+    """Divide an axis into windows whose weights add up to 1 everywhere.
 
-    Neighbours overlap by ``overlap`` pixels, of which they blend the middle half. A window starts where the latent grid
-    of the whole image has a cell.
+    Neighbours overlap by ``overlap`` pixels and are blended in the middle half of the overlap. Every window starts at a
+    multiple of ``stride``, so that its latent grid is aligned with that of the whole image.
 
     Args:
         length: length of the axis in pixels.
@@ -35,6 +35,7 @@ def windows(length: int, tile: int, overlap: int, stride: int, exact: bool = Fal
         overlap: overlap in pixels, a multiple of 4 and of ``2 * stride``, at most half of ``tile``.
         stride: stride of the network's latent grid in pixels.
         exact: whether windows must have exactly ``tile`` pixels. Otherwise they are as small as their number allows.
+            An axis shorter than ``tile`` is one window either way.
     """
     if length <= tile:
         return [TileWindow(slice(0, length), slice(0, length), np.ones(length, np.float32))]
@@ -65,20 +66,21 @@ def restore_tiled(
     columns: list[TileWindow],
     batch_size: int,
 ) -> None:
-    """Restore an image tile by tile.
+    """Restore an image tile by tile, into given arrays.
 
-    Apart from the image and the outputs, memory holds a batch of tiles and one row of tiles.
+    Beside the image and the outputs, only a batch of tiles and one row of tiles are in memory.
 
     Args:
         image: ``(H, W, C)``.
         restore: restores a batch of tiles.
-        outputs: an array of the image's shape for each requested number of steps, which is filled. Integer arrays are
-            filled with rounded values, clipped to their range.
+        outputs: an array of the image's shape for each requested number of steps, which is overwritten. For integer
+            arrays, the results are scaled, rounded and clipped.
         rows, columns: from :func:`windows`.
         batch_size: largest number of tiles of a row that are restored in one call.
     """
     height, width, channels = image.shape
-    carried = [np.zeros((0, width, channels), np.float32) for _ in outputs]  # what the next row of tiles adds to
+    # Unfinished rows of pixels, which the next row of tiles adds to.
+    carried = [np.zeros((0, width, channels), np.float32) for _ in outputs]
     for row, next_row in zip(rows, [*rows[1:], None], strict=True):
         top, bottom = row.written.start, row.written.stop
         bands = [np.zeros((bottom - top, width, channels), np.float32) for _ in outputs]
@@ -97,7 +99,7 @@ def restore_tiled(
 
 
 def _interior(window: TileWindow) -> slice:
-    """Return ``written`` within ``read``."""
+    """Return the slice ``written``, relative to ``read``."""
     return slice(window.written.start - window.read.start, window.written.stop - window.read.start)
 
 
@@ -117,7 +119,7 @@ def _width(window: TileWindow) -> int:
 
 
 def _to_dtype(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Convert values in [0, 1] to a dtype; integers are rounded and clipped to their range."""
+    """Convert values in [0, 1] to a dtype; for integers, scale, round and clip them."""
     if np.issubdtype(dtype, np.floating):
         return values
     limit = np.iinfo(dtype).max

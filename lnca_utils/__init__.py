@@ -1,1 +1,1 @@
-"""Errors, atomic files and safe checkpoints: what all packages share."""
+"""Utilities of all packages: errors, atomic writes, checkpoint I/O and option checks."""

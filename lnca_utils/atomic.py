@@ -8,19 +8,19 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-PARTIAL = '.*.partial*'  # pattern of the files that a killed process may leave
+PARTIAL = '.*.partial*'  # pattern of temporary files, which a killed process leaves behind
 
 
 @contextmanager
 def atomic_file(path: Path | str) -> Iterator[Path]:
     """Write a file atomically.
 
-    The block writes to the temporary path that is yielded. At its end the file is flushed to disk and renamed to
-    ``path``. If the block raises, the temporary file is removed and ``path`` stays as it was. An OSError of the block
-    names ``path``.
+    The context manager yields a temporary path to write to. On exit, the file is flushed to disk and renamed to
+    ``path``. If the block raises, the temporary file is removed and ``path`` stays unchanged. An OSError raised in the
+    block names ``path``, not the temporary file.
     """
     path = Path(path)
-    # Keep the suffix, by which writers such as OpenCV choose the format.
+    # Keep the suffix: OpenCV and others choose the format by it.
     temporary = path.with_name(f'.{path.stem}.{os.getpid()}.partial{path.suffix}')
     try:
         yield temporary
@@ -29,7 +29,7 @@ def atomic_file(path: Path | str) -> Iterator[Path]:
         temporary.replace(path)
         _flush_entries(path.parent)
     except OSError as error:
-        # Failed writes name no file, and a file that cannot be opened is the temporary one.
+        # A failed write names no file, and a failed open names the temporary file.
         if error.errno is not None and error.filename in (None, str(temporary)):
             error.filename = str(path)
         raise
@@ -38,8 +38,8 @@ def atomic_file(path: Path | str) -> Iterator[Path]:
 
 
 def _flush_entries(folder: Path) -> None:
-    """Flush the entries of a folder to disk, where the system can."""
-    # Windows and some network file systems cannot.
+    """Flush the entries of a folder to disk, if the system supports it."""
+    # Windows and some network file systems do not.
     with suppress(OSError):
         entries = os.open(folder, os.O_RDONLY)
         try:
@@ -49,7 +49,7 @@ def _flush_entries(folder: Path) -> None:
 
 
 def write_json(path: Path | str, content: Any) -> None:
-    """Write plain data as a :func:`atomic_file`, indented."""
+    """Write plain data to an indented JSON file, atomically."""
     with atomic_file(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + '\n', encoding='utf-8')
 
@@ -58,8 +58,9 @@ def write_json(path: Path | str, content: Any) -> None:
 def atomic_dir(path: Path | str) -> Iterator[Path]:
     """Write a folder atomically.
 
-    The block fills the temporary folder that is yielded. At its end the folder replaces ``path``. If the block raises,
-    the temporary folder is removed and ``path`` stays as it was. Leftovers of a killed run are removed by the next.
+    The context manager yields a temporary folder to write to. On exit, that folder replaces ``path``. If the block
+    raises, the temporary folder is removed and ``path`` stays unchanged. The next call removes what a killed process
+    left behind.
     """
     path = Path(path)
     temporary = path.with_name(f'.{path.name}.partial')

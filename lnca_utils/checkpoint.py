@@ -15,19 +15,19 @@ from lnca_utils.errors import CheckpointError, first_line
 
 Weights = dict[str, Tensor]
 
-OPTIONS = 'network_g'  # key of the network's options in checkpoints, metadata of files, and option files
+OPTIONS = 'network_g'  # key of the network's options in checkpoints, safetensors metadata and option files
 
 
 def save(content: Mapping[str, Any], path: Path | str) -> None:
     """Write a checkpoint atomically.
 
     Raises:
-        CheckpointError: if it cannot be written. ``path`` then stays as it was.
+        CheckpointError: if it cannot be written. ``path`` then stays unchanged.
     """
     try:
         with atomic_file(path) as temporary, open(temporary, 'wb') as file:
             torch.save(content, file)
-    except (OSError, RuntimeError) as error:  # torch wraps failed writes in a RuntimeError
+    except (OSError, RuntimeError) as error:  # PyTorch raises RuntimeError for failed writes
         reason = getattr(error, 'strerror', None) or first_line(error)
         raise CheckpointError(
             f'{path}: cannot save {_nbytes(content) / 1e6:,.0f} MB ({reason}); free disk space and continue with '
@@ -47,14 +47,14 @@ def load(path: Path | str) -> dict[str, Any]:
     """Load a checkpoint of tensors and plain data onto the CPU.
 
     Raises:
-        CheckpointError: if it is missing, damaged, or contains anything else.
+        CheckpointError: if the file is missing, damaged, or contains anything else.
     """
     if not os.path.isfile(path):
         raise CheckpointError(f'{path}: no such checkpoint')
     try:
         _verify_checksums(path)
         content = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as error:  # damaged files raise anything
+    except Exception as error:  # damaged files can raise anything
         if isinstance(error, pickle.UnpicklingError) and 'GLOBAL' in str(error):
             raise CheckpointError(f'{path}: refused: contains pickled code; save tensors and plain data only') from None
         # PyTorch's message recommends weights_only=False, which runs code.
@@ -68,7 +68,7 @@ def load(path: Path | str) -> dict[str, Any]:
 
 
 def _verify_checksums(path: Path | str) -> None:
-    """Verify the checksums that torch.save stores with each tensor and torch.load ignores."""
+    """Verify the checksums of a checkpoint, which torch.save writes but torch.load ignores."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
@@ -86,18 +86,21 @@ def read_weights(network: nn.Module, path: Path | str, strict: bool, param_key: 
         param_key: see :func:`extract_state_dict`.
 
     Raises:
-        CheckpointError: if the file is not readable, or its weights are of another network.
+        CheckpointError: if the file cannot be read, or its weights do not match the network.
     """
     return match_state_dict(network, extract_state_dict(load(path), path, param_key), path, strict)
 
 
 def extract_state_dict(content: Mapping[str, Any], path: Path | str, param_key: str | None = None) -> Weights:
-    """Return the state dict in a checkpoint, which has BasicSR's layout (``{param_key: state dict}``) or is one itself.
+    """Return the state dict in a checkpoint.
+
+    The checkpoint either has BasicSR's layout, ``{param_key: state dict}``, or is a state dict itself.
 
     Args:
-        content: what :func:`load` has returned.
+        content: content of the checkpoint, from :func:`load`.
         path: path of the file, for messages.
-        param_key: ``'params'`` or ``'params_ema'``. The other one is taken if there is no such entry.
+        param_key: ``'params'`` or ``'params_ema'``; if there is no such entry, the other one is used. Default:
+            ``'params_ema'``.
 
     Raises:
         CheckpointError: if there is no state dict.
@@ -122,16 +125,16 @@ def _is_parameter(name: Any, value: Any) -> bool:
 
 
 def match_state_dict(network: nn.Module, weights: Weights, path: Path | str, strict: bool) -> Weights:
-    """Return the weights whose names and shapes are those of a network's parameters.
+    """Return the weights whose names and shapes match a network's state dict.
 
     Args:
         network: the network, which may be on the meta device.
         weights: a state dict.
         path: path of its file, for messages.
-        strict: whether all parameters, and no others, must match.
+        strict: whether the names and shapes must match exactly.
 
     Raises:
-        CheckpointError: if ``strict`` and there are differences, of which the message names the first.
+        CheckpointError: if ``strict`` and they do not match; the message names the first differences.
     """
     shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
     differences = {

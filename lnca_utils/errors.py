@@ -1,4 +1,7 @@
-"""Errors that a user can fix. Commands print them as one line; other errors are bugs and keep their traceback."""
+"""Errors that a user can fix.
+
+Commands print them on one line; other errors are bugs and keep their traceback.
+"""
 
 import errno
 import re
@@ -11,7 +14,7 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 class LNCAError(ValueError):
     """Base class of errors that a user can fix.
 
-    The message is one line for each mistake: where it is, what it is, and how to fix it.
+    The message has one line per mistake: where it is, what is wrong, and how to fix it.
     """
 
 
@@ -24,7 +27,7 @@ class DataError(LNCAError):
 
 
 class CheckpointError(LNCAError):
-    """A checkpoint is missing, damaged or of another network, or cannot be written."""
+    """A checkpoint is missing, damaged, does not match the network, or cannot be written."""
 
 
 class DistributedError(LNCAError):
@@ -32,20 +35,20 @@ class DistributedError(LNCAError):
 
 
 class InstallationError(ImportError):
-    """A package is missing or does not fit the others. The message says what to install."""
+    """A package is missing or incompatible; the message says what to install."""
 
 
 def install_excepthook() -> None:
-    """Print errors that a user can fix as one line per mistake, with exit code 1.
+    """Print errors that a user can fix without a traceback.
 
-    These are :class:`LNCAError`, :class:`InstallationError`, and files that cannot be read or written.
+    These are :class:`LNCAError`, :class:`InstallationError`, and the OSError of a file that cannot be read or written.
     """
     sys.excepthook = _excepthook
 
 
 def _excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     if isinstance(error, LNCAError | InstallationError):
-        # A worker of a data loader wraps the message in its own traceback, which ends with it.
+        # A data loader worker wraps the message in a traceback, whose last part is the message.
         message = re.split(rf'{re.escape(__name__)}\.\w+: ', str(error).strip())[-1]
     elif isinstance(error, OSError) and error.errno in DISK_FULL:
         message = f'{error.filename or "the output"}: cannot be written ({error.strerror}); free disk space and retry'

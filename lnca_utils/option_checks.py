@@ -1,4 +1,4 @@
-"""Checks of options, and objects made from blocks of options."""
+"""Checks of options, and construction of objects from blocks of options."""
 
 import difflib
 import inspect
@@ -9,7 +9,7 @@ from lnca_utils.errors import ConfigError, LNCAError, one_line
 
 
 def did_you_mean(name: Any, known: Iterable[str]) -> str:
-    """Return ``'Did you mean X?'`` for a misspelt name, else a list of the known names."""
+    """Return ``'Did you mean X?'`` for a misspelt name, ``'Known: …'`` if no known name is similar."""
     by_lower_case = {entry.lower(): entry for entry in sorted(known)}
     close = difflib.get_close_matches(str(name).lower(), by_lower_case, n=1)
     return f'Did you mean {by_lower_case[close[0]]}?' if close else f'Known: {", ".join(by_lower_case.values())}.'
@@ -21,7 +21,7 @@ def check_known(name: Any, known: Iterable[str], where: str) -> None:
     Args:
         name: the name.
         known: the known names.
-        where: what the message calls the name.
+        where: what the name is, and its place in the option file, for messages.
     """
     if not isinstance(name, str) or name not in known:
         raise ConfigError(f'{where} {name!r} is unknown. {did_you_mean(name, known)}')
@@ -46,10 +46,10 @@ def check_all(checks: Iterable[Callable[[], object]]) -> None:
 
 
 def construct(options: Any, known: Iterable[tuple[str, Callable]], where: str, *arguments: Any) -> Any:
-    """Create the object that a block of options describes: ``{type: NAME, ...}``, the rest being keyword arguments.
+    """Create the object that a block of options describes.
 
     Args:
-        options: the block.
+        options: the block, ``{type: NAME, ...}``; its other entries are keyword arguments.
         known: pairs of a name and a class or function, such as one of BasicSR's registries.
         where: the block's place in the option file, for messages.
         arguments: positional arguments.
@@ -66,7 +66,7 @@ def construct(options: Any, known: Iterable[tuple[str, Callable]], where: str, *
     _check_keywords(kinds[name], keywords, where)
     try:
         return kinds[name](*arguments, **keywords)
-    except Exception as error:  # classes of other packages raise anything for invalid values
+    except Exception as error:  # for invalid values, classes of other packages can raise anything
         raise ConfigError(f'{where}, type {name}: {one_line(error)}') from None
 
 

@@ -1,4 +1,4 @@
 """The subcommands of ``lnca``.
 
-Each module has a function ``main(arguments, prog)`` and imports what is slow to import after parsing its arguments.
+Each module has a function ``main(arguments, prog)``, which imports slow packages after parsing its arguments.
 """

@@ -1,4 +1,4 @@
-"""What the subcommands train and test share: BasicSR's command line and pipelines."""
+"""The code that the subcommands train and test share."""
 
 import importlib
 import sys
@@ -8,16 +8,16 @@ from typing import Literal
 
 
 def run(kind: Literal['train', 'test'], arguments: Sequence[str] | None, prog: str | None, root: Path | None) -> None:
-    """Train or test as a command line says.
+    """Run a training or a test with BasicSR's command line.
 
     Args:
-        kind: which of the two.
+        kind: ``'train'`` or ``'test'``.
         arguments: BasicSR's command line. Default: that of the process.
         prog: name of the command in messages.
-        root: folder below which experiments and datasets are. Default: the current folder.
+        root: folder that contains ``experiments/`` and ``datasets/``. Default: the current folder.
     """
     if arguments is not None:
-        sys.argv = [prog or kind, *arguments]  # BasicSR's own pipeline reads it, for other models
+        sys.argv = [prog or kind, *arguments]  # read by the plug-in and by BasicSR's pipelines
 
     import lnca_model  # noqa: F401  registers the plug-in
 

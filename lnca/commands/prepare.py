@@ -20,7 +20,7 @@ EXAMPLES = """examples:
   lnca prepare gopro --source path/to/GOPRO_Large
   lnca prepare verify datasets/gopro
 """
-# The cores that this process may use; some systems do not tell.
+# Number of cores that this process may use, or of all cores where the system does not say.
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 TASKS = {'noise': 'denoise', 'blur': 'deblur'}
 

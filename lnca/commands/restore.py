@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
     from lnca_utils.errors import DISK_FULL, LNCAError, first_line, install_excepthook
 
     install_excepthook()
-    for stream in (sys.stdout, sys.stderr):  # a terminal may lack letters of file names
+    for stream in (sys.stdout, sys.stderr):  # file names may have characters that the terminal cannot print
         stream.reconfigure(errors='backslashreplace')  # type: ignore[union-attr]
     pictures = Pictures(args.animate, args.animate_steps, args.side_by_side)
     jobs = plan_jobs(args.inputs, args.output, pictures, args.overwrite)
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
                 raise
             failed += 1
             bar.write(f'error: {error}', file=sys.stderr)
-        except (MemoryError, RuntimeError, cv2.error) as error:  # torch raises a RuntimeError when out of memory
+        except (MemoryError, RuntimeError, cv2.error) as error:  # PyTorch raises RuntimeError when out of memory
             failed += 1
             bar.write(f'error: {job.source}: {first_line(error)}; if out of memory, try --tile 256', file=sys.stderr)
         else:

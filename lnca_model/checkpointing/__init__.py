@@ -1,1 +1,1 @@
-"""Saving and resuming of runs."""
+"""Checkpoints: saving and resuming a run."""

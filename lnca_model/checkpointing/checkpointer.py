@@ -18,7 +18,7 @@ NETWORK = 'net_g'
 
 
 class Checkpointer:
-    """Writes networks and training states under BasicSR's file names and in its layout, atomically and on rank 0.
+    """Writes networks and training states atomically, on rank 0, with BasicSR's file names and layout.
 
     Args:
         model: the model to save.
@@ -39,7 +39,7 @@ class Checkpointer:
     def save(self, iteration: int, **trainer_state: Any) -> None:
         """Save the network and the training state of an iteration, and remove old checkpoints.
 
-        While the model skips steps as non-finite nothing is saved, since the network may be the cause.
+        Nothing is saved while the model skips non-finite steps, since the network itself may be the cause.
 
         Args:
             iteration: number of the iteration.
@@ -67,7 +67,7 @@ class Checkpointer:
         """Save the network, the moving average of its weights if there is one, and its options ``network_g``.
 
         Args:
-            label: iteration or word in the name of the file.
+            label: iteration or word in the name of the file, ``net_g_LABEL.pth``.
             entries: further entries of the file.
 
         Raises:
@@ -86,6 +86,6 @@ class Checkpointer:
         if not self._keep_last:
             return
         for state in list_checkpoints(self._states)[: -self._keep_last]:
-            # The state first, so that no state is left without its network if this is interrupted.
+            # Remove the state first: if interrupted, no state is left without its network.
             for path in (state, self._models / f'{NETWORK}_{state.stem}.pth'):
                 path.unlink(missing_ok=True)

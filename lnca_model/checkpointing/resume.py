@@ -14,7 +14,7 @@ from lnca_utils import checkpoint
 from lnca_utils.atomic import PARTIAL
 from lnca_utils.errors import CheckpointError, LNCAError
 
-TICK = 10**6  # nanoseconds; shorter differences are lost on some file systems
+TICK = 10**6  # nanoseconds; some file systems do not store shorter differences
 
 
 @dataclass
@@ -25,7 +25,7 @@ class ResumePoint:
         path: path of the training state.
         network: path of the network of the same iteration.
         state: the training state, on the CPU.
-        damaged: a message for each later checkpoint that cannot be read.
+        damaged: an error message for each later checkpoint that cannot be read.
     """
 
     path: Path
@@ -37,8 +37,9 @@ class ResumePoint:
 def find_resume_point(opt: Mapping[str, Any]) -> ResumePoint | None:
     """Lock the experiment, and find the checkpoint to resume from.
 
-    With ``--auto_resume`` it is the latest readable checkpoint of the experiment, otherwise ``path.resume_state``.
-    Replaces BasicSR's load_resume_state, which searches the current directory, needs a GPU and loads arbitrary pickles.
+    With ``--auto_resume``, and if the experiment has checkpoints, it is the latest readable one; otherwise it is
+    ``path.resume_state``. Replaces BasicSR's load_resume_state, which searches the current directory, needs a GPU and
+    loads arbitrary pickles.
 
     Args:
         opt: the options.
@@ -47,7 +48,8 @@ def find_resume_point(opt: Mapping[str, Any]) -> ResumePoint | None:
         The checkpoint, None for a new run.
 
     Raises:
-        CheckpointError: if none of the checkpoints can be read, or another run is writing to the experiment.
+        CheckpointError: if none of the checkpoints can be read, the checkpoint is of an iteration after
+            ``train.total_iter``, or another run is writing to the experiment.
     """
     paths = opt['path']
     distributed.broadcast_from_rank0(lambda: lock(paths['experiments_root']))
@@ -60,7 +62,7 @@ def find_resume_point(opt: Mapping[str, Any]) -> ResumePoint | None:
     if path is None:
         return None
     if distributed.rank() == 0 and path.resolve().parent == Path(paths['training_states']).resolve():
-        touch_as_latest(path)  # in case this run ends before it saves
+        touch_as_latest(path)  # so that it stays the latest if this run ends before it saves
     state = checkpoint.load(path)
     if state['iter'] > opt['train']['total_iter']:
         raise CheckpointError(
@@ -73,14 +75,14 @@ def find_resume_point(opt: Mapping[str, Any]) -> ResumePoint | None:
 def list_checkpoints(folder: Path | str) -> list[Path]:
     """Return the training states in a folder, ``ITERATION.state``, in the order in which they were written.
 
-    A run that resumed from an earlier checkpoint has written its latest one with a lower iteration.
+    The latest one need not have the highest iteration, since a run may resume from an earlier checkpoint.
     """
     states = [path for path in Path(folder).glob('*.state') if re.fullmatch('[0-9]+', path.stem)]
     return sorted(states, key=lambda path: (path.stat().st_mtime_ns, int(path.stem)))
 
 
 def touch_as_latest(state: Path) -> None:
-    """Make a training state the last one of :func:`list_checkpoints`, even if clocks differ or are set back."""
+    """Make a training state the last one in :func:`list_checkpoints`, even if clocks differ or are set back."""
     others = [other.stat().st_mtime_ns + TICK for other in list_checkpoints(state.parent) if other != state]
     moment = max([time.time_ns(), *others])
     os.utime(state, ns=(moment, moment))
@@ -97,7 +99,7 @@ def _first_readable(states: Iterable[Path], models: Path) -> tuple[Path | None, 
     """Find the first training state that can be read together with its network.
 
     Returns:
-        Its path, None if there are no states; and a message for each state before it.
+        Its path, or None if there are no states, and an error message for each state before it.
 
     Raises:
         CheckpointError: if none of the states can be read.

@@ -10,7 +10,7 @@ import torch
 
 
 def rng_state() -> dict[str, Any]:
-    """Return the state of the generators of Python, NumPy and PyTorch: tensors and plain data."""
+    """Return the state of the random number generators of Python, NumPy and PyTorch, as tensors and plain data."""
     kind, keys, *rest = np.random.get_state(legacy=True)
     return {
         'python': random.getstate(),
@@ -21,7 +21,7 @@ def rng_state() -> dict[str, Any]:
 
 
 def load_rng_state(state: dict[str, Any]) -> None:
-    """Restore a state from :func:`rng_state`; one from a machine without a GPU leaves the GPU's generator unchanged."""
+    """Restore a state from :func:`rng_state`; without a CUDA state, the GPU's generator stays unchanged."""
     version, keys, gauss = state['python']
     random.setstate((version, tuple(keys), gauss))
     kind, keys, *rest = state['numpy']
@@ -33,7 +33,7 @@ def load_rng_state(state: dict[str, Any]) -> None:
 
 @contextmanager
 def fork_rng() -> Iterator[None]:
-    """Restore the state of all generators at the end of the block."""
+    """Restore the state of all random number generators on exit."""
     state = rng_state()
     try:
         yield

@@ -12,15 +12,15 @@ try:
 except ModuleNotFoundError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-# Open until the process ends, which releases the lock.
+# Lock files, open until the process ends; closing them would release the lock.
 _held: list[IO[str]] = []
 
 
 def lock(experiment: Path | str) -> None:
     """Lock an experiment until this process ends.
 
-    On Windows, and on file systems without locks, nothing is locked. The lock file is next to the folder, since BasicSR
-    renames the folder when a new run has its name.
+    Does nothing on Windows and on file systems without locks. The lock file is next to the folder, not in it, since
+    BasicSR renames the folder when a new run has the same name.
 
     Args:
         experiment: the folder of the experiment, which need not exist.
@@ -34,7 +34,7 @@ def lock(experiment: Path | str) -> None:
     experiment.parent.mkdir(parents=True, exist_ok=True)
     file = open(experiment.with_name(f'.{experiment.name}.lock'), 'a+')  # noqa: SIM115
     try:
-        # Data loader workers would inherit a lock of flock, and hold it for a while after the run was killed.
+        # Not flock: data loader workers would inherit its lock, and hold it for a while after the run is killed.
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         file.seek(0)

@@ -1,4 +1,4 @@
-"""Reading and checking of the options of a run, before anything is created."""
+"""Reading and checking of a run's options, before anything is created."""
 
 import argparse
 import copy
@@ -27,15 +27,15 @@ from basicsr.utils.registry import DATASET_REGISTRY, MODEL_REGISTRY
 
 
 def load_options(args: argparse.Namespace, root: Path, is_train: bool) -> Options:
-    """Read, complete and check the options of a run of one of the plug-in's models.
+    """Read, complete and check the options of a run.
 
     Args:
         args: from :func:`lnca_model.config.yaml_options.read_command_line`.
-        root: the folder under which relative paths are searched and results are written.
-        is_train: whether it is a training.
+        root: folder that relative paths are resolved against and that results are written to.
+        is_train: whether the run is a training.
 
     Raises:
-        ConfigError: if the command line or the option file is invalid, a line for each mistake.
+        LNCAError: if the options, or a checkpoint or dataset that they name, are invalid; one line per mistake.
     """
     opt = read_options(args.opt)
     apply_overrides(opt, args.force_yml)
@@ -50,13 +50,13 @@ def load_options(args: argparse.Namespace, root: Path, is_train: bool) -> Option
 
 
 def is_ours(model_type: object) -> bool:
-    """Return whether a ``model_type`` is one of the plug-in's."""
+    """Return whether a ``model_type`` is one of the plug-in's models."""
     model = dict(iter(MODEL_REGISTRY)).get(model_type)
     return isinstance(model, type) and issubclass(model, RestorationModel)
 
 
 def validate_schema(opt: Options, path: str | Path, is_train: bool) -> None:
-    """Raise ConfigError, a line for each mistake, unless an option file is complete and fits the schema.
+    """Raise ConfigError, with one line per mistake, unless options are complete and fit the schema.
 
     Args:
         opt: the options.
@@ -70,17 +70,20 @@ def validate_schema(opt: Options, path: str | Path, is_train: bool) -> None:
 
 
 def _check_valid_datasets(opt: Options, root: Path) -> None:
-    """Check the valid datasets of otherwise invalid options, so that all mistakes are reported at once."""
+    """Check the datasets that fit the schema in options that do not, so that all mistakes are reported at once."""
     datasets = copy.deepcopy(schema.valid_datasets(opt))
     add_derived_dataset_options({**opt, 'path': {}, 'datasets': datasets}, root)
     check_all(partial(_check_dataset, name, dataset) for name, dataset in datasets.items())
 
 
 def check_options(opt: Options) -> None:
-    """Raise ConfigError, a line for each mistake, for what the schema does not cover and would fail during the run.
+    """Check what the schema does not cover: datasets, model, GPUs and data loading.
 
     Args:
         opt: options that passed :func:`validate_schema`.
+
+    Raises:
+        LNCAError: if a check fails, with one line per mistake.
     """
     model = MODEL_REGISTRY.get(opt['model_type'])
     checks: list[Callable[[], object]] = [

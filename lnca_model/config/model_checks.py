@@ -1,4 +1,4 @@
-"""Checks of the options of a model: the network and its checkpoint, the phases, the losses and the metrics."""
+"""Checks of a model's options: network, checkpoint, phases, losses and metrics."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
@@ -26,17 +26,20 @@ Options = Mapping[str, Any]
 
 
 def check_model(model: 'type[RestorationModel]', opt: Options) -> None:
-    """Raise ConfigError, a line for each mistake, for what would fail when a model is created or trained.
+    """Check the options of a model.
 
     Args:
         model: the class of the model.
         opt: options that passed :func:`lnca_model.config.checks.validate_schema`.
+
+    Raises:
+        LNCAError: if the model could not be created or trained, with one line per mistake.
     """
     check_all(_checks(model, opt))
 
 
 def _checks(model: 'type[RestorationModel]', opt: Options) -> Iterator[Callable[[], object]]:
-    """Yield the checks, which raise LNCAError."""
+    """Yield functions that raise LNCAError if a check fails."""
     yield partial(_check_network, model, opt)
     validation = opt.get('val') or {}
     metrics = validation.get('metrics') or {}
@@ -52,7 +55,7 @@ def _checks(model: 'type[RestorationModel]', opt: Options) -> Iterator[Callable[
 
 
 def _check_network(model: 'type[RestorationModel]', opt: Options) -> None:
-    with torch.device('meta'):  # where a network of any size takes neither time nor memory
+    with torch.device('meta'):  # without time and memory for the parameters
         network = construct(opt['network_g'], ARCH_REGISTRY, 'network_g')
     pretrained_weights(network, opt)
     model.check_network(network, opt)
@@ -66,7 +69,7 @@ def pretrained_weights(network: nn.Module, opt: Options) -> checkpoint.Weights:
         opt: the options.
 
     Raises:
-        CheckpointError: if the checkpoint cannot be read or is of another network.
+        CheckpointError: if the checkpoint cannot be read or does not match the network.
     """
     paths = opt['path']
     if not paths.get('pretrain_network_g'):
@@ -93,7 +96,7 @@ def _check_phase(model: 'type[RestorationModel]', phase: Phase, opt: Options) ->
 
 
 def _check_corruption(train_set: Options) -> None:
-    """Raise ConfigError unless the training set is corrupted, or there are pairs."""
+    """Raise ConfigError unless the training set has pairs or a valid corruption."""
     if train_set.get('corruption'):
         build_corruption(train_set['corruption'])
     elif not train_set.get('dataroot_lq'):
@@ -103,7 +106,7 @@ def _check_corruption(train_set: Options) -> None:
 
 
 def training_sizes(opt: Options) -> set[tuple[int, int]]:
-    """Return the heights and widths of the images of training batches, as far as they are known beforehand."""
+    """Return the known heights and widths of training images: ``gt_size`` if set, else the sizes in an LMDB."""
     train_set = opt['datasets'].get('train', {})
     if train_set.get('gt_size'):
         return {(train_set['gt_size'], train_set['gt_size'])}
@@ -111,7 +114,7 @@ def training_sizes(opt: Options) -> set[tuple[int, int]]:
 
 
 def validation_sizes(opt: Options) -> set[tuple[int, int]]:
-    """Return the heights and widths of the images that are scored, as far as they are known beforehand."""
+    """Return the known heights and widths of validation images: the sizes in LMDBs."""
     scored = (dataset for name, dataset in opt['datasets'].items() if name != 'train')
     return set().union(*(_stored_sizes(dataset) for dataset in scored))
 

@@ -1,7 +1,7 @@
-"""The JSON Schema of option files, for :func:`check` and for the completion of editors.
+"""The JSON Schema of option files, for :func:`check` and for completion in editors.
 
-``options/schema.json`` holds the output of :func:`as_json`. A block with a ``type`` may have no unknown options if the
-type is one of the plug-in's; the options of BasicSR's other networks, datasets and losses are not checked here.
+``options/schema.json`` holds the output of :func:`as_json`. Blocks with a ``type`` are checked if the type is one of
+the plug-in's or a common one of BasicSR; BasicSR's other networks, datasets and losses are not checked here.
 """
 
 import inspect
@@ -38,9 +38,9 @@ LOSSES = (
 IMAGE_METRICS = ['calculate_psnr', 'calculate_ssim']
 BACKENDS = ['disk', 'lmdb', 'memcached']  # of BasicSR's FileClient
 BACKEND_ARGUMENTS = ('readonly', 'lock', 'readahead', 'server_list_cfg', 'client_cfg', 'sys_path')
-MAX_VALUE_LENGTH = 60  # in messages, in characters
+MAX_VALUE_LENGTH = 60  # characters of a value in messages
 
-# JSON Schema accepts 3.0 as an integer, range() and others do not.
+# JSON Schema accepts 3.0 as an integer, but Python code such as range() does not.
 VALIDATOR = jsonschema.validators.extend(
     jsonschema.Draft202012Validator,
     type_checker=jsonschema.Draft202012Validator.TYPE_CHECKER.redefine(
@@ -122,7 +122,7 @@ def _block(properties: Mapping[str, Schema], required: tuple[str, ...] = ()) -> 
 
 
 def _is(key: str, value: str) -> Schema:
-    """Return the schema of a mapping with this entry, for conditions."""
+    """Return the schema of a mapping that has this entry, for conditions."""
     return {'properties': {key: {'const': value}}, 'required': [key]}
 
 
@@ -157,11 +157,11 @@ def _argument(hint: Any, default: Any) -> Schema:
     """Return the schema of an argument.
 
     Args:
-        hint: its annotation, None without one.
-        default: its default value, ``inspect.Parameter.empty`` without one.
+        hint: its annotation, or None.
+        default: its default value, or ``inspect.Parameter.empty``.
     """
     if hint is None and default is not inspect.Parameter.empty:
-        # BasicSR has no annotations: the types of the defaults have to do.
+        # BasicSR has no annotations; use the types of the defaults instead.
         hint = float if type(default) is int else type(default)
     names = {int: WHOLE, float: NUMBER, bool: BOOLEAN, str: STRING}
     if get_origin(hint) is tuple:
@@ -180,7 +180,7 @@ def _dataset(more: Mapping[str, Schema], required: tuple[str, ...] = ()) -> Sche
     """Return the schema of a dataset.
 
     Args:
-        more: schemas of further options.
+        more: further options: name → schema.
         required: names of the options that must be present, beside ``name`` and ``type``.
     """
     common: dict[str, Schema] = {
@@ -234,7 +234,7 @@ def _train_set() -> Schema:
 
 
 def _loss() -> Schema:
-    """Return the schema of a loss; null switches it off."""
+    """Return the schema of a loss, or null, which switches the loss off."""
     return {**_by_type({name: _arguments(LOSS_REGISTRY.get(name)) for name in LOSSES}), 'type': ['object', 'null']}
 
 
@@ -329,14 +329,14 @@ def _logger() -> Schema:
 
 
 def check(opt: Mapping[str, Any]) -> None:
-    """Raise ConfigError, a line for each mistake, unless options fit the schema."""
+    """Raise ConfigError, with one line per mistake, unless options fit the schema."""
     mistakes = list(_check_json(opt, '')) or [line for error in _errors(opt) for line in _lines(error)]
     if mistakes:
         raise ConfigError('\n'.join(dict.fromkeys(mistakes)))
 
 
 def valid_datasets(opt: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the datasets that fit the schema, of options that may not.
+    """Return the datasets that fit the schema; the rest of the options need not fit.
 
     Returns:
         Name → block; empty if the block ``datasets`` itself does not fit.
@@ -354,7 +354,7 @@ def _errors(opt: Mapping[str, Any]) -> Iterator[jsonschema.ValidationError]:
 
 
 def _check_json(value: Any, where: str) -> Iterator[str]:
-    """Yield a line for each value that JSON lacks: numbers that are not finite, and keys that are not text."""
+    """Yield a message for each value that JSON does not allow: infinite or NaN, or a key that is not a string."""
     if isinstance(value, float) and not math.isfinite(value):
         yield f'{where} must be a finite number, got {value}'
     elif isinstance(value, Mapping):
@@ -369,7 +369,7 @@ def _check_json(value: Any, where: str) -> Iterator[str]:
 
 
 def _lines(error: Any) -> Iterator[str]:
-    """Yield the lines of a message for a mistake in an option file."""
+    """Yield the message of a validation error, one line per mistake."""
     where = ''
     for step in error.absolute_path:
         where += f'[{step}]' if isinstance(step, int) else f'.{step}' if where else str(step)
@@ -392,7 +392,7 @@ def _lines(error: Any) -> Iterator[str]:
 
 
 def _describe(rules: Schema) -> str:
-    """Describe the values that fit a schema."""
+    """Describe the values that a schema allows, for messages."""
     names = {
         'object': 'a block of options',
         'array': 'a list',

@@ -1,4 +1,4 @@
-"""Reading of option files and command lines as plain data; replaces BasicSR's parse_options."""
+"""Reading of option files and the command line; replaces BasicSR's parse_options and loads YAML safely."""
 
 import argparse
 import re
@@ -26,7 +26,7 @@ Options = dict[str, Any]
 
 
 class SafeLoader(yaml.SafeLoader):
-    """YAML loader for plain data that refuses duplicate keys and reads ``1e-2`` as a number, unlike YAML 1.1."""
+    """YAML loader for plain data that rejects duplicate keys and, unlike YAML 1.1, reads ``1e-2`` as a number."""
 
 
 def _mapping(loader: SafeLoader, node: yaml.MappingNode) -> OrderedDict:
@@ -48,7 +48,7 @@ def read_command_line(arguments: Sequence[str] | None = None) -> argparse.Namesp
     """Parse BasicSR's command line.
 
     Args:
-        arguments: the arguments; None takes those of the process.
+        arguments: the command line. Default: that of the process.
     """
     parser = argparse.ArgumentParser()
     parser.add_argument('-opt', required=True, metavar='FILE', help='the option file, in YAML')
@@ -60,7 +60,7 @@ def read_command_line(arguments: Sequence[str] | None = None) -> argparse.Namesp
     )
     parser.add_argument('--auto_resume', action='store_true', help='resume from the latest checkpoint, if there is one')
     parser.add_argument('--debug', action='store_true', help='log, validate and save often')
-    parser.add_argument('--local_rank', type=int, default=0, help=argparse.SUPPRESS)  # of older launchers
+    parser.add_argument('--local_rank', type=int, default=0, help=argparse.SUPPRESS)  # passed by older launchers
     parser.add_argument(
         '--force_yml', nargs='+', default=[], metavar='BLOCK:KEY=VALUE', help='override options: train:ema_decay=0.999'
     )
@@ -74,7 +74,7 @@ def read_options(path: str | Path) -> Options:
         path: path of the YAML file.
 
     Raises:
-        ConfigError: if the file is missing, too large, not YAML, or holds anything but plain data.
+        ConfigError: if the file cannot be read, is too large, is not YAML, or holds anything but plain data.
     """
     try:
         with open(path, 'rb') as file:
@@ -94,16 +94,16 @@ def _parse(content: bytes | str, where: str) -> Any:
 
     Args:
         content: the YAML.
-        where: where it is from, for messages.
+        where: its source, for messages.
 
     Raises:
-        ConfigError: if it is not plain data, or aliases make it infinite or much larger than its source.
+        ConfigError: if it is not plain data, or has more than :data:`MAX_VALUES` values with aliases expanded.
     """
     try:
         value = yaml.load(content, Loader=SafeLoader)
         size = _size(value, {})
     # ValueError: an impossible date, or bytes that are not UTF-8. RecursionError: deeply nested brackets, or an alias
-    # of its own container.
+    # to a container that holds it.
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         raise ConfigError(f'{where}: not a plain YAML file: {one_line(error)}') from None
     if size > MAX_VALUES:
@@ -116,10 +116,10 @@ def _size(value: Any, known: dict[int, int]) -> int:
 
     Args:
         value: the outermost container.
-        known: sizes of the containers that were counted before, by id.
+        known: sizes of the containers that have been counted, by id.
 
     Raises:
-        ValueError: if an integer is so large that Python refuses to print it.
+        ValueError: if an integer has more than :data:`MAX_INTEGER_BITS` bits; Python cannot print very large ones.
     """
     if isinstance(value, int) and value.bit_length() > MAX_INTEGER_BITS:
         raise ValueError(f'a number of more than {MAX_INTEGER_BITS} bits')
@@ -157,7 +157,7 @@ def apply_overrides(opt: Options, entries: Sequence[str]) -> None:
 
 
 def check_blocks(opt: Options, path: str | Path, is_train: bool) -> None:
-    """Raise ConfigError unless all options and blocks are present that BasicSR reads without a default.
+    """Raise ConfigError if an option or a block is missing for which BasicSR has no default.
 
     Args:
         opt: the options.
@@ -181,13 +181,13 @@ def check_blocks(opt: Options, path: str | Path, is_train: bool) -> None:
 def add_derived_options(opt: Options, args: argparse.Namespace, root: Path, is_train: bool) -> None:
     """Add the options that BasicSR derives from an option file and the command line, in place.
 
-    A run writes to ``experiments/NAME`` or ``results/NAME`` under ``root``; ``path.experiments_root`` and
-    ``path.results_root`` name other parents of ``NAME``, as in BasicSR's git master.
+    A run writes to ``experiments/NAME`` or ``results/NAME`` under ``root``. ``path.experiments_root`` and
+    ``path.results_root`` replace the parent folder of ``NAME``, as in BasicSR's master branch.
 
     Args:
         opt: options that passed :func:`check_blocks`.
         args: from :func:`read_command_line`.
-        root: the folder under which relative paths are searched, see :func:`resolve_paths`, and results are written.
+        root: folder that paths are resolved against, see :func:`resolve_paths`, and that results are written to.
         is_train: whether they are for a training.
     """
     opt.update(auto_resume=args.auto_resume, is_train=is_train)
@@ -196,7 +196,7 @@ def add_derived_options(opt: Options, args: argparse.Namespace, root: Path, is_t
     if opt['num_gpu'] == 'auto':
         opt['num_gpu'] = torch.cuda.device_count()
     add_derived_dataset_options(opt, root)
-    # make_exp_dirs would create the folder of the other command, too.
+    # Remove both options: make_exp_dirs would create both folders, also that of the other command.
     parents = {kind: opt['path'].pop(f'{kind}_root', None) for kind in ('experiments', 'results')}
     kind = 'experiments' if is_train else 'results'
     folder = Path(parents[kind] or root / kind).expanduser() / opt['name']
@@ -211,7 +211,7 @@ def add_derived_options(opt: Options, args: argparse.Namespace, root: Path, is_t
 
 
 def add_derived_dataset_options(opt: Options, root: Path) -> None:
-    """Add the phase and the scale to the blocks of datasets, in place, and :func:`resolve_paths`."""
+    """Add the phase and the scale to the blocks of datasets, and resolve paths, in place."""
     for name, dataset in opt['datasets'].items():
         dataset['phase'] = name.split('_')[0]
         if 'scale' in opt:
@@ -220,7 +220,7 @@ def add_derived_dataset_options(opt: Options, root: Path) -> None:
 
 
 def resolve_paths(opt: Options, root: Path) -> None:
-    """Resolve relative paths in place: against the current directory or else, if missing there, against ``root``."""
+    """Resolve relative paths in place: against ``root`` if they exist only there, else the current directory."""
     for block in [opt['path'], *opt['datasets'].values()]:
         for key, value in block.items():
             if key.startswith(('dataroot', 'pretrain_network', 'resume_state')) and isinstance(value, str):

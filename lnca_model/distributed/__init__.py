@@ -1,4 +1,4 @@
-"""Data-parallel training: each rank computes the gradients of its own images, and all step with their mean.
+"""Data-parallel training: each rank computes gradients on its own images, and all ranks apply the mean gradient.
 
 Without a launcher there is one rank, and the collectives return at once.
 """

@@ -1,10 +1,9 @@
 """Collectives over all ranks, which report a lost peer in one line.
 
-Gradients are averaged here, not by DistributedDataParallel. It computes the same gradients, also on CPUs with gloo,
-but needs a new wrapper for every phase, as phases freeze different parameters, and ``find_unused_parameters``, as
-losses can be switched off. Above all, it reduces within the backward pass, where a lost peer is a plain RuntimeError
-like any other error of that pass. torch.nn.SyncBatchNorm raises a ValueError for tensors on the CPU; see
-:mod:`lnca_model.distributed.sync_batch_norm`.
+Gradients are averaged here, not by DistributedDataParallel, for three reasons. DistributedDataParallel needs a new
+wrapper for every phase, since phases freeze different parameters. It needs ``find_unused_parameters``, since losses can
+be switched off. And it communicates within the backward pass, where a lost peer raises the same RuntimeError as any
+other failure.
 """
 
 import os
@@ -43,7 +42,7 @@ def _report_lost_peer() -> Iterator[None]:
 
 
 def all_reduce_mean(tensors: Iterable[Tensor]) -> None:
-    """Replace tensors, of equal shapes on all ranks, by their means over the ranks."""
+    """Replace tensors by their means over the ranks, in place; shapes must be equal on all ranks."""
     tensors = list(tensors)
     if world_size() == 1 or not tensors:
         return
@@ -58,7 +57,7 @@ def all_reduce_mean(tensors: Iterable[Tensor]) -> None:
 def all_reduce_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Replace the gradients of parameters by their means over the ranks.
 
-    A gradient that this rank lacks and another one has counts as 0; a gradient that no rank has stays None.
+    A gradient that is None on some ranks counts as 0 there; a gradient that is None on all ranks stays None.
 
     Args:
         parameters: the parameters, in the same order on all ranks.
@@ -83,7 +82,7 @@ def any_rank(flag: bool, device: torch.device) -> bool:
 
     Args:
         flag: the flag of this rank.
-        device: the device that the ranks communicate from.
+        device: device of the tensors that the ranks exchange.
     """
     if world_size() == 1:
         return flag
@@ -94,7 +93,7 @@ def any_rank(flag: bool, device: torch.device) -> bool:
 
 
 def broadcast(tensors: Iterable[Tensor]) -> None:
-    """Replace tensors by those of rank 0."""
+    """Replace tensors by those of rank 0, in place."""
     if world_size() > 1:
         with _report_lost_peer():
             for tensor in tensors:
@@ -105,7 +104,7 @@ def broadcast_from_rank0(choice: Callable[[], Any]) -> Any:
     """Call a function on rank 0 and return its result on all ranks.
 
     Raises:
-        LNCAError: on all ranks, if the function raises it on rank 0; a DistributedError if there are several ranks.
+        LNCAError: on all ranks, if the function raises one on rank 0. With several ranks it is a DistributedError.
     """
     if world_size() == 1:
         return choice()
@@ -124,7 +123,7 @@ def broadcast_from_rank0(choice: Callable[[], Any]) -> Any:
 
 
 def gather(value: Any) -> list[Any]:
-    """Return the values of all ranks on rank 0, and the rank's own value, in a list, on the others."""
+    """Return a list of the values of all ranks on rank 0, and a list of this rank's value on the others."""
     if world_size() == 1:
         return [value]
     values: list[Any] | None = [None] * world_size() if rank() == 0 else None
@@ -134,7 +133,7 @@ def gather(value: Any) -> list[Any]:
 
 
 def all_gather(value: Any) -> list[Any]:
-    """Return the values of all ranks."""
+    """Return a list of the values of all ranks."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
@@ -149,14 +148,14 @@ def barrier() -> None:
 
 
 def shard_range(items: int) -> range:
-    """Return the range of indices below ``items`` that this rank processes. Rank 0 has one if there is any."""
+    """Return the part of ``range(items)`` that this rank processes; on rank 0 it is empty only if ``items`` is 0."""
     return range(-(-items * rank() // world_size()), -(-items * (rank() + 1) // world_size()))
 
 
 def mean_over_ranks(value: Tensor) -> Tensor:
-    """Return the mean of a value over the ranks, for losses that are nonlinear in means over images.
+    """Return the mean of a value over the ranks, for losses that are nonlinear in a mean over images.
 
-    Its gradient is that of the rank's own value; averaged over the ranks, it is the gradient of the mean.
+    On each rank, the gradient is that of the rank's own value; the mean of these gradients is the gradient of the mean.
     """
     if world_size() == 1:
         return value
@@ -166,9 +165,9 @@ def mean_over_ranks(value: Tensor) -> Tensor:
 
 
 class Sum(torch.autograd.Function):
-    """Sum of a tensor over the ranks, differentiable if the losses of the ranks are summed.
+    """Sum of a tensor over the ranks; the gradient is that of the sum of the losses of all ranks.
 
-    Unlike torch.distributed.nn.functional.all_reduce, it reports a lost peer.
+    Unlike torch.distributed.nn.functional.all_reduce, it reports a lost peer in one line.
     """
 
     @staticmethod
@@ -181,5 +180,5 @@ class Sum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        """Sum its gradient over the ranks."""
+        """Sum the gradient over the ranks."""
         return Sum.forward(ctx, gradient)

@@ -1,4 +1,4 @@
-"""Initialization of the process group that torchrun or Slurm started."""
+"""Initialization of the process group for processes started by torchrun or Slurm."""
 
 import atexit
 import os
@@ -22,7 +22,8 @@ def join_ranks(opt: dict[str, Any], launcher: str) -> None:
     """Join the process group of a launcher, if there is one, and seed this rank's random number generators.
 
     Args:
-        opt: the options, to which ``dist``, ``rank``, ``world_size`` and, if it is missing, ``manual_seed`` are added.
+        opt: the options. ``dist``, ``rank``, ``world_size`` and, if missing, ``manual_seed`` are added; without a
+            launcher, ``num_gpu`` is reduced to 1.
         launcher: ``'none'``, ``'pytorch'`` or ``'slurm'``.
 
     Raises:
@@ -50,7 +51,7 @@ def init_process_group(launcher: str, gpus: int, backend: str | None = None, por
     Args:
         launcher: ``'pytorch'`` for torchrun, ``'slurm'`` for srun.
         gpus: number of GPUs of this machine; 0 trains on the CPU.
-        backend: backend of torch.distributed. Default: gloo for CPU tensors, NCCL for CUDA tensors.
+        backend: backend of torch.distributed. Default: Gloo for CPU tensors, NCCL for CUDA tensors.
         port: port of rank 0 on Slurm. Default: ``MASTER_PORT``, or 29500.
 
     Raises:
@@ -65,7 +66,7 @@ def init_process_group(launcher: str, gpus: int, backend: str | None = None, por
             'basicsr/train.py'
         )
     if gpus:
-        # With --gpus-per-task Slurm shows each process its own GPU only.
+        # With --gpus-per-task, each process sees only its own GPU.
         local = 0 if launcher == 'slurm' and gpus == 1 else int(os.environ['LOCAL_RANK'])
         if local >= gpus:
             raise DistributedError(

@@ -7,13 +7,13 @@ from lnca_model.distributed.collectives import Sum, world_size
 
 
 class SynchronizedBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm that, in training, uses the mean and the variance of the images of all ranks.
+    """Batch norm that, in training, uses the mean and the variance over the images of all ranks.
 
-    Unlike torch.nn.SyncBatchNorm it works on CPUs, too.
+    Unlike torch.nn.SyncBatchNorm, it also works on the CPU.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise ``(N, C, H, W)``; N is the same on all ranks."""
+        """Normalise ``(N, C, H, W)``; the shape must be the same on all ranks."""
         if not self.training or world_size() == 1:
             return super().forward(x)
         mean = Sum.apply(x.mean(dim=(0, 2, 3))) / world_size()
@@ -31,7 +31,7 @@ class SynchronizedBatchNorm2d(nn.BatchNorm2d):
 
 
 def synchronize_batch_norms(network: nn.Module) -> None:
-    """Turn all batch norms of a network into :class:`SynchronizedBatchNorm2d`, in place, with their parameters."""
+    """Convert all batch norms of a network to :class:`SynchronizedBatchNorm2d`, in place; parameters are kept."""
     for module in network.modules():
         if type(module) is nn.BatchNorm2d:
             module.__class__ = SynchronizedBatchNorm2d

@@ -1,4 +1,4 @@
-"""Validation during training, final tests with the best network, and tests of trained networks."""
+"""Validation during training, final tests of the best network, and tests of trained networks."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,34 +35,35 @@ if TYPE_CHECKING:
 
 DEFAULT_BATCH_SIZE = 64
 SELECTION_METRIC = 'ssim'
-BEST = 'best'  # label of the best network's file, and the entry in it that holds its score
-EXIT_BELOW_INPUT = 3  # exit code of a training whose network scores below its corrupted input
+BEST = 'best'  # label of the best network's file, and key of its score in that file
+EXIT_BELOW_INPUT = 3  # exit code of a training whose restored images score below the corrupted ones
 
 
 class PreemptedError(Exception):
-    """The run was preempted during an evaluation, which the resumed run repeats."""
+    """The run was preempted during an evaluation; the resumed run repeats the evaluation."""
 
 
 class Evaluator:
     """Restores and scores datasets with a model.
 
     Scores are written to the log, to TensorBoard and to ``scores.csv``, images to ``visualization/DATASET``. A gain is
-    the score of the restored images compared with that of the corrupted ones, positive if they are better. The network
-    with the best ``val.selection_metric`` on the first dataset, in the last phase, is kept as ``net_g_best.pth``.
+    the difference between the scores of the restored and the corrupted images, positive if the restored ones are
+    better. In the last phase, the network with the best ``val.selection_metric`` on the first dataset is kept as
+    ``net_g_best.pth``.
 
     Args:
         model: the model; its phase determines what is scored.
-        loaders: loaders of batch size 1. :meth:`evaluate_best` scores the datasets with ``final_test: true``,
+        loaders: loaders with batch size 1. :meth:`evaluate_best` scores the datasets with ``final_test: true``,
             :meth:`evaluate` the others.
         opt: the options, of which ``name``, ``val`` and ``path`` are used.
         checkpointer: saves the best network; None in a test.
         tb_logger: a TensorBoard writer on rank 0, or None.
 
     Attributes:
-        best: ``{'value', 'iter'}`` of the best network; empty while there is none.
+        best: ``{'value': score, 'iter': iteration}`` of the best network; empty if there is none yet.
         gains: dataset → metric → gain in the last evaluation, relative to the score of the corrupted images.
-        best_gains: metric → such a gain of the best network on the dataset that chose it.
-        ceiling_gains: like ``gains``, of the autoencoder with the latents of the ground truth.
+        best_gains: metric → relative gain of the best network on :attr:`selection_dataset`.
+        ceiling_gains: like ``gains``, but of the autoencoder alone, given the latents of the ground truth.
     """
 
     def __init__(
@@ -99,9 +100,9 @@ class Evaluator:
 
     @property
     def final_gains(self) -> tuple[str | None, dict[str, float]]:
-        """Name of the dataset that the best network is judged by, and metric → gain of the network there.
+        """Name of the dataset that a training is finally judged by, and metric → relative gain on it.
 
-        It is the last dataset with ``final_test``, or else the one that chose the network.
+        It is the last dataset with ``final_test: true``, or :attr:`selection_dataset` if there is none.
         """
         if self._final_tests:
             name = self._final_tests[-1].dataset.opt['name']
@@ -113,10 +114,10 @@ class Evaluator:
         """Name of the dataset that chooses the best network."""
         return self._during[0].dataset.opt['name'] if self._during else None
 
-    # --- when
+    # --- evaluations
 
     def evaluate(self, iteration: int) -> None:
-        """Score the datasets without ``final_test`` that have not been scored in this iteration yet.
+        """Score the datasets without ``final_test: true``, unless they were already scored in this iteration.
 
         Args:
             iteration: number of the iteration.
@@ -132,7 +133,7 @@ class Evaluator:
                 self._evaluated[name] = iteration
 
     def evaluate_best(self, iteration: int) -> None:
-        """Score the datasets with ``final_test: true`` with the best network.
+        """Score the best network on the datasets with ``final_test: true``.
 
         Args:
             iteration: number of the last iteration.
@@ -148,17 +149,17 @@ class Evaluator:
                 self._evaluate_in_training(loader, iteration)
 
     def evaluate_all(self, label: str) -> None:
-        """Score all datasets with the current network.
+        """Score the current network on all datasets.
 
         Args:
-            label: takes the place of the iteration in ``scores.csv`` and in the names of files.
+            label: label to use in ``scores.csv`` and in file names instead of the iteration.
         """
         for loader in (*self._during, *self._final_tests):
             get_root_logger().info(f'Testing {loader.dataset.opt["name"]}...')
             self._evaluate_dataset(loader, label)
 
     def _evaluate_in_training(self, loader: Any, iteration: int) -> None:
-        """Score a dataset without changing the random numbers of the training; report a full disk as LNCAError."""
+        """Score a dataset; keep the state of the random number generators, and report a full disk as LNCAError."""
         try:
             with fork_rng():
                 self._evaluate_dataset(loader, iteration)
@@ -197,12 +198,13 @@ class Evaluator:
         }
 
     def load_state_dict(self, saved: Mapping[str, Any], iteration: int, is_due: bool) -> None:
-        """Restore the state, and drop the scores from ``scores.csv`` that will be written again.
+        """Restore the state, and remove the rows from ``scores.csv`` that will be written again.
 
         Args:
             saved: from :meth:`state_dict`.
             iteration: iteration of the checkpoint.
-            is_due: whether this iteration is to be evaluated, which happens after the checkpoint is saved.
+            is_due: whether an evaluation is due in this iteration. It runs after the checkpoint is saved, so it may be
+                missing.
         """
         self.best = distributed.broadcast_from_rank0(lambda: self._still_kept(dict(saved['best'])))
         self._evaluated = dict(saved['evaluated'])
@@ -216,13 +218,13 @@ class Evaluator:
             drop_scores_after(self._paths['log'] / 'scores.csv', iteration, unscored, final_test)
 
     def _still_kept(self, best: dict[str, float]) -> dict[str, float]:
-        """Return the best score of a checkpoint, or an empty dict if ``net_g_best.pth`` holds another network.
+        """Return the best score of a checkpoint, or an empty dict if ``net_g_best.pth`` is not of that score.
 
-        It does if it belongs to another run, or to an iteration after the checkpoint.
+        The file may be missing, belong to another run, or have been replaced after the checkpoint was saved.
         """
         path = self._models / f'{NETWORK}_{BEST}.pth'
         try:
-            kept = checkpoint.load(path).get(BEST, best)  # earlier checkpoints lack it
+            kept = checkpoint.load(path).get(BEST, best)  # files of earlier versions have no score
         except LNCAError:
             kept = {}
         if kept == best:
@@ -233,7 +235,7 @@ class Evaluator:
     # --- one dataset
 
     def _evaluate_dataset(self, loader: Any, iteration: int | str) -> None:
-        """Score a dataset, divided among the ranks, and write scores and images."""
+        """Score a dataset, which is divided among the ranks, and write scores and images."""
         name = loader.dataset.opt['name']
         share = distributed.shard_range(len(loader.dataset))
         scores = ScoreAccumulator(self._val.get('metrics') or {}, len(loader.dataset), share.start)
@@ -261,7 +263,7 @@ class Evaluator:
         self._report(name, iteration, scores)
 
     def _write_sheets(self, name: str, iteration: int | str, scores: ScoreAccumulator) -> None:
-        """Write the contact sheet and, in training, a sheet of intermediate steps, to TensorBoard as well."""
+        """Write a contact sheet and, in training, a sheet of intermediate steps; also write them to TensorBoard."""
         folder = self._paths['visualization'] / name
         sheets = {'sheet': folder / f'sheet_{iteration}.png'}
         scores.write_contact_sheet(sheets['sheet'])
@@ -324,7 +326,7 @@ class Evaluator:
 
 
 def _relative(gain: float, score: float) -> float:
-    """Return a gain relative to a score, ±1 or 0 if the score is infinite, as the PSNR of equal images is."""
+    """Return a gain relative to a score; ±1 or 0 if the score is infinite, such as the PSNR of equal images."""
     if not math.isfinite(score):
         return 0.0 if gain == 0 or math.isnan(gain) else math.copysign(1.0, gain)
     return gain / max(abs(score), 1e-12)

@@ -1,4 +1,4 @@
-"""Scores of batches of images by the metrics of BasicSR's registry, and a contact sheet of some of the images."""
+"""Scores by the metrics in BasicSR's registry, and a contact sheet of some of the scored images."""
 
 import csv
 import math
@@ -28,10 +28,13 @@ def batch_by_shape(items: Iterable[Batch], max_images: int, max_pixels: int = MA
     """Join consecutive items of equal shape into batches.
 
     Args:
-        items: from a loader of batch size 1: ``{'lq', 'gt': (1, C, H, W), 'lq_path', 'gt_path': [key]}``, of which
-            some may be missing.
-        max_images: limit of the number of images in a batch.
-        max_pixels: limit of the number of pixels of the low-quality images in a batch of several images.
+        items: from a loader with batch size 1: ``lq`` and ``gt``, ``(1, C, H, W)``, and the lists ``lq_path`` and
+            ``gt_path`` of one key each. Only ``lq`` is required.
+        max_images: largest number of images in a batch.
+        max_pixels: largest total number of pixels of ``lq`` in a batch; larger images form batches of one.
+
+    Yields:
+        Batches with the same keys.
     """
     waiting: list[Batch] = []
     for item in items:
@@ -59,7 +62,7 @@ def _join(items: list[Batch]) -> Batch:
 
 
 def to_bgr(images: Tensor) -> np.ndarray:
-    """Convert images to the layout of BasicSR's metrics and OpenCV, clipped and rounded as by BasicSR's tensor2img.
+    """Convert images to the layout of OpenCV and of BasicSR's metrics, like BasicSR's tensor2img.
 
     Args:
         images: ``(N, C, H, W)`` in [0, 1], RGB or grey.
@@ -81,7 +84,7 @@ def _sum_of_scores(images: np.ndarray, truth: np.ndarray, options: Mapping[str, 
 class ScoreAccumulator:
     """Accumulates the scores of the restored and the corrupted images of a dataset.
 
-    About :data:`SHEET_TILES` images, evenly spread over the dataset, are kept for a contact sheet.
+    At most :data:`SHEET_TILES` images, evenly spaced over the dataset, are kept for a contact sheet.
 
     Args:
         metrics: the block ``val.metrics`` of an option file: name → ``{type: calculate_psnr, ...}``.
@@ -97,7 +100,7 @@ class ScoreAccumulator:
         self._sheet: dict[str, list[np.ndarray]] = {'corrupted': [], 'restored': [], 'truth': []}
 
     def add(self, corrupted: np.ndarray, restored: np.ndarray, truth: np.ndarray) -> None:
-        """Add a batch of images: each ``(N, H, W, C)``, from :func:`to_bgr`."""
+        """Add a batch of images, ``(N, H, W, C)`` each, from :func:`to_bgr`."""
         for side, images in (('restored', restored), ('corrupted', corrupted)):
             for name, options in self._metrics.items():
                 self._sums[side][name] += _sum_of_scores(images, truth, options)
@@ -107,7 +110,7 @@ class ScoreAccumulator:
         self._seen += len(truth)
 
     def reduce(self) -> None:
-        """Add up the scores of all ranks on every rank, and collect the images on rank 0."""
+        """Sum the scores over all ranks, on every rank, and collect the images of the contact sheet on rank 0."""
         parts = distributed.all_gather((self._sums, self._seen))
         self._seen = sum(seen for _, seen in parts)
         self._sums = {
@@ -117,7 +120,7 @@ class ScoreAccumulator:
         self._sheet = {side: [image for sheet in sheets for image in sheet[side]] for side in self._sheet}
 
     def scores(self, side: str) -> dict[str, float]:
-        """Return the mean scores of one kind of images.
+        """Return the mean scores of the restored or of the corrupted images.
 
         Args:
             side: ``'restored'`` or ``'corrupted'``.
@@ -131,7 +134,7 @@ class ScoreAccumulator:
         """Write the contact sheet as a PNG file: corrupted images, restored images and ground truth."""
         if self._seen:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # All cells of a sheet have one size: images of other sizes than the first one's are left out.
+            # All images in a sheet must have the same size; leave out those that differ from the first.
             shape = self._sheet['truth'][0].shape
             write_contact_sheet(
                 path,
@@ -157,12 +160,12 @@ def append_scores(path: Path, rows: Iterable[Sequence[Any]]) -> None:
 
 
 def drop_scores_after(path: Path, iteration: int, unscored: Container[str], final_test: Container[str]) -> None:
-    """Remove the rows of a CSV file that a run resumed after an iteration will write again.
+    """Remove the rows of a CSV file that a resumed run will write again.
 
     Args:
-        path: a file of :func:`append_scores`; it need not exist.
-        iteration: rows of later iterations are removed.
-        unscored: datasets whose rows of this iteration are removed as well.
+        path: a file written by :func:`append_scores`; it need not exist.
+        iteration: iteration that the run resumes after; rows of later iterations are removed.
+        unscored: datasets whose rows of ``iteration`` itself are also removed.
         final_test: datasets whose rows are all removed.
     """
     if not path.exists():

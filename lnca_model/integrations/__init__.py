@@ -1,1 +1,1 @@
-"""The interface to BasicSR and its checkouts."""
+"""The interface to BasicSR and to BasicSR checkouts."""

@@ -1,11 +1,11 @@
 """The interface between the plug-in and BasicSR's commands.
 
-``basicsr/train.py`` and ``basicsr/test.py`` call :func:`train_pipeline` and :func:`test_pipeline`. The commands of a
-BasicSR checkout call BasicSR's parse_options, which :func:`install` replaces there. In both cases the plug-in trains
-and tests its own models, and BasicSR all others, unchanged.
+``lnca train`` and ``lnca test`` call :func:`train_pipeline` and :func:`test_pipeline`. In a BasicSR checkout,
+``basicsr/train.py`` and ``basicsr/test.py`` call parse_options, which :func:`install` replaces. Either way, the plug-in
+trains and tests its own models, and BasicSR all others, unchanged.
 
-A checkout imports this module while it is being imported itself. Modules that need all of BasicSR are therefore
-imported within functions.
+In a checkout, this module is imported while BasicSR itself is being imported. Modules that need all of BasicSR are
+therefore imported within functions.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def train_pipeline(root_path: str) -> None:
     """Train the model that the command line names; replaces BasicSR's train_pipeline.
 
     Args:
-        root_path: the folder under which relative paths are searched and results are written.
+        root_path: folder that relative paths are resolved against and that results are written to.
     """
     _dispatch(root_path, is_train=True)
 
@@ -46,7 +46,7 @@ def test_pipeline(root_path: str) -> None:
 
 
 def install() -> None:
-    """Replace parse_options in a BasicSR checkout, before its commands import it."""
+    """Replace BasicSR's parse_options; call it before BasicSR's train.py or test.py imports that function."""
     original = basicsr_options.parse_options
     if not hasattr(original, '__wrapped__'):
         basicsr_options.parse_options = _hooked(original)
@@ -95,9 +95,10 @@ def _run(args: argparse.Namespace, root: Path, is_train: bool) -> None:
 
 
 def _names_ours(args: argparse.Namespace) -> bool:
-    """Return whether the option file names a model of the plug-in, or an unknown one, which the plug-in reports.
+    """Return whether the plug-in handles the model that the option file names.
 
-    The YAML is composed, not constructed, since option files of BasicSR's models may hold tags that create objects.
+    It also handles unreadable files and unknown models, to report them. The YAML is composed, not constructed, since
+    option files of BasicSR's models may hold tags that create objects.
     """
     from lnca_model.config.checks import is_ours
 

@@ -1,4 +1,6 @@
-"""Installation into a BasicSR checkout, so that its own ``python basicsr/train.py -opt options/lnca_photos.yml`` works.
+"""Installation into a BasicSR checkout.
+
+Afterwards, ``python basicsr/train.py -opt options/lnca_photos.yml`` works in the checkout.
 
 BasicSR imports all files ``archs/*_arch.py`` and ``models/*_model.py``. :func:`install` writes one of each: the first
 makes BasicSR importable with current versions of torchvision, the second registers the plug-in. It also copies the
@@ -16,14 +18,14 @@ HOOKS = {
     'basicsr/models/lnca_model.py': 'from lnca_model.integrations import basicsr_hook\n\nbasicsr_hook.install()\n',
 }
 PACKAGES = Path(__file__).resolve().parents[2]
-#: The option files, of an installed package or of a clone.
+#: Folders of the option files: in an installed package, and in a clone.
 OPTIONS = (PACKAGES / 'lnca' / 'options', PACKAGES / 'options')
 MARK = '# Written by the LNCA plug-in; lnca install --remove deletes it. SHA-256 of the rest: '
-MARK_START = '# Written by the LNCA plug-in;'  # earlier versions named another command
+MARK_START = '# Written by the LNCA plug-in;'  # earlier versions name another command after it
 
 
 def install(checkout: Path) -> list[Path]:
-    """Write the plug-in's files into a checkout; those of an earlier version are replaced.
+    """Write the plug-in's files into a checkout, replacing those of an earlier version.
 
     Args:
         checkout: the folder that holds ``basicsr/``.
@@ -32,7 +34,8 @@ def install(checkout: Path) -> list[Path]:
         The paths of the files.
 
     Raises:
-        ConfigError: if it is no checkout, or a file exists that this function did not write or that was changed since.
+        ConfigError: if the folder is not a BasicSR checkout, or one of the files exists and was not written by this
+            function or was changed since.
     """
     contents = _contents(checkout)
     for path in contents:
@@ -55,7 +58,7 @@ def remove(checkout: Path) -> list[Path]:
         The paths of the removed files.
 
     Raises:
-        ConfigError: if it is no checkout.
+        ConfigError: if the folder is not a BasicSR checkout, or the plug-in's own option files are missing.
     """
     removed = [path for path in _contents(checkout) if path.exists() and _is_ours(path)]
     for path in removed:

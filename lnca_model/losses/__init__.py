@@ -1,8 +1,8 @@
 """Losses that BasicSR lacks.
 
-Like BasicSR's, they take ``loss_weight`` and ``reduction`` (``'none'``, ``'mean'`` or ``'sum'`` over elements; the
-paper uses ``'mean'``) and return the weighted loss. Images and latents are ``(N, C, H, W)``. A NaN in the input results
-in a NaN: the model then skips the optimiser step and names the loss.
+Like BasicSR's losses, they take ``loss_weight`` and ``reduction`` (the paper uses ``'mean'``) and return the weighted
+loss. Images and latents are ``(N, C, H, W)``. A NaN in the input gives a NaN; the model then skips the optimiser step
+and names the loss in the log.
 """
 
 from lnca_model.losses.distance_loss import TripletDistanceLoss

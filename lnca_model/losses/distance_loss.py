@@ -13,11 +13,11 @@ from basicsr.utils.registry import LOSS_REGISTRY
 class TripletDistanceLoss(WeightedLoss):
     """Triplet loss max(0, MSE(anchor, positive) − MSE(anchor, negative) + α) (equation 4).
 
-    The maximum is taken after the reduction: of the mean or the sum over the batches of all ranks.
+    The maximum is taken after the reduction over the batches of all ranks.
 
     Args:
         loss_weight, reduction: see :class:`WeightedLoss`.
-        margin: α.
+        margin: the margin α.
     """
 
     def __init__(self, loss_weight: float = 1.0, reduction: str = 'mean', margin: float = 1.0) -> None:
@@ -29,7 +29,7 @@ class TripletDistanceLoss(WeightedLoss):
 
         Args:
             anchor: latents of the clean images, ``(N, C, H, W)``.
-            positive: latents of the same images corrupted.
+            positive: latents of the corrupted images.
             negative: latents of other clean images.
         """
         near = F.mse_loss(anchor, positive, reduction=self.reduction)

@@ -12,7 +12,7 @@ from basicsr.utils.registry import LOSS_REGISTRY
 class MaskedTaskLoss(WeightedLoss):
     """MSE between the reconstruction and the corrupted image, on corrupted pixels (equation 5).
 
-    The mean is over all elements, so that the loss is 0 if no pixel is corrupted.
+    The mean is over all elements, not over the corrupted ones, and 0 if no pixel is corrupted.
 
     Args:
         loss_weight, reduction: see :class:`WeightedLoss`.
@@ -31,9 +31,9 @@ class MaskedTaskLoss(WeightedLoss):
 
 @LOSS_REGISTRY.register()
 class SwapEquivalenceLoss(WeightedLoss):
-    """MSE of images that are decoded from swapped latents, on corrupted pixels (equation 6).
+    """MSE of images decoded with swapped skip connections, on corrupted pixels (equation 6).
 
-    The latent, not the skip connection, shall determine whether the decoded image is clean or corrupted.
+    It makes the latent, not the skip connection, determine whether the decoded image is clean or corrupted.
 
     Args:
         loss_weight, reduction: see :class:`WeightedLoss`.

@@ -14,7 +14,7 @@ class OverflowLoss(WeightedLoss):
 
     Args:
         loss_weight, reduction: see :class:`WeightedLoss`.
-        low, high: the range: [0, 1] for the output channels of an automaton, [−1, 1] for its hidden channels.
+        low, high: bounds of the range, [0, 1] for the output channels of an automaton and [−1, 1] for its hidden ones.
 
     Raises:
         ValueError: if ``low`` is above ``high``.

@@ -15,7 +15,7 @@ from basicsr.utils.registry import LOSS_REGISTRY
 class PSNRLoss(WeightedLoss):
     """Negative peak signal-to-noise ratio in dB, the loss of NAFNet (Chen et al., 2022).
 
-    Reduction ``'none'`` returns one value per image. The ratio of identical images is 80 dB.
+    Reduction ``'none'`` returns one value per image. For identical images, the ratio is 80 dB.
 
     Args:
         loss_weight, reduction: see :class:`WeightedLoss`.

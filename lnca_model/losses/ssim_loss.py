@@ -13,10 +13,10 @@ from basicsr.utils.registry import LOSS_REGISTRY
 
 @LOSS_REGISTRY.register()
 class SSIMLoss(WeightedLoss):
-    """One minus the structural similarity (Wang et al., 2004), computed as the metric does.
+    """One minus the structural similarity (Wang et al., 2004), computed like the metric.
 
-    Reduction ``'none'`` returns one value per image. The structural similarity hardly depends on the brightness of an
-    image: combine it with another loss.
+    Reduction ``'none'`` returns one value per image. The structural similarity is insensitive to the brightness of an
+    image, so combine this loss with another one.
 
     Args:
         loss_weight, reduction: see :class:`WeightedLoss`.
@@ -58,7 +58,7 @@ def ssim(first: Tensor, second: Tensor) -> Tensor:
 def _blur(images: Tensor) -> Tensor:
     """Blur images with the Gaussian window, without padding: ``(..., H, W)`` → ``(..., H − 10, W − 10)``.
 
-    It sums shifted images, on a CPU several times faster than a convolution with few channels.
+    It sums shifted images, which is several times faster on a CPU than a convolution with few channels.
     """
     half = WINDOW // 2
     weights = cv2.getGaussianKernel(WINDOW, SIGMA).ravel().tolist()

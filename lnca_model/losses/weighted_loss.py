@@ -6,7 +6,7 @@ REDUCTIONS = ('none', 'mean', 'sum')
 
 
 class WeightedLoss(nn.Module):
-    """Base class of losses.
+    """Base class of losses with a weight and a reduction.
 
     Args:
         loss_weight: factor of the loss.

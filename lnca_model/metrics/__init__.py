@@ -1,4 +1,4 @@
-"""PSNR and SSIM of batches of images, equal to BasicSR's calculate_psnr and calculate_ssim, but faster."""
+"""PSNR and SSIM of batches of images, equal to BasicSR's calculate_psnr and calculate_ssim but faster."""
 
 from lnca_model.metrics.batch_metric import check_sizes
 from lnca_model.metrics.psnr import calculate_psnr_batch

@@ -1,4 +1,4 @@
-"""Metrics of batches of images."""
+"""The decorator of the batch metrics, and the image sizes that metrics need."""
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
@@ -16,13 +16,13 @@ MIN_SIDES = {'calculate_psnr': 1, 'calculate_psnr_batch': 1, 'calculate_ssim': W
 
 
 def batch_metric(score: Callable[[np.ndarray, np.ndarray], float]) -> Callable[..., np.ndarray | float]:
-    """Turn a score of two images into a metric of images or batches, with the arguments of BasicSR's metrics.
+    """Decorate a score of two images: add batches and the arguments of BasicSR's metrics.
 
     Args:
         score: a function of two ``(H, W, C)`` float64 images in [0, 255].
 
     Returns:
-        A metric that returns a number for ``(H, W, C)`` images, and ``(N,)`` scores for ``(N, H, W, C)`` images.
+        A function that returns a number for images ``(H, W, C)``, and ``(N,)`` scores for images ``(N, H, W, C)``.
     """
 
     @functools.wraps(score)
@@ -45,11 +45,12 @@ def batch_metric(score: Callable[[np.ndarray, np.ndarray], float]) -> Callable[.
 
 
 def check_sizes(options: Mapping[str, Any], sizes: Iterable[tuple[int, int]], where: str) -> None:
-    """Check that a metric can score images of these heights and widths.
+    """Check that a metric can score images of given sizes.
 
     Args:
-        options: ``{type: calculate_ssim, crop_border: 4}``; metrics missing from :data:`MIN_SIDES` pass.
-        sizes: heights and widths of the images, as far as they are known.
+        options: the block of the metric, such as ``{type: calculate_ssim, crop_border: 4}``. Metrics that are not in
+            :data:`MIN_SIDES` are not checked.
+        sizes: known heights and widths of the images.
         where: the block's place in the option file, for messages.
 
     Raises:

@@ -15,7 +15,7 @@ def calculate_psnr_batch(first: np.ndarray, second: np.ndarray) -> float:
     Args:
         img, img2: ``(H, W, C)`` or ``(N, H, W, C)`` in [0, 255], BGR or grey.
         crop_border: number of pixels to crop at each side.
-        test_y_channel: whether to score the luma instead of the channels.
+        test_y_channel: whether to score the luma (Y of YCbCr) instead of all channels.
 
     Returns:
         The score, or ``(N,)`` scores.

@@ -17,15 +17,15 @@ def calculate_ssim_batch(first: np.ndarray, second: np.ndarray) -> float:
     """Compute the structural similarity (equations 10 and 11; Wang et al., 2004), averaged over channels.
 
     Args:
-        img, img2: ``(H, W, C)`` or ``(N, H, W, C)`` in [0, 255], BGR or grey, of at least 11×11 pixels.
+        img, img2: ``(H, W, C)`` or ``(N, H, W, C)`` in [0, 255], BGR or grey.
         crop_border: number of pixels to crop at each side.
-        test_y_channel: whether to score the luma instead of the channels.
+        test_y_channel: whether to score the luma (Y of YCbCr) instead of all channels.
 
     Returns:
         The score, or ``(N,)`` scores.
 
     Raises:
-        ValueError: if the images have different shapes, or are smaller than the window.
+        ValueError: if the images have different shapes, or are smaller than the window, 11×11, after cropping.
     """
     if min(first.shape[:2]) < WINDOW:
         raise ValueError(f'SSIM needs images of at least {WINDOW}×{WINDOW} pixels, got {first.shape[:2]}')

@@ -1,4 +1,4 @@
-"""Training of an automaton with a pool of states (paper section 2.1)."""
+"""Training of an automaton with a sample pool (paper section 2.1)."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -24,7 +24,7 @@ SHOWN_IMAGES, SHOWN_STEPS = 6, (0, 4, 8, 16, 32)
 
 @MODEL_REGISTRY.register()
 class AutomatonModel(RestorationModel):
-    """Trains an automaton on the pixels, such as PixelViTCA, with a sample pool.
+    """Trains an automaton that works on pixels, such as PixelViTCA, with a sample pool.
 
     An iteration takes two optimiser steps: one on a rollout from fresh seeds, whose final states enter the pool, and
     one on a rollout from states drawn from the pool, whose final states replace them.
@@ -32,11 +32,11 @@ class AutomatonModel(RestorationModel):
     Options, in the block ``train.automaton``:
         iters, optim_g, scheduler: length, optimiser and learning-rate schedule of the phase.
         pool_size: number of states in the pool, divided among the ranks.
-        steps: ``[least, most]``: inclusive bounds of the number of steps, drawn for every rollout.
-        activation_checkpointing: ``full``, ``alternate`` or ``none``: which steps are recomputed in the backward pass,
-            to save memory. Default: chosen by the size of the activations.
-        max_gradient_growth: limit of the norm of the gradient of an image's state, as a multiple of its norm at the
-            last step, see :class:`~lnca_arch.acceleration.fused_rollout.GradientGrowthLimit`. Default: no limit.
+        steps: ``[least, most]``: inclusive bounds of the number of steps, which is drawn for every rollout.
+        activation_checkpointing: steps to recompute in the backward pass, which saves memory: ``full``, ``alternate``
+            or ``none``. Default: chosen by the size of the activations.
+        max_gradient_growth: limit of the gradient norm of an image's state, as a multiple of the norm at the last step,
+            see :class:`~lnca_arch.acceleration.fused_rollout.GradientGrowthLimit`. Default: no limit.
         reconstruction_opt, ssim_opt: ``loss(restored, gt)``.
         output_overflow_opt, hidden_overflow_opt: ``loss(channels of the final state)``.
     """
@@ -73,7 +73,7 @@ class AutomatonModel(RestorationModel):
         options = self.opt['train']['automaton']
         self.pool = SamplePool(max(options.get('pool_size', POOL_SIZE) // distributed.world_size(), 1))
         self.steps = options.get('steps', TRAINING_STEPS)
-        # All ranks take equally many steps: otherwise they would wait for the one that takes most.
+        # All ranks draw the same numbers of steps, so that none waits for another.
         seed = distributed.broadcast_from_rank0(lambda: self.opt.get('manual_seed') or 0)
         self.step_draws = torch.Generator().manual_seed(seed)
         self.network.automaton.activation_checkpointing = options.get('activation_checkpointing')
@@ -86,8 +86,8 @@ class AutomatonModel(RestorationModel):
 
     @override
     def train_on_batch(self) -> None:
-        # The pool keeps the mutable channels only. The input channels are computed again, since the encoder may have
-        # been trained in the meantime.
+        # The pool stores only the mutable channels. The input channels are computed again, since the encoder may have
+        # changed since then.
         in_channels = self.network.automaton.in_channels
         seed, skip = self.seed(self.lq)
         state = self.rollout_and_optimize(seed, skip, self.gt)
@@ -103,7 +103,7 @@ class AutomatonModel(RestorationModel):
             self.pool.write_back(drawn.indices, state[:, in_channels:])
 
     def seed(self, image: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the state before the first step, and the skip connection.
+        """Return the state before the first step, and the skip connection if there is one.
 
         They carry gradients only if the phase trains the whole network.
         """
@@ -111,12 +111,12 @@ class AutomatonModel(RestorationModel):
             return self.network.seed(image)
 
     def rollout_and_optimize(self, state: Tensor, skip: Tensor | None, gt: Tensor) -> Tensor | None:
-        """Apply the automaton to a state, and take an optimiser step on the losses of the final state.
+        """Run a rollout from a state, and take an optimiser step on the losses of the final state.
 
         Args:
             state: ``(N, state_channels, H, W)``.
             skip: skip connection of the encoder, if there is one.
-            gt: the ground truth, ``(N, C, H, W)``.
+            gt: ground truth, ``(N, C, H, W)``.
 
         Returns:
             The final state, or None if the step was skipped.
@@ -130,7 +130,10 @@ class AutomatonModel(RestorationModel):
         return state.detach() if is_stepped else None
 
     def compute_losses(self, state: Tensor, skip: Tensor | None, gt: Tensor) -> dict[str, Tensor]:
-        """Compute the losses of a final state; arguments as in :meth:`rollout_and_optimize`.
+        """Compute the losses of a final state.
+
+        Args:
+            state, skip, gt: as in :meth:`rollout_and_optimize`.
 
         Returns:
             Name → scalar loss.
@@ -149,7 +152,7 @@ class AutomatonModel(RestorationModel):
     @override
     def restore_snapshot(self, snapshot: Mapping[str, Any]) -> None:
         super().restore_snapshot(snapshot)
-        self.pool.clear()  # its states may be of the diverged rule, and would make it diverge again
+        self.pool.clear()  # its states may come from the diverged rule, and could make training diverge again
 
     @override
     def intermediate_images(self) -> dict[str, Tensor]:

@@ -29,19 +29,19 @@ class LNCAModel(AutomatonModel):
         reconstruction_opt: ``loss(reconstructions, images)`` of clean, corrupted and negative images (equation 3).
         distance_opt: ``loss(latent of clean, of corrupted, of negative)`` (equation 4).
         task_opt: ``loss(reconstruction of corrupted, corrupted, clean)`` (equation 5).
-        equivalence_opt: ``loss(clean latent with corrupted skip, corrupted latent with clean skip, clean, corrupted)``
-            (equation 6), in a second optimiser step.
+        equivalence_opt: ``loss(decoded from clean latent and corrupted skip, decoded from corrupted latent and clean
+            skip, clean, corrupted)`` (equation 6), in a second optimiser step.
         swap_noise_std: standard deviation of ε in equation 6. Default: 0.5.
 
-    In the block ``train.automaton``, in addition to those of :class:`AutomatonModel`:
+    Options, in the block ``train.automaton``, in addition to those of :class:`AutomatonModel`:
         latent_opt: ``loss(output channels, latent of gt)`` (equation 8).
 
-    In the block ``train.joint``, which uses the automaton's pool and number of steps:
-        iters, optim_g, scheduler: as above.
+    Options, in the block ``train.joint``, which uses ``pool_size`` and ``steps`` of ``train.automaton``:
+        iters, optim_g, scheduler: as in ``train.autoencoder``.
         reconstruction_opt, ssim_opt, output_overflow_opt, hidden_overflow_opt: as in ``train.automaton``.
 
-    In the joint phase, batch norms use their running statistics, as in inference. The ``blend`` of a network is trained
-    in this phase only; before, it keeps its initial values.
+    In the joint phase, batch norms use their running statistics, as in inference. A network's ``blend`` is trained in
+    this phase only.
     """
 
     network: LatentNetwork
@@ -122,7 +122,7 @@ class LNCAModel(AutomatonModel):
                 self.optimizer_step(computed)
 
     def reconstruction_losses(self, anchor: Tensor, positive: Tensor) -> dict[str, Tensor]:
-        """Compute the losses of the first optimiser step of an iteration.
+        """Compute the losses of the first optimiser step of an autoencoder iteration.
 
         Args:
             anchor: the clean images, ``(N, C, H, W)``.
@@ -147,9 +147,10 @@ class LNCAModel(AutomatonModel):
         return {name: losses[name](*tensors) for name, tensors in inputs.items() if name in losses}
 
     def equivalence_losses(self, anchor: Tensor, positive: Tensor) -> dict[str, Tensor]:
-        """Compute the loss of the second optimiser step: decode each latent with the skip connection of the other.
+        """Compute the loss of the second optimiser step of an autoencoder iteration.
 
-        Arguments and result are those of :meth:`reconstruction_losses`.
+        Each latent is decoded with the skip connection of the other image. Arguments and result are those of
+        :meth:`reconstruction_losses`.
         """
         losses, autoencoder = self.losses['autoencoder'], self.network.autoencoder
         if 'equivalence' not in losses:
@@ -172,10 +173,10 @@ class LNCAModel(AutomatonModel):
         return losses
 
     def restore(self, network: nn.Module) -> Tensor:
-        """Return the restored images; in the autoencoder's phase, those that a perfect automaton would restore.
+        """Return the restored images; in the autoencoder phase, those that a perfect automaton would give.
 
-        Those decode the latent of the clean image with the skip connection of the corrupted one. They are not blended
-        with the input, as the blend is untrained in this phase.
+        The latter are decoded from the latents of the clean images and the skip connections of the corrupted ones. They
+        are not blended with the input, since the blend is untrained in this phase.
         """
         if not self.is_oracle_eval:
             return super().restore(network)
@@ -214,7 +215,7 @@ def derangement(count: int) -> Tensor:
     if count < 2:
         raise ValueError(f'{count} elements have no derangement')
     identity = torch.arange(count)
-    # About one permutation in e = 2.718… is a derangement.
+    # On average this takes e ≈ 2.7 tries.
     while True:
         permutation = torch.randperm(count)
         if not (permutation == identity).any():

@@ -49,27 +49,28 @@ class NonFiniteError(LNCAError):
 class RestorationModel(SRModel):
     """Trains and tests any network ``net(image) → restored image``.
 
-    It trains on pairs, or on clean images that it corrupts itself. Networks that are compared with each other share the
-    corruption, the gradient normalisation and the handling of NaNs. The interface is BasicSR's: :meth:`feed_data`,
+    It trains on pairs, or on clean images that it corrupts itself. All networks get the same corruption, gradient
+    normalisation and handling of NaNs, so that they can be compared. The interface is BasicSR's: :meth:`feed_data`,
     :meth:`optimize_parameters`, :meth:`test`, :meth:`get_current_visuals`, :meth:`save` and :meth:`resume_training`.
 
     Options:
-        datasets.train.corruption: see :func:`build_corruption`; for datasets without ``lq``.
+        datasets.train.corruption: corruption, for datasets without ``lq``, see :func:`build_corruption`.
         train.max_consecutive_nonfinite: number of consecutive optimiser steps that may be skipped because a loss or the
             gradient is NaN or infinite. Default: 10.
-        train.sync_batch_norm: with several ranks, whether batch norms use the statistics of the images of all ranks.
-            If false, each rank uses those of its own images, and the running statistics are averaged. Default: true.
-        train.normalize_gradients: divide each gradient tensor by its norm.
+        train.sync_batch_norm: with several ranks, whether batch norms use statistics over the images of all ranks. If
+            false, each rank uses its own images, and the running statistics are averaged. Default: true.
+        train.normalize_gradients: whether to divide each gradient tensor by its norm. Default: false.
         train.on_divergence: see :class:`~lnca_model.training.divergence_guard.DivergenceGuard`.
-        train.paper_exact: train exactly as the paper does: no rollbacks, no limit of the gradient's growth.
-        train.NAME_opt: any number of losses, each called as ``loss(restored, gt)``.
+        train.paper_exact: whether to train exactly as in the paper: no rollbacks, no limit of gradient growth. Default:
+            false.
+        train.NAME_opt: a loss, called as ``loss(restored, gt)``; there may be several.
         val.precision: ``bfloat16`` for faster matrix products in :meth:`test`. Default: ``float32``.
 
     Attributes:
         phase: the current phase, None before the first iteration.
-        iteration: number of the current iteration, counted from 1.
-        iteration_losses: name → loss summed over the optimiser steps of the last iteration, and their ``total``, which
-            is infinite if a step was skipped.
+        iteration: number of the current iteration, counted from 1; 0 before the first.
+        iteration_losses: name → loss, summed over the optimiser steps of the last iteration. ``total`` is the sum of
+            all, or infinite if a step was skipped.
         first_image_index: index, in its dataset, of the first image of the batch that :meth:`test` restores.
     """
 
@@ -77,7 +78,7 @@ class RestorationModel(SRModel):
     phase_names: ClassVar[tuple[str, ...]] = ()
     #: Phases that may be left out of the option file.
     optional_phases: ClassVar[tuple[str, ...]] = ()
-    #: Phase → names of its losses; a phase that is missing here takes any.
+    #: Phase → names of its losses; a phase that is missing here accepts any.
     known_losses: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     #: Default of train.on_divergence: 'warn', since snapshots of a large network take memory.
     on_divergence: ClassVar[str] = 'warn'
@@ -109,10 +110,13 @@ class RestorationModel(SRModel):
 
     @classmethod
     def build_losses(cls, phase: Phase) -> dict[str, nn.Module]:
-        """Create the losses of a phase: NAME → the loss that the block ``NAME_opt`` describes.
+        """Create the losses of a phase, one for each block ``NAME_opt``.
+
+        Returns:
+            Name → loss.
 
         Raises:
-            ConfigError: if a loss is unknown or invalid, does not return a scalar, or there is none.
+            ConfigError: if there is no loss, or a loss is unknown, invalid, or does not return a scalar.
         """
         losses = {}
         for key, options in phase.options.items():
@@ -167,23 +171,24 @@ class RestorationModel(SRModel):
             )
 
     def model_to_device(self, net: nn.Module) -> nn.Module:
-        """Move a network to its device, without the wrapper that BasicSR uses for several ranks.
+        """Move a network to the device, without wrapping it in DistributedDataParallel as BasicSR does.
 
         :mod:`lnca_model.distributed` averages the gradients instead.
         """
         return net.to(self.device)
 
     def load_network(self, net: nn.Module, load_path: str, strict: bool = True, param_key: str = 'params') -> None:
-        """Load the weights of a network from a checkpoint, which may hold tensors and plain data only.
+        """Load the weights of a network from a checkpoint of tensors and plain data.
 
         Args:
             net: the network.
             load_path: path of the checkpoint.
-            strict: whether the checkpoint must hold exactly the parameters of the network.
-            param_key: entry of the checkpoint that holds the weights.
+            strict: whether names and shapes must match exactly.
+            param_key: entry of the checkpoint that holds the weights, see
+                :func:`~lnca_utils.checkpoint.extract_state_dict`.
 
         Raises:
-            CheckpointError: if the checkpoint cannot be read or is of another network.
+            CheckpointError: if the checkpoint cannot be read or does not match the network.
         """
         weights = checkpoint.read_weights(net, load_path, strict, param_key)
         net.load_state_dict(weights, strict=strict)
@@ -192,19 +197,24 @@ class RestorationModel(SRModel):
         )
 
     def trainable_module(self, phase: Phase) -> nn.Module:
-        """Return the part of the network that a phase trains; the rest is frozen, batch norms included."""
+        """Return the part of the network that a phase trains; the rest is frozen, including its batch norms."""
         return self.network
 
     @property
     def networks(self) -> dict[str, nn.Module]:
-        """Entry of a checkpoint → network: ``params``, and ``params_ema`` if there is a moving average."""
+        """The networks by their keys in checkpoints: ``params``, and ``params_ema`` if there is a moving average."""
         average = {'params_ema': self.net_g_ema} if hasattr(self, 'net_g_ema') else {}
         return {'params': self.net_g, **average}
 
     # --- training
 
     def update_learning_rate(self, current_iter: int, warmup_iter: int = -1) -> None:
-        """Start an iteration: start its phase if it is the first one there, else step the schedule."""
+        """Start an iteration: start a new phase if it is the first one in it, else step the schedule.
+
+        Args:
+            current_iter: number of the iteration.
+            warmup_iter: unused; for BasicSR's interface.
+        """
         self.iteration = current_iter
         phase = phase_at(self.phases, current_iter)
         if phase is not self.phase:
@@ -213,7 +223,7 @@ class RestorationModel(SRModel):
             self.scheduler.step()
 
     def start_phase(self, phase: Phase) -> None:
-        """Start or resume a phase: freeze everything but its trainable module."""
+        """Start or resume a phase, and freeze everything but its trainable module."""
         self.phase = phase
         module = self.trainable_module(phase)
         self.network.eval().requires_grad_(False)
@@ -239,7 +249,7 @@ class RestorationModel(SRModel):
         return [group['lr'] for group in self.optimizer.param_groups]
 
     def feed_data(self, data: Batch) -> None:
-        """Move a batch to the device; corrupt it, by the curriculum of the phase, if it has no ``lq``.
+        """Move a batch to the device; if it has no ``lq``, corrupt ``gt`` by the curriculum of the phase.
 
         Args:
             data: ``{'gt': (N, C, H, W)}``, ``{'lq': (N, C, H, W)}`` or both, in [0, 1].
@@ -254,7 +264,7 @@ class RestorationModel(SRModel):
         """Take the optimiser steps of an iteration on the batch that was fed last.
 
         Args:
-            current_iter: unused, :meth:`update_learning_rate` has set the iteration; for BasicSR's interface.
+            current_iter: unused; for BasicSR's interface. :meth:`update_learning_rate` sets the iteration.
 
         Raises:
             NonFiniteError: if more consecutive steps were skipped than ``train.max_consecutive_nonfinite`` allows.
@@ -271,7 +281,7 @@ class RestorationModel(SRModel):
             self.update_ema()
 
     def _save_buffers(self) -> None:
-        """Copy the running statistics, which a skipped step restores."""
+        """Copy the running statistics, so that a skipped step can restore them."""
         self._buffers = [buffer.clone() for buffer in self.trainable_module(self.phase).buffers()]
 
     def train_on_batch(self) -> None:
@@ -280,7 +290,7 @@ class RestorationModel(SRModel):
         self.optimizer_step({name: loss(restored, self.gt) for name, loss in self.losses[self.phase.name].items()})
 
     def optimizer_step(self, losses: dict[str, Tensor]) -> bool:
-        """Take a step of the phase's optimiser on the sum of losses, averaged over the ranks.
+        """Take an optimiser step on the sum of the losses, with gradients averaged over the ranks.
 
         If a loss or the gradient is NaN or infinite, the step is skipped and the network does not change.
 
@@ -294,7 +304,7 @@ class RestorationModel(SRModel):
             NonFiniteError: if more consecutive steps were skipped than ``train.max_consecutive_nonfinite`` allows.
         """
         modules, ranks = self.losses[self.phase.name], distributed.world_size()
-        # A loss that sums over images sums over those of all ranks; the ranks are averaged below.
+        # Gradients are averaged over the ranks below, but losses with reduction: sum must add up over the ranks.
         summed = [name for name in losses if getattr(modules[name], 'reduction', 'mean') == 'sum']
         losses = {name: loss * ranks if name in summed else loss for name, loss in losses.items()}
         total: Any = sum(losses.values())
@@ -327,18 +337,21 @@ class RestorationModel(SRModel):
         return True
 
     def _skip(self, name: str, value: float) -> None:
-        """Skip a step: restore the running statistics, and log why.
+        """Skip a step: restore the running statistics and log the reason.
 
         Args:
             name: what is not finite.
             value: its value.
+
+        Raises:
+            NonFiniteError: if too many consecutive steps were skipped.
         """
         where = f'the {name} is {value} in iteration {self.iteration} of phase {self.phase.name}'
         self.skipped += 1
         self.skipped_in_a_row += 1
         if self.skipped_in_a_row > self.opt['train'].get('max_consecutive_nonfinite', MAX_CONSECUTIVE_NONFINITE):
             raise NonFiniteError(where, f'lower {self.phase.where}.optim_g.lr and resume with --auto_resume')
-        # The forward pass has updated the batch norms with the batch that caused it.
+        # The forward pass has updated the running statistics with this batch.
         for buffer, before in zip(self.trainable_module(self.phase).buffers(), self._buffers, strict=True):
             buffer.copy_(before)
         get_root_logger().warning(f'Skipped: {where}; {self.skipped_in_a_row} in a row, {self.skipped} in all.')
@@ -352,7 +365,7 @@ class RestorationModel(SRModel):
         """Update the moving average of the weights, if there is one."""
         if self.ema_decay > 0:
             self.model_ema(self.ema_decay)
-            # model_ema averages parameters only: it would leave the batch norms at their initial statistics.
+            # model_ema averages parameters only; without this, batch norms would keep their initial statistics.
             for average, buffer in zip(self.net_g_ema.buffers(), self.network.buffers(), strict=True):
                 average.copy_(buffer)
 
@@ -360,7 +373,7 @@ class RestorationModel(SRModel):
 
     @property
     def rolls_back(self) -> bool:
-        """Whether the run returns to a snapshot when a phase diverges."""
+        """Whether a phase that diverges returns to a snapshot."""
         options = self.opt['train']
         return not options.get('paper_exact') and options.get('on_divergence', self.on_divergence) == 'rollback'
 
@@ -374,7 +387,7 @@ class RestorationModel(SRModel):
         for key, network in self.networks.items():
             network.load_state_dict(snapshot[key])
         groups = self.optimizer.state_dict()['param_groups']
-        # The optimiser updates the tensors that it loads in place.
+        # Copy the tensors: the optimiser updates loaded tensors in place.
         load_optimizer_state(self.optimizer, {'state': deepcopy(snapshot['optimizer']), 'param_groups': groups})
         self.skipped_in_a_row = 0
 
@@ -384,7 +397,7 @@ class RestorationModel(SRModel):
         return list(self.scheduler.base_lrs)
 
     def scale_learning_rate(self, factor: float) -> None:
-        """Multiply the learning rates of the rest of the phase's schedule by a factor."""
+        """Multiply the current and all later learning rates of the phase by a factor."""
         self.scheduler.base_lrs = [rate * factor for rate in self.scheduler.base_lrs]
         if hasattr(self.scheduler, 'eta_min'):
             self.scheduler.eta_min *= factor
@@ -424,8 +437,8 @@ class RestorationModel(SRModel):
         """Return the restored images, ``(N, C, H, W)``, of the batch that was fed last."""
         if getattr(network, 'update_rate', 1) == 1:
             return network(self.lq)
-        # The index of an image seeds its update masks, so that scores depend neither on the batch nor on the number of
-        # ranks nor on the iteration.
+        # Seed the update masks of each image with its index, so that scores do not depend on the batch size, the number
+        # of ranks or the iteration.
         restored = []
         with fork_rng():
             for number, image in enumerate(self.lq.split(1), self.first_image_index):
@@ -434,15 +447,15 @@ class RestorationModel(SRModel):
         return torch.cat(restored)
 
     def get_current_visuals(self) -> OrderedDict[str, Tensor]:
-        """Return ``lq``, ``result`` and, if there is one, ``gt`` of the batch that was tested last, on the CPU."""
+        """Return ``lq``, ``result`` and, if known, ``gt`` of the batch that was tested last, on the CPU."""
         images = {'lq': self.lq, 'result': self.output, 'gt': self.gt}
         return OrderedDict((name, image.detach().cpu()) for name, image in images.items() if image is not None)
 
     def intermediate_images(self) -> dict[str, Tensor]:
-        """Return some images of the batch that was fed last after several numbers of steps, if there is an automaton.
+        """Return some images of the batch that was fed last, after several numbers of steps of the automaton.
 
         Returns:
-            Title → ``(N, C, H, W)``; empty without an automaton.
+            Title → images ``(N, C, H, W)``; empty if there is no automaton.
         """
         return {}
 
@@ -458,13 +471,13 @@ class RestorationModel(SRModel):
 
     @property
     def is_in_last_phase(self) -> bool:
-        """Whether the current phase is the last one: the best network is chosen there."""
+        """Whether the current phase is the last one of a training, in which the best network is chosen."""
         return self.is_train and self.phase is not None and self.phase.last == self.phases[-1].last
 
     # --- saving and resuming
 
     def save(self, epoch: int, current_iter: int) -> None:
-        """Save the network and the training state, for training loops of BasicSR's kind.
+        """Save the network and the training state; for BasicSR's interface.
 
         Args:
             epoch: number of the epoch.
@@ -480,7 +493,7 @@ class RestorationModel(SRModel):
             checkpointer.save(current_iter, epoch=epoch)
 
     def training_state(self) -> dict[str, Any]:
-        """Return the state that is equal on all ranks, beside the network: tensors and plain data."""
+        """Return the training state that is equal on all ranks, without the network, as tensors and plain data."""
         return {
             'optim_g': [dict(phase.options['optim_g']) for phase in self.phases],
             'optimizers': [optimizer.state_dict() for optimizer in self.optimizers],
@@ -490,7 +503,7 @@ class RestorationModel(SRModel):
         }
 
     def rank_state(self) -> dict[str, Any]:
-        """Return the state of this rank, on the CPU: tensors and plain data."""
+        """Return the training state that differs between ranks, on the CPU, as tensors and plain data."""
         return {}
 
     def resume_training(self, resume_state: Mapping[str, Any]) -> None:
@@ -501,7 +514,7 @@ class RestorationModel(SRModel):
         """
         try:
             self.load_training_state(resume_state)
-        except LNCAError:  # of another cause, such as a lost peer
+        except LNCAError:  # another cause, such as a lost peer
             raise
         except Exception as error:  # missing, superfluous or misshapen entries can raise anything
             raise ConfigError(
@@ -510,13 +523,16 @@ class RestorationModel(SRModel):
             ) from error
 
     def load_training_state(self, state: Mapping[str, Any]) -> None:
-        """Restore :meth:`training_state` and the :meth:`rank_state` of each rank.
+        """Restore what :meth:`training_state` and :meth:`rank_state` returned.
 
-        Lengths of phases that are not over, schedules and hyperparameters of the optimisers may have changed: those in
-        the options hold.
+        The lengths of unfinished phases, the schedules and the hyperparameters of the optimisers may have changed; the
+        options take precedence over the state.
+
+        Args:
+            state: the training state.
 
         Raises:
-            Exception: of any kind, if the state does not fit the options.
+            Exception: of any type, if the state does not fit the options.
         """
         self._check_phases(state['phases'], state['iter'])
         self._compare_optimizers(state['optim_g'])
@@ -526,11 +542,11 @@ class RestorationModel(SRModel):
             scheduler.load_state_dict({key: saved[key] for key in ('last_epoch', '_step_count')})
         self.skipped = state['skipped']
         self.iteration = state['iter']
-        # A run that was interrupted after its last iteration only has to be scored.
+        # Start the phase here, for runs that were interrupted after the last iteration and only have to be scored.
         self.start_phase(phase_at(self.phases, self.iteration))
 
     def _check_phases(self, before: Sequence[tuple[str, int]], done: int) -> None:
-        """Raise ValueError unless the finished iterations belong to the same phases as before.
+        """Raise ValueError if an option change affects phases or iterations that are done.
 
         Args:
             before: names and numbers of iterations of the phases of the checkpoint.
@@ -541,7 +557,7 @@ class RestorationModel(SRModel):
             raise ValueError(f'its phases are {", ".join(names_before)}, not {", ".join(names)}')
         for phase, (name, iters) in zip(self.phases, before, strict=True):
             done_of_phase = min(done, iters)
-            is_over = done > iters  # a phase whose last iteration has just finished may become longer
+            is_over = done > iters  # a phase may still become longer right after its last iteration
             if phase.iters < done_of_phase or (is_over and phase.iters != iters):
                 raise ValueError(
                     f'of the {iters:,} iterations of its phase {name}, {done_of_phase:,} are done, and '
@@ -550,13 +566,13 @@ class RestorationModel(SRModel):
             done -= done_of_phase
 
     def _compare_optimizers(self, before: Sequence[Mapping[str, Any]]) -> None:
-        """Log the options of optimisers that have changed.
+        """Log changes of the optimiser options.
 
         Args:
             before: ``optim_g`` of each phase of the checkpoint.
 
         Raises:
-            ValueError: if a type has changed, as the state of one optimiser is of no use to another.
+            ValueError: if a type has changed, since optimisers of another type cannot use the state.
         """
         now = [phase.options['optim_g'] for phase in self.phases]
         types_before, types = ([options['type'] for options in each] for each in (before, now))

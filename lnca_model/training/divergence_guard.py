@@ -16,18 +16,17 @@ if TYPE_CHECKING:
     from lnca_model.training.phases import Phase
 
 WATCHED_LOSSES = ('total', 'reconstruction')
-#: Largest and smallest number of iterations whose median is the baseline.
+#: Largest and smallest number of iterations that the baseline is the median of.
 WINDOW, MIN_WINDOW = 100, 25
-#: Number of consecutive iterations that must exceed the baseline, since a single hard batch is no divergence.
+#: Number of consecutive iterations that must exceed the limit, since a single hard batch is not a divergence.
 PATIENCE = 5
-#: Multiple of the baseline that counts as divergence.
+#: The limit, as a multiple of the baseline.
 FACTOR = 3.0
-#: Limit of the baseline as a multiple of the lowest one of the phase. A curriculum raises losses by less.
+#: Cap of the baseline, as a multiple of the lowest baseline of the phase. A curriculum raises losses by less.
 MAX_DRIFT = 4.0
-#: How far a validation must have been above the corrupted input, and another must now be below it, to count as
-#: divergence; relative to the score of the input.
+#: A gain below -MIN_GAIN after one above MIN_GAIN counts as divergence. Gains are relative to the score of the input.
 MIN_GAIN = 0.01
-#: Iterations between snapshots. The last two are kept: the older one is at most twice this many iterations old.
+#: Iterations between snapshots, of which the last two are kept.
 SNAPSHOT_INTERVAL = 50
 MAX_ROLLBACKS = 5
 NO_LOSSES: Mapping[str, Any] = MappingProxyType({'history': {}, 'lowest': {}})
@@ -36,11 +35,11 @@ NO_LOSSES: Mapping[str, Any] = MappingProxyType({'history': {}, 'lowest': {}})
 class DivergenceDetector:
     """Compares the losses of a phase with their running median, and its validations with the corrupted input.
 
-    A phase diverges when one of :data:`WATCHED_LOSSES` exceeds :data:`FACTOR` times the median of the
-    :data:`WINDOW` iterations before, :data:`PATIENCE` times in a row, or when a validation falls clearly below the
-    corrupted input after an earlier one was clearly above it. A median above :data:`MAX_DRIFT` times the phase's lowest
-    counts as that much, so that a slow divergence does not become its own baseline. Negative losses, such as the
-    negative PSNR, are not compared.
+    A phase diverges when one of :data:`WATCHED_LOSSES` exceeds :data:`FACTOR` times its baseline in
+    :data:`PATIENCE` consecutive iterations, or when a validation scores clearly below the corrupted input after an
+    earlier one scored clearly above it. The baseline is the median of the :data:`WINDOW` iterations before. It is
+    capped at :data:`MAX_DRIFT` times the lowest baseline of the phase, so that it does not follow a slow divergence.
+    Negative losses, such as the negative PSNR, are not checked.
     """
 
     def __init__(self) -> None:
@@ -49,7 +48,7 @@ class DivergenceDetector:
         self._best_gain = -math.inf
 
     def observe(self, losses: Mapping[str, float]) -> str | None:
-        """Take the losses of an iteration.
+        """Record the losses of an iteration and check them for divergence.
 
         Args:
             losses: name → loss.
@@ -61,7 +60,7 @@ class DivergenceDetector:
         return next(filter(None, reasons), None)
 
     def _observe_loss(self, name: str, loss: float) -> str | None:
-        """Take one loss of an iteration; return what has diverged, or None."""
+        """Record and check one loss; return what has diverged, or None."""
         history = [*self._history.get(name, []), loss][-WINDOW - PATIENCE :]
         self._history[name] = history
         before, recent = history[:-PATIENCE], history[-PATIENCE:]
@@ -73,7 +72,7 @@ class DivergenceDetector:
         return f'the {name} loss is {loss:.3g}, {loss / baseline:.1f} times what it was before'
 
     def observe_gain(self, gain: float) -> str | None:
-        """Take the gain of a validation.
+        """Record the gain of a validation and check it for divergence.
 
         Args:
             gain: gain over the corrupted input, relative to the score of the input.
@@ -90,12 +89,12 @@ class DivergenceDetector:
         return None
 
     def load_losses(self, losses: Mapping[str, Any]) -> None:
-        """Replace the losses that new ones are compared with by an earlier :attr:`losses`."""
+        """Replace the recorded losses by an earlier copy from :attr:`losses`."""
         self._history, self._lowest = deepcopy(losses['history']), dict(losses['lowest'])
 
     @property
     def losses(self) -> dict[str, Any]:
-        """A copy of the losses that new ones are compared with."""
+        """A copy of the recorded losses: recent ones, and the lowest baselines."""
         return {'history': deepcopy(self._history), 'lowest': dict(self._lowest)}
 
     def state_dict(self) -> dict[str, Any]:
@@ -109,12 +108,12 @@ class DivergenceDetector:
 
 
 class DivergenceGuard:
-    """Rolls a diverged phase back to a snapshot, and continues at half the learning rate.
+    """Rolls a diverged phase back to a snapshot and halves the learning rate.
 
-    With ``train.on_divergence: rollback``, a phase whose losses diverge returns to a snapshot that is 50 to 100
-    iterations old, and one whose validation diverges to the last validation that did not, at most
-    :data:`MAX_ROLLBACKS` times per phase. With ``warn``, or with ``train.paper_exact``, a warning is logged. Losses are
-    averaged over the ranks, so that all ranks decide alike.
+    With ``train.on_divergence: rollback``, a phase whose losses diverge returns to the older of its last two snapshots,
+    normally at most 100 iterations back. A phase whose validation diverges returns to the last validation that did not.
+    There are at most :data:`MAX_ROLLBACKS` rollbacks per phase. With ``warn``, or with ``train.paper_exact``, only a
+    warning is logged. Losses are averaged over the ranks, so that all ranks decide alike.
 
     Args:
         model: the model in training.
@@ -134,21 +133,21 @@ class DivergenceGuard:
         self.rollbacks = 0
         self._detector = DivergenceDetector()
         self._snapshots: list[dict[str, Any]] = []
-        self._validated: dict[str, Any] | None = None  # the snapshot of the last validation that did not diverge
+        self._validated: dict[str, Any] | None = None  # snapshot of the last validation that did not diverge
         self._observed_at = 0  # iteration of the last validation
 
     def before_iteration(self) -> None:
-        """Reset if the model has started a new phase. Call it before every iteration."""
+        """Reset the guard if the iteration starts a new phase; call it before every iteration."""
         if self._model.phase is not self._phase:
             self._phase = self._model.phase
             self._reset()
             self._snapshots = self._take_snapshot(self._model.iteration - 1)
 
     def after_iteration(self) -> None:
-        """Check the losses of the iteration, and handle a divergence.
+        """Check the losses of the iteration and handle a divergence; call it after every iteration.
 
         Raises:
-            LNCAError: if the losses diverge after the last rollback.
+            LNCAError: if the losses diverge and no rollbacks are left.
         """
         reason = self._detector.observe(self._model.iteration_losses)
         iteration = self._model.iteration
@@ -159,9 +158,9 @@ class DivergenceGuard:
             self._snapshots = [*self._snapshots[-1:], *self._take_snapshot(iteration)]
 
     def observe_gain(self, gain: float) -> None:
-        """Check the gain of a validation, and handle a divergence.
+        """Check the gain of a validation and handle a divergence.
 
-        A second call in an iteration does nothing, since a resumed run cannot know whether there was a first.
+        Further calls in the same iteration do nothing, since a resumed run may repeat a validation.
 
         Args:
             gain: gain over the corrupted input, relative to the score of the input.
@@ -189,12 +188,12 @@ class DivergenceGuard:
             reason: what has diverged, for messages.
 
         Raises:
-            LNCAError: if the phase has been rolled back :data:`MAX_ROLLBACKS` times already.
+            LNCAError: if the run rolls back, but the phase has no rollbacks or no snapshot left.
         """
         if not self._model.rolls_back:
             self._warn(reason)
         elif self.can_roll_back:
-            self._roll_back(reason, self._snapshots[0])  # the older one is from before the onset
+            self._roll_back(reason, self._snapshots[0])  # the older one, which is from before the divergence began
         else:
             raise LNCAError(
                 f'{self._where}: {reason}, after {self.rollbacks} rollbacks; lower {self._phase.where}.optim_g.lr and '
@@ -245,10 +244,10 @@ class DivergenceGuard:
         }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Restore the guard, after its model has been restored.
+        """Restore what :meth:`state_dict` returned; the model must be restored before.
 
         If the learning rate in the options has changed, earlier rollbacks no longer count. If the model now has a
-        moving average of its weights, snapshots without one are replaced.
+        moving average of its weights but the snapshots have none, they are replaced by a new one.
         """
         self._phase = self._model.phase
         self.diverged_at = [(name, iteration) for name, iteration in saved['diverged_at']]

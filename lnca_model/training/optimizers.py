@@ -30,7 +30,7 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     'LBFGS': _unsupported('computes the losses several times per step'),
     'SparseAdam': _unsupported('takes sparse gradients only'),
 }
-#: Hyperparameter of an optimiser → the entry of its state that exists only with it.
+#: Hyperparameter of an optimiser → entry of the state that exists only if it is set.
 STATE_OF = {'amsgrad': 'max_exp_avg_sq', 'centered': 'grad_avg', 'momentum': 'momentum_buffer'}
 SCHEDULERS = {
     'CosineAnnealingRestartLR': CosineAnnealingRestartLR,
@@ -43,13 +43,13 @@ def build_scheduler(options: Mapping[str, Any] | None, where: str, optimizer: Op
     """Create a learning-rate schedule that is stepped once per iteration.
 
     Args:
-        options: as in BasicSR. A cosine without ``periods`` falls over the whole phase. None stands for a cosine to 0.
+        options: as in BasicSR. A cosine without ``periods`` spans the whole phase. None means a cosine to 0.
         where: the block's place in the option file, for messages.
         optimizer: the optimiser.
         iters: length of the phase, in iterations.
 
     Raises:
-        ConfigError: if the type is unknown, the periods end before the phase, or an argument is invalid.
+        ConfigError: if the type or an argument is unknown or invalid, or the periods end before the phase.
     """
     options = {'type': 'CosineAnnealingRestartLR'} if options is None else dict(options)
     if options.get('type') == 'CosineAnnealingRestartLR':
@@ -62,7 +62,7 @@ def build_scheduler(options: Mapping[str, Any] | None, where: str, optimizer: Op
 def load_optimizer_state(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
     """Load the state of an optimiser, but keep the hyperparameters that it was created with.
 
-    The learning rate is that of the schedule, scaled if the base rate has changed.
+    The learning rate is the saved one, scaled if the initial learning rate has changed.
 
     Args:
         optimizer: a new optimiser with its schedule.
@@ -81,7 +81,7 @@ def load_optimizer_state(optimizer: Optimizer, saved: Mapping[str, Any]) -> None
 
 
 def normalize_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Divide the gradient of each parameter by its L2 norm + 1e-8, so that all tensors take steps of equal size."""
+    """Divide the gradient of each parameter by its L2 norm + 1e-8, so that gradients have equal norms."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if gradients:
         norms = torch._foreach_norm(gradients)

@@ -1,4 +1,4 @@
-"""The phases of a training, each with its own block of options, optimiser and learning-rate schedule."""
+"""The phases of a training; each has its own block of options, optimiser and learning-rate schedule."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from lnca_utils.errors import ConfigError
 
 @dataclass(frozen=True)
 class Phase:
-    """A range of iterations.
+    """A phase of a training: a range of iterations.
 
     Attributes:
         name: name of the phase.
@@ -27,7 +27,7 @@ class Phase:
 
     @property
     def iters(self) -> int:
-        """Number of iterations."""
+        """Number of iterations of the phase."""
         return self.last - self.first + 1
 
     def progress(self, iteration: int) -> float:
@@ -40,8 +40,8 @@ def phases_of(train_options: Mapping[str, Any], names: Sequence[str]) -> list[Ph
 
     Args:
         train_options: the block ``train:`` of an option file.
-        names: names of the blocks in it that are phases, of which some may be missing; empty if ``train:`` itself is
-            the only phase.
+        names: names of the blocks in it that are phases; missing blocks are skipped. Empty if ``train:`` itself is the
+            only phase.
 
     Raises:
         ConfigError: if the ``iters`` of the phases do not add up to ``total_iter``.
@@ -62,5 +62,5 @@ def phases_of(train_options: Mapping[str, Any], names: Sequence[str]) -> list[Ph
 
 
 def phase_at(phases: Sequence[Phase], iteration: int) -> Phase:
-    """Return the phase of an iteration."""
+    """Return the phase that an iteration belongs to."""
     return next(phase for phase in phases if phase.first <= iteration <= phase.last)

@@ -1,4 +1,4 @@
-"""Preemption: on a signal, a run finishes its iteration, saves and exits."""
+"""Preemption: on a signal, a run finishes its iteration, saves a checkpoint and exits."""
 
 import signal
 from collections.abc import Iterable, Iterator
@@ -9,7 +9,7 @@ import torch
 
 from lnca_model import distributed
 
-# Ctrl-C, the request of systems and schedulers before they kill, and that of Slurm with --signal=USR1@SECONDS.
+# Sent by Ctrl-C, by systems and schedulers before they kill a process, and by Slurm with --signal=USR1@SECONDS.
 SIGNALS = ('SIGINT', 'SIGTERM', 'SIGUSR1')
 EXIT_CODE = 75  # sysexits.h: a temporary failure; the same command with --auto_resume continues
 
@@ -21,8 +21,8 @@ def install_handlers(ignore_repeats: bool = False) -> None:
     """Install signal handlers.
 
     Args:
-        ignore_repeats: whether to ignore a second signal, which otherwise ends the process at once. Launchers forward
-            signals that their processes have already received.
+        ignore_repeats: whether to ignore a second signal, which otherwise ends the process at once. Use it with
+            launchers, which forward signals that their processes have already received.
     """
     global _ignores_repeats
     _ignores_repeats = ignore_repeats
@@ -30,7 +30,7 @@ def install_handlers(ignore_repeats: bool = False) -> None:
 
 
 def ignore_signals() -> None:
-    """Ignore the signals, in worker processes that end with their parent."""
+    """Ignore the signals; for worker processes, which end with their parent."""
     _install(signal.SIG_IGN)
 
 
@@ -52,13 +52,13 @@ def _remember(number: int, frame: FrameType | None) -> None:
 
 
 def until_preempted(batches: Iterable[Any], device: torch.device) -> Iterator[Any]:
-    """Yield the batches of this rank, and None as the last one if any rank receives a signal.
+    """Yield the batches of this rank; if any rank receives a signal, yield None and stop.
 
     The generator ends on all ranks at once, so that no rank waits in a collective for another.
 
     Args:
         batches: the batches of this rank; ranks may have different numbers of them.
-        device: the device that the ranks communicate from.
+        device: device of the tensors that the ranks exchange.
     """
     iterator = iter(batches)
     while True:

@@ -9,7 +9,7 @@ from typing import Any
 import psutil
 import torch
 
-# Linux: the file with the peak resident memory of the process, and the file that resets the peak.
+# On Linux, the file that holds the peak resident memory of the process, and the file that resets the peak.
 STATUS, CLEAR_REFS = Path('/proc/self/status'), Path('/proc/self/clear_refs')
 RESET_PEAK = '5'
 # Parameters of mallopt (glibc's malloc.h): name → (number, value).
@@ -19,17 +19,17 @@ KEEP_FREED_MEMORY = {'M_TRIM_THRESHOLD': (-1, -1), 'M_TOP_PAD': (-2, 1 << 26), '
 def keep_freed_memory() -> None:
     """Make glibc keep freed memory for later tensors.
 
-    By default it returns large blocks to the operating system. Requesting them again, zeroed, takes up to half of the
-    time of training on a CPU.
+    By default, glibc returns large blocks to the operating system. Requesting them again, zeroed, takes up to half of
+    the training time on a CPU.
     """
-    with contextlib.suppress(OSError, AttributeError):  # another system, another allocator
+    with contextlib.suppress(OSError, AttributeError):  # another system, or another C library
         mallopt = ctypes.CDLL('libc.so.6').mallopt
         for parameter, value in KEEP_FREED_MEMORY.values():
             mallopt(parameter, value)
 
 
 def status_bytes(field: str) -> int | None:
-    """Return a field of this process's status on Linux, in bytes; None if there is none, and on other systems."""
+    """Return a field of ``/proc/self/status`` in bytes, or None if there is no such field or file."""
     with contextlib.suppress(OSError):
         for line in STATUS.read_text().splitlines():
             if line.startswith(f'{field}:'):
@@ -38,7 +38,7 @@ def status_bytes(field: str) -> int | None:
 
 
 def give_back_freed_memory() -> None:
-    """Return freed heap memory to the operating system once."""
+    """Return freed heap memory to the operating system now, despite :func:`keep_freed_memory`."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL('libc.so.6').malloc_trim(0)
 
@@ -46,11 +46,11 @@ def give_back_freed_memory() -> None:
 class PeakMemory:
     """Measures the peak memory since the last :meth:`reset`, minus the memory in use at construction.
 
-    On CUDA it counts the memory of PyTorch's allocator, otherwise the resident memory of the process. Systems other
-    than Linux do not report peaks; there it counts the memory in use at :meth:`read`.
+    On CUDA, it measures the memory of PyTorch's allocator; on the CPU, the resident memory of the process. Systems
+    other than Linux do not report peaks; there, it measures the memory in use when :meth:`read` is called.
 
     Args:
-        device: the device.
+        device: device whose memory is measured.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -80,11 +80,11 @@ class TrainingProfiler:
     """Measures time and peak memory of training iterations, without data loading, validation and checkpoints.
 
     Args:
-        device: device of the network. Create the profiler before the network, whose memory counts.
+        device: device of the network. Create the profiler before the network, so that the network's memory counts.
 
     Attributes:
-        seconds: time of all iterations.
-        peak_bytes: peak memory in bytes.
+        seconds: total time of all iterations.
+        peak_bytes: largest peak memory of an iteration, in bytes.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -110,12 +110,12 @@ class TrainingProfiler:
         self._start = None
 
     def exclude_pause(self) -> None:
-        """Free the memory of a pause, such as a validation, so that the next iteration does not count it."""
+        """Free the memory of a pause, such as a validation, so that it does not count for the next iteration."""
         if self._device.type != 'cuda':
             give_back_freed_memory()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the seconds and the peak memory."""
+        """Return what a resumed run needs, as plain data."""
         return {'seconds': self.seconds, 'peak_bytes': self.peak_bytes}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:

@@ -13,14 +13,14 @@ from basicsr.utils.options import dict2str
 
 
 def start_log(opt: Mapping[str, Any], kind: str) -> logging.Logger:
-    """Open the log file of a run, and log its environment and options.
+    """Open the log file of a run and log its environment and options.
 
     Args:
         opt: the options.
         kind: start of the file's name, ``'train'`` or ``'test'``.
 
     Returns:
-        BasicSR's logger, whose handlers the packages that do not need BasicSR log to as well.
+        BasicSR's logger. The logger ``lnca``, of the packages that do not need BasicSR, gets the same handlers.
     """
     file = Path(opt['path']['log']) / f'{kind}_{opt["name"]}_{get_time_str()}.log'
     logger = get_root_logger(log_file=str(file))
@@ -31,14 +31,15 @@ def start_log(opt: Mapping[str, Any], kind: str) -> logging.Logger:
 
 
 class PhaseLogger(MessageLogger):
-    """BasicSR's MessageLogger, with the remaining time of the current phase and the learning rate in TensorBoard.
+    """BasicSR's MessageLogger, with the remaining time of the phase instead of the run.
 
-    The remaining time of the whole run is unknown, since phases differ in speed.
+    The remaining time of the run is unknown, since phases differ in speed. The learning rate and the number of the
+    phase are also written to TensorBoard.
 
     Args:
         opt: the options.
         phases: the phases of the run.
-        start_iter: last iteration before this run.
+        start_iter: iteration that the run resumes after; 0 for a new run.
         tb_logger: a TensorBoard writer, or None.
     """
 
@@ -54,7 +55,7 @@ class PhaseLogger(MessageLogger):
         self._previous = (start_iter, self.start_time)
 
     def __call__(self, log_vars: dict[str, Any]) -> None:
-        """Log the losses, rates and timing of an iteration."""
+        """Log the losses, learning rates and timing of an iteration."""
         iteration, rate = log_vars['iter'], log_vars['lrs'][0]
         phase = phase_at(self._phases, iteration)
         if self.max_iters != phase.last:

@@ -1,4 +1,4 @@
-"""The order of the training images, and the position in it from which a resumed run continues."""
+"""The order of the training images, and the position in it that a run resumes from."""
 
 import dataclasses
 import itertools
@@ -11,17 +11,17 @@ from lnca_data.tile_dataset import TileDataset
 
 from basicsr.data.data_sampler import EnlargedSampler
 
-SEED_STRIDE = 1 << 40  # more images than any training sees
+SEED_STRIDE = 1 << 40  # more images than any training loads
 
 
 @dataclasses.dataclass(frozen=True)
 class DataPosition:
-    """Maps iterations to epochs and images, from where a run starts or resumes.
+    """Position in the training data at which a run starts or resumes, from which later positions are computed.
 
     Attributes:
-        iteration: last iteration before this run.
+        iteration: iteration that the run resumes after; 0 for a new run.
         epoch: epoch in which the run starts.
-        seen: number of images of that epoch that all ranks together have seen before.
+        seen: number of images of that epoch that all ranks together have already trained on.
         batches_left: number of batches left in that epoch.
         batches_per_epoch: number of batches in each later epoch.
         batch_size: number of images in a batch, over all ranks.
@@ -37,10 +37,10 @@ class DataPosition:
     seed: int
 
     def at(self, iteration: int) -> dict[str, int]:
-        """Return what a run needs to resume after an iteration.
+        """Return the position after an iteration, for the training state.
 
         Returns:
-            ``epoch`` of the iteration, number of images ``seen`` in it by all ranks together, and ``data_seed``.
+            ``epoch``, number of images ``seen`` in that epoch by all ranks together, and ``data_seed``.
         """
         done = iteration - self.iteration
         if done <= self.batches_left:
@@ -50,20 +50,20 @@ class DataPosition:
 
 
 class ResumableSampler(EnlargedSampler):
-    """BasicSR's sampler, with a seed, and with an epoch that it can start in the middle.
+    """BasicSR's EnlargedSampler, with a seed and a start in the middle of an epoch.
 
-    For a :class:`TileDataset` an index also encodes the seed and the image's position in the training, which determine
-    flips and turns, whichever worker or rank loads the image.
+    For a :class:`TileDataset`, an index also encodes the seed and the position of the image in the training. They
+    determine the augmentation, so that it does not depend on the worker or rank that loads the image.
 
     Args:
         dataset: the training set.
         num_replicas: number of ranks.
-        rank: number of this rank.
+        rank: this rank.
         ratio: BasicSR's ``dataset_enlarge_ratio``.
         seed: seed of the order and the augmentation.
 
     Attributes:
-        start: an epoch, and the number of this rank's images to skip in it.
+        start: the first epoch, and the number of this rank's images to skip in it.
     """
 
     def __init__(self, dataset: Dataset, num_replicas: int, rank: int, ratio: float = 1, seed: int = 0) -> None:

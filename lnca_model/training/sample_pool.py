@@ -1,4 +1,4 @@
-"""The sample pool: final states that an automaton continues to train on (paper section 2.1)."""
+"""The sample pool: final states of rollouts, which later rollouts start from (paper section 2.1)."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,7 +11,7 @@ class PoolBatch(NamedTuple):
     """A batch drawn from the pool.
 
     Attributes:
-        indices: places of the samples in the pool, ``(N,)``.
+        indices: positions of the samples in the pool, ``(N,)``.
         gt, lq: clean and corrupted images, ``(N, C, H, W)``.
         state: mutable channels of their states, ``(N, C, H, W)``.
     """
@@ -23,12 +23,12 @@ class PoolBatch(NamedTuple):
 
 
 class SamplePool:
-    """A ring buffer of samples: a clean image, the corrupted image and the state of the automaton.
+    """A ring buffer of samples, each a clean image, the corrupted image and the state of the automaton.
 
     The buffer is on the device of the first batch. It grows by doubling, up to ``size`` samples.
 
     Args:
-        size: largest number of samples; a new one then replaces the oldest.
+        size: largest number of samples. When the pool is full, new samples replace the oldest.
 
     Raises:
         ValueError: if ``size`` is below 1.
@@ -85,7 +85,7 @@ class SamplePool:
         """Replace the states of samples.
 
         Args:
-            indices: places of the samples, from :meth:`draw`.
+            indices: positions of the samples, from :meth:`draw`.
             state: the new states, ``(N, C, H, W)``.
         """
         self._write(indices, {'state': state.detach()})
@@ -100,25 +100,27 @@ class SamplePool:
         self._fill({}, torch.device('cpu'))
 
     def state_dict(self) -> dict:
-        """Return the samples, on the CPU, and the place of the next one."""
+        """Return the samples, on the CPU, and the position of the next one."""
         return {
             'tensors': {name: tensor[: self._count].cpu() for name, tensor in self._tensors.items()},
             'next': self._next,
         }
 
     def load_state_dict(self, saved: dict, device: torch.device) -> None:
-        """Restore a pool of any size; the newest samples are kept if it was larger.
+        """Restore the samples of a pool of any size; of a larger pool, those at the end of its buffer are kept.
 
         Args:
             saved: from :meth:`state_dict`.
             device: device of the buffer.
         """
         self._fill(saved['tensors'], device)
-        if self._count == self.size:  # otherwise the next sample goes after the last
+        if self._count == self.size:  # otherwise the next sample is appended
             self._next = saved['next'] % self.size
 
     def load_shard(self, saved: Sequence[dict], rank: int, world_size: int, device: torch.device) -> None:
-        """Restore the share of a rank in the pools of another number of ranks. No share is empty unless all are.
+        """Restore a rank's share of the pools of a run with another number of ranks.
+
+        No share is empty unless all pools are.
 
         Args:
             saved: :meth:`state_dict` of each pool.

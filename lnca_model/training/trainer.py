@@ -40,15 +40,15 @@ Options = dict[str, Any]
 
 
 def train(opt: Options, option_file: str | Path) -> None:
-    """Train a model, from the last checkpoint if the run resumes.
+    """Train a model, starting anew or from a checkpoint.
 
     Args:
         opt: options from :func:`lnca_model.config.checks.load_options`.
         option_file: path of the option file, which is copied into the experiment.
 
     Raises:
-        LNCAError: if a file cannot be read or written, or a phase diverges after the last rollback.
-        SystemExit: with exit code 75 if the run is preempted, 3 if the network scores below its input.
+        LNCAError: if a file cannot be read or written, or a phase diverges and no rollbacks are left.
+        SystemExit: with exit code 75 if the run is preempted, 3 if the restored images score below the corrupted ones.
     """
     torch.backends.cudnn.benchmark = True
     resume = find_resume_point(opt)
@@ -146,7 +146,7 @@ def train(opt: Options, option_file: str | Path) -> None:
 
 
 def _last_good(checkpointer: Checkpointer) -> str:
-    """Return a message that names the last checkpoint."""
+    """Return a part of a message that names the last checkpoint."""
     last = checkpointer.last_saved
     return f'the last good checkpoint is of iteration {last:,}' if last else 'there is no checkpoint'
 
@@ -169,7 +169,7 @@ def _start_experiment(opt: Options, option_file: str | Path, resume: ResumePoint
 
 
 def _copy_option_file(file: Path, folder: Path) -> None:
-    """Copy an option file into a folder, with the command in its first line, unless it is that copy itself."""
+    """Copy an option file into a folder and prepend the command as a comment; skip it if it is that copy."""
     copy = folder / file.name
     if distributed.rank() > 0 or (copy.exists() and copy.samefile(file)):
         return
@@ -187,7 +187,7 @@ def _restore(
     guard: DivergenceGuard,
     profiler: TrainingProfiler,
 ) -> None:
-    """Restore all parts of the run, the random number generators last.
+    """Restore all parts of the run, and the random number generators last.
 
     Raises:
         LNCAError: if the checkpoint does not fit the options.
@@ -198,7 +198,7 @@ def _restore(
     guard.load_state_dict(state['guard'])
     profiler.load_state_dict(state['profiler'])
     checkpointer.last_saved = state['iter']
-    # Ranks beyond the number of ranks of the checkpoint keep their own seeds.
+    # If there are more ranks than before, the additional ones keep their seeds.
     if distributed.rank() < len(state['ranks']):
         load_rng_state(state['ranks'][distributed.rank()]['rng'])
     get_root_logger().info(f'Resuming training from epoch: {state["epoch"]}, iter: {state["iter"]}.')
@@ -215,17 +215,17 @@ def build_loaders(opt: Options, state: Mapping[str, Any] | None = None) -> tuple
         state: training state to resume from, None for a new run.
 
     Returns:
-        The training loader, the validation loaders (those with ``final_test`` last), and the position in the training
+        The training loader, the validation loaders, those with ``final_test`` last, and the position in the training
         data.
 
     Raises:
-        LNCAError: if there are fewer training images than a batch has.
+        LNCAError: if there are too few training images for a batch.
     """
     train_opt, ranks = opt['datasets']['train'], opt['world_size']
     start = {key: (state or {}).get(key, 0) for key in ('iter', 'epoch', 'seen')}
     train_set = build_dataset(train_opt)
     ratio = train_opt.get('dataset_enlarge_ratio', 1)
-    # A resumed run keeps its order, also if manual_seed is not set or has changed.
+    # A resumed run keeps its data order, even if manual_seed is not set or has changed.
     seed = (state or {}).get('data_seed', opt['manual_seed'])
     sampler = ResumableSampler(train_set, ranks, opt['rank'], ratio, seed)
     seen = min(start['seen'] // ranks, len(sampler))
@@ -238,7 +238,7 @@ def build_loaders(opt: Options, state: Mapping[str, Any] | None = None) -> tuple
         )
     train_loader.worker_init_fn = partial(_start_worker, train_loader.worker_init_fn)
     atexit.register(_end_workers)
-    # A loader draws a random number when it starts, which must not change those of the training.
+    # A loader draws a random number when it starts; with its own generator, it does not affect the training.
     train_loader.generator = torch.Generator().manual_seed(torch.initial_seed())
     position = DataPosition(
         iteration=start['iter'],
@@ -271,7 +271,7 @@ def _build_loader(dataset: Any, dataset_opt: Options, opt: Options, sampler: Any
 
 
 def _batches(loader: Any, opt: Options, first_epoch: int) -> Iterator[tuple[int, Any]]:
-    """Yield (epoch, batch) without end."""
+    """Yield ``(epoch, batch)`` forever."""
     if opt['datasets']['train'].get('prefetch_mode') == 'cuda':
         prefetcher = CUDAPrefetcher(loader, opt)
     else:
@@ -288,15 +288,15 @@ def _batches(loader: Any, opt: Options, first_epoch: int) -> Iterator[tuple[int,
 
 
 def _start_worker(start: Callable[[int], None] | None, number: int) -> None:
-    """Start a worker that ignores signals: a preempted training needs its workers until it has saved."""
+    """Initialise a worker; it ignores signals, since a preempted training needs its workers until it has saved."""
     preemption.ignore_signals()
     if start:
         start(number)
 
 
 def _end_workers() -> None:
-    """Kill the workers that an error leaves behind: Python would terminate them by a signal that they ignore."""
-    # PyTorch's handler would report each worker as killed.
+    """Kill the workers that are left after an error; they ignore the SIGTERM that Python sends at exit."""
+    # Without this, PyTorch's handler would report each worker as killed.
     if hasattr(signal, 'SIGCHLD'):
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for worker in multiprocessing.active_children():
@@ -324,11 +324,12 @@ def _report_resources(opt: Options, model: RestorationModel, profiler: TrainingP
 
 
 def _check_final_gain(evaluator: Evaluator, guard: DivergenceGuard, model: RestorationModel) -> None:
-    """Compare the scores of the best network with those of its input.
+    """Compare the scores of the best network's restored images with those of the corrupted images.
+
+    If the restored images are worse by the selection metric, but not by every metric, a warning is logged.
 
     Raises:
-        SystemExit: with :data:`EXIT_BELOW_INPUT` if it scores below its input by every metric. If it does so by the
-            selection metric only, a warning is logged.
+        SystemExit: with :data:`EXIT_BELOW_INPUT` if they are worse by every metric.
     """
     name, gains = evaluator.final_gains
     worse = {metric: gain for metric, gain in gains.items() if not gain >= 0}
@@ -347,7 +348,7 @@ def _check_final_gain(evaluator: Evaluator, guard: DivergenceGuard, model: Resto
 
 
 def _likely_cause(evaluator: Evaluator, guard: DivergenceGuard, model: RestorationModel) -> str:
-    """Return why the network may score below its input, and how to fix it."""
+    """Return why the restored images may score below the corrupted ones, and how to fix it."""
     if guard.diverged_at:
         places = ', '.join(f'{phase} in iteration {iteration:,}' for phase, iteration in guard.diverged_at)
         hint = '' if model.rolls_back else ', or set train.on_divergence: rollback without train.paper_exact'
