@@ -40,7 +40,7 @@ Options = dict[str, Any]
 
 
 def train(opt: Options, option_file: str | Path) -> None:
-    """Train a model, starting anew or from a checkpoint.
+    """Train a model from the start or from a checkpoint.
 
     Args:
         opt: options from :func:`lnca_model.config.checks.load_options`.
@@ -215,8 +215,8 @@ def build_loaders(opt: Options, state: Mapping[str, Any] | None = None) -> tuple
         state: training state to resume from, None for a new run.
 
     Returns:
-        The training loader, the validation loaders, those with ``final_test`` last, and the position in the training
-        data.
+        The training loader; the validation loaders, those with ``final_test: true`` last; and the position in the
+        training data.
 
     Raises:
         LNCAError: if there are too few training images for a batch.
