@@ -1,4 +1,4 @@
-"""The fused rollout: computes what :meth:`CellularAutomaton.reference_rollout` defines, in less time and memory."""
+"""The fused rollout: the result of :meth:`CellularAutomaton.reference_rollout`, optimized for time and memory."""
 
 import functools
 from collections.abc import Iterator
