@@ -17,8 +17,8 @@ GRAPHS_PER_RULE = 4
 
 Run = Callable[[Tensor, Tensor], Tensor]
 
-# Rule → key of a rollout → its graph; None if the rollout was seen once. Only the second one is captured, so that inputs
-# of ever new sizes are not slowed down.
+# Rule → key of a rollout → its graph; None if the rollout was seen once. Only the second is captured, so that inputs of
+# ever new sizes are not slowed down.
 _graphs: 'weakref.WeakKeyDictionary[nn.Module, OrderedDict[Hashable, Graph | None]]' = weakref.WeakKeyDictionary()
 _uncapturable: 'weakref.WeakSet[nn.Module]' = weakref.WeakSet()
 
