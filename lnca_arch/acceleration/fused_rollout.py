@@ -31,9 +31,9 @@ MAX_ACTIVATION_BYTES = 1 << 29
 def fused_rollout(rule: 'CellularAutomaton', state: Tensor, steps: int, update_rate: float) -> Tensor:
     """Apply a rule ``steps`` times; arguments and result as in :meth:`CellularAutomaton.reference_rollout`.
 
-    From the same random seed, results and gradients equal the reference up to rounding. Consecutive linear
-    maps are merged once per rollout, and the step is compiled where possible. Without gradients, memory does not grow
-    with the number of steps; with gradients it depends on ``rule.activation_checkpointing``.
+    From the same random seed, results and gradients equal the reference up to rounding. Consecutive linear maps are
+    merged once per rollout, and the step is compiled where possible. Without gradients, memory does not grow with the
+    number of steps; with gradients, it depends on ``rule.activation_checkpointing``.
     """
     _keep_freed_blocks()
     fixed, mutable = state.permute(0, 2, 3, 1).split([rule.in_channels, rule.mutable_channels], dim=-1)

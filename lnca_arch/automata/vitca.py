@@ -14,8 +14,8 @@ LAYER_NORM_EPS = 1e-5
 class ViTCA(CellularAutomaton):
     """Vision-transformer cellular automaton: embedding, one layer of local self-attention and MLP, and a head.
 
-    The position of a cell is its index in the flattened grid, so a trained ViTCA only works on grids of the
-    size that it was trained on.
+    The position of a cell is its index in the flattened grid, so a trained ViTCA only works on grids of the size
+    that it was trained on.
 
     Args:
         in_channels, out_channels, hidden_channels: see :class:`CellularAutomaton`.
