@@ -11,8 +11,8 @@ class Blend(nn.Module):
     """Blends the input into the output where the input looks clean.
 
     With d = image − restored, it returns restored + s₀·d + s₁·m₁(d) + s₂·m₂(d) + s₃·m₃(d), where mᵢ is the local mean
-    over the i-th window and the weights s in (0, 1) are predicted for each pixel. The local means help where no pixel is
-    clean: blur and noise may still preserve means, and thereby colours. Initially, s₀ is 0.02 and the others are 0.5
+    over the i-th window and the weights s in (0, 1) are predicted for each pixel. The local means help where no pixel
+    is clean: blur and noise may still preserve means, and thereby colours. Initially, s₀ is 0.02 and the others are 0.5
     everywhere: s₀ is small, since the automaton is trained without the blend first.
 
     Args:
