@@ -1,6 +1,6 @@
-"""The networks of the latent neural cellular automata.
+"""Latent neural cellular automata as PyTorch modules.
 
-They need PyTorch alone; :mod:`lnca_arch.registration` registers them with BasicSR.
+They need only PyTorch; :mod:`lnca_arch.registration` registers them with BasicSR.
 """
 
 from lnca_arch.acceleration import fused_nafca, fused_vitca  # noqa: F401  registers the fused forms
@@ -11,7 +11,7 @@ from lnca_arch.networks.autoencoder import Autoencoder
 from lnca_arch.networks.latent_networks import LatentNAFCA, LatentViTCA
 from lnca_arch.networks.pixel_vitca import PixelViTCA
 
-#: Class name, as in option files → network.
+#: Class name, as in option files → class.
 NETWORKS = {kind.__name__: kind for kind in (Autoencoder, NAFCA, ViTCA, LatentNAFCA, LatentViTCA, PixelViTCA)}
 
 __all__ = [

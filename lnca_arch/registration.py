@@ -1,4 +1,4 @@
-"""Importing this module registers the networks and the baselines in BasicSR's ARCH_REGISTRY."""
+"""Register the networks and the baselines in BasicSR's ARCH_REGISTRY, on import."""
 
 from lnca_arch import NETWORKS
 from lnca_arch.integrations import basicsr_compat

@@ -1,4 +1,4 @@
-"""Dataset of LMDB tiles for BasicSR's loaders."""
+"""Dataset of LMDB tiles for BasicSR's data loaders."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -29,8 +29,8 @@ class Augmentation(NamedTuple):
     """A random augmentation of a tile.
 
     Attributes:
-        flip: whether to flip the tile horizontally, first.
-        rotations: number of rotations by 90°, then.
+        flip: whether to flip the tile horizontally, before the rotations.
+        rotations: number of rotations by 90°.
         channels: source channel, offset and scale of each channel; empty to keep the colours.
     """
 
@@ -44,7 +44,7 @@ class TileDataset(Dataset):
     """Tiles of BasicSR-format LMDBs: pairs, or clean tiles that the model corrupts in training.
 
     An item is a dict with ``gt`` and, for pairs, ``lq``: tensors ``(3, H, W)`` in [0, 1], RGB. ``gt_path`` and
-    ``lq_path`` are the key.
+    ``lq_path`` are the tile's key.
 
     Args:
         opt: options of the dataset:
@@ -53,13 +53,14 @@ class TileDataset(Dataset):
             - ``dataroot_lq``: LMDB of corrupted tiles with the same keys; optional in training.
             - ``use_hflip``, ``use_rot``: whether to flip horizontally, and to rotate by multiples of 90°, at random; in
               training only.
-            - ``use_channel_jitter``: whether to permute the channels of half of the tiles and to map the values of each
-              to a random interval within [0, 1], in training only. For training on few photographs.
-            - ``cache``: ``memory`` to keep all tiles in memory that the loader's workers share, 3 bytes per pixel.
-              Tiles are read from the LMDB nevertheless if they exceed half of the free memory, or differ in size.
+            - ``use_channel_jitter``: whether to permute the channels of half of the tiles and to map each channel to a
+              random interval within [0, 1]; in training only. For training on few photographs.
+            - ``cache``: ``memory`` to keep all tiles in memory shared with the loader's workers, 3 bytes per pixel.
+              Ignored with a warning if the tiles exceed half of the free memory, or differ in size.
 
     Raises:
-        DataError: if an LMDB is missing, empty or damaged, or the LMDBs have different keys.
+        ConfigError: if ``cache`` is unknown.
+        DataError: if an LMDB is missing, empty or damaged, or the tiles do not suit the options.
     """
 
     def __init__(self, opt: Mapping[str, Any]) -> None:
@@ -70,7 +71,7 @@ class TileDataset(Dataset):
         self.use_hflip, self.use_rot, self.use_channel_jitter = (
             bool(is_training and opt.get(name)) for name in ('use_hflip', 'use_rot', 'use_channel_jitter')
         )
-        # Tensors, since spawned workers do not share arrays.
+        # Tensors, since spawned workers share these but not arrays.
         self.cached: dict[str, Tensor] = self._read_all() if opt.get('cache') else {}
 
     def _read_all(self) -> dict[str, Tensor]:
@@ -138,7 +139,7 @@ class TileDataset(Dataset):
         """Return the items of a batch, whose tiles have one size; faster than one by one.
 
         Args:
-            indices: index of each tile, plus a multiple of the number of tiles to seed its augmentation.
+            indices: index of each tile. If a multiple of the number of tiles is added, the sum seeds the augmentation.
         """
         augmentations = [self._augmentation(index) for index in indices]
         indices = [index % len(self) for index in indices]
@@ -159,7 +160,7 @@ class TileDataset(Dataset):
         return items
 
     def _augmentation(self, index: int) -> Augmentation:
-        """Draw an augmentation, from a generator seeded by the index unless that is below the number of tiles."""
+        """Draw an augmentation, from a generator seeded with the index if that is at least the number of tiles."""
         rng = random.Random(index) if index >= len(self) else random
         flip, rotations = self.use_hflip and rng.random() < 0.5, rng.randrange(4) if self.use_rot else 0
         if not self.use_channel_jitter or rng.random() >= JITTER_PROBABILITY:

@@ -11,10 +11,10 @@ from lnca_utils.atomic import atomic_file
 
 HERE = Path(__file__).resolve().parent
 TEMPLATE = 'option_file.yml.jinja'
-EPOCHS = 20  # of each of the paper's phases (section 4.2)
+EPOCHS = 20  # per phase (paper, section 4.2)
 BATCH_SIZE = 32
 
-# Dataset → title, arguments of prepare.py, and number of training tiles with its derivation.
+# Dataset → title, its name for prepare.py, number of training tiles, and how that number comes about.
 REAL = {
     'gopro': ('GoPro, deblurring', 'gopro', 102_848, '64 % of 3,214 frames of 50 tiles, before cleaning'),
     'realblur': (

@@ -1,1 +1,1 @@
-"""Everything that only makes rollouts faster."""
+"""Faster rollouts with the same results."""

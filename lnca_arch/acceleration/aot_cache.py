@@ -1,7 +1,8 @@
 """Ahead-of-time compiled steps of the automata, cached on disk.
 
-They run on a CPU, without gradients. Unlike with ``torch.compile``, a process neither compiles nor imports the
-compiler, which takes seconds; one program works for grids of every size; and no Python runs between kernels.
+They run on a CPU, without gradients. Advantages over ``torch.compile``: a process that finds its program in the cache
+neither compiles nor imports the compiler, which takes seconds; one program works for grids of every size; and no Python
+runs between kernels.
 """
 
 import contextlib
@@ -27,8 +28,8 @@ from lnca_utils.errors import first_line
 if TYPE_CHECKING:
     from lnca_arch.automata.cellular_automaton import CellularAutomaton
 
-# Compiling takes half a minute, once per machine. A process that updates fewer cells does without: 64 steps of
-# a latent network on a quarter of a megapixel.
+# A process compiles after this many cell updates: 64 steps of a latent network on 512×512 pixels. Compiling takes half
+# a minute, once per machine.
 CELLS_WORTH_COMPILING = 1 << 20
 
 MIN_SIDE = 2  # torch.export specialises on sides of 1
@@ -38,15 +39,15 @@ _lock = threading.Lock()
 
 
 class ProgramSignature(NamedTuple):
-    """What a program is compiled for.
+    """Everything that a compiled program depends on, except for the code and the machine.
 
     Attributes:
         update: :attr:`FusedForm.update` of the rule.
         fixed, mutable: numbers of channels.
         masked: whether a step has an update mask.
-        per_cell: numbers of channels of the inputs per cell.
-        leaves: leaves of the fused parameters, with shapes in place of tensors.
-        structure: structure of the fused parameters.
+        per_cell: numbers of channels of the tensors from :meth:`CellularAutomaton.static_features`.
+        leaves: leaves of the pytree of fused parameters, with shapes in place of tensors.
+        structure: structure of that pytree.
     """
 
     update: Callable[..., Tensor]
@@ -67,7 +68,7 @@ def load_or_compile_step(
     masked: bool,
     steps: int,
 ) -> Step | None:
-    """Return the step of a rule: the cached program, or the eager function until compiling pays.
+    """Return the step of a rule: the compiled program, or the eager function until compiling pays.
 
     Args:
         rule, form: the rule and its fused form.
@@ -75,10 +76,11 @@ def load_or_compile_step(
         fixed: fixed channels of the cells, ``(N, H, W, in_channels)``.
         per_cell: from :meth:`CellularAutomaton.static_features`.
         masked: whether a step has an update mask.
-        steps: number of steps that follow.
+        steps: number of steps of the rollout; its cell updates count towards compiling.
 
     Returns:
-        The step, or None if there is no program: for cells that are not float32 on a CPU, and where compiling fails.
+        The step, or None if compiling failed or the rollout cannot use a program: it is not in float32 on a CPU, it has
+        dropout or autocast, a side of the grid is 1, or the rule is not of this package.
     """
     leaves, structure = tree_flatten(params)
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
@@ -87,7 +89,7 @@ def load_or_compile_step(
         and min(fixed.shape[1:3]) >= MIN_SIDE
         and not rule.is_stochastic
         and not torch.is_autocast_enabled('cpu')
-        and form.update.__module__.startswith('lnca_arch.')  # the code that a program's name is a hash of
+        and form.update.__module__.startswith('lnca_arch.')  # file names depend on the code of this package only
         and os.environ.get('TORCHDYNAMO_DISABLE', '0') != '1'
     )
     if not is_eligible:
@@ -121,11 +123,11 @@ def load_or_compile_step(
 
 
 class AotProgram:
-    """The program of a signature.
+    """The compiled program of a signature.
 
     Attributes:
-        run: the program; None until it is loaded.
-        failed: whether it cannot be loaded or compiled.
+        run: a function from the list of tensors to the result; None until the program is loaded.
+        failed: whether loading or compiling failed.
     """
 
     def __init__(self, signature: ProgramSignature, threads: int) -> None:
@@ -140,7 +142,7 @@ class AotProgram:
                 self.run = _load(self._path)
 
     def prepare(self, cells: int) -> None:
-        """Compile the program if it pays, now that ``cells`` more are to be updated."""
+        """Count ``cells`` more cell updates, and compile the program once there are enough."""
         self._cells += cells
         if self.run or self.failed or self._cells < CELLS_WORTH_COMPILING:
             return
@@ -158,7 +160,7 @@ class AotProgram:
     def _report_failure(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # compilers raise anything, and all works without the program, only more slowly
+        except Exception as error:  # compilers raise anything; without the program, rollouts are only slower
             self.failed = True
             logging.getLogger('lnca').warning('The compiled automaton cannot be kept: %s', first_line(error))
 
@@ -169,13 +171,13 @@ def _program(signature: ProgramSignature, threads: int) -> AotProgram:
 
 
 def cache_dir() -> Path:
-    """Return the folder of the cache: ``lnca`` in the user's cache folder."""
+    """Return the cache folder: ``lnca`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
     caches = Path(os.environ.get('XDG_CACHE_HOME', ''))
     return (caches if caches.is_absolute() else Path.home() / '.cache') / 'lnca'
 
 
 def _check_owner(path: Path) -> None:
-    """Raise PermissionError if other users can write to a folder from which code is run."""
+    """Raise PermissionError if a folder of programs belongs to another user, or other users can write to it."""
     if os.name == 'posix':
         status = path.stat()
         if status.st_uid != os.getuid() or status.st_mode & 0o022:
@@ -183,7 +185,7 @@ def _check_owner(path: Path) -> None:
 
 
 def _digest(signature: ProgramSignature, threads: int) -> str:
-    """Return a file name that depends on the signature, the code, the compiler and the CPU."""
+    """Return a file name that depends on the signature, threads, code, version of PyTorch and CPU."""
     rule = signature.update.__module__.rpartition('.')[2]
     digest = hashlib.sha256()
     for part in (rule, signature.update.__qualname__, signature[1:], torch.__version__, threads, _processor()):
@@ -225,7 +227,7 @@ def _compile(signature: ProgramSignature, path: Path) -> None:
 
 
 class _Step(nn.Module):
-    """:func:`lnca_arch.acceleration.compiled_step.make_step` as a module of flat tensor arguments."""
+    """The function of :func:`lnca_arch.acceleration.compiled_step.make_step` as a module with flat arguments."""
 
     def __init__(self, signature: ProgramSignature) -> None:
         super().__init__()
@@ -243,9 +245,9 @@ class _Step(nn.Module):
 
 
 def _load(path: Path) -> Callable[[list[Tensor]], Tensor]:
-    """Load a program. The file contains code, which runs."""
+    """Load a program, which runs code from the file."""
     try:
-        # As torch._inductor.aoti_load_package, without importing the compiler.
+        # What torch._inductor.aoti_load_package does, without importing the compiler.
         loader = torch._C._aoti.AOTIModelPackageLoader(str(path), 'model', False, 1, -1)
         return lambda tensors: loader.run(tensors)[0]
     except (AttributeError, TypeError):  # another version of torch

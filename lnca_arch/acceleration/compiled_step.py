@@ -15,7 +15,11 @@ Step = Callable[..., Tensor]
 
 @functools.cache
 def make_step(update: Callable[..., Tensor]) -> Step:
-    """Return the step of a rule, a function of cells, update mask and parameters, from :attr:`FusedForm.update`."""
+    """Return the function that computes one step of a rule, ``mutable + update * update_mask``.
+
+    Args:
+        update: :attr:`FusedForm.update` of the rule.
+    """
 
     def step(fixed: Tensor, mutable: Tensor, update_mask: Tensor | None, params: Any, per_cell: tuple) -> Tensor:
         added = update(torch.cat([fixed, mutable], dim=-1), params, *per_cell)
@@ -27,7 +31,7 @@ def make_step(update: Callable[..., Tensor]) -> Step:
 class CompiledOrEager:
     """A function compiled by torch.compile at its first call.
 
-    Where compilation fails, for example without a C++ compiler, it logs a warning and calls the function itself.
+    If compilation fails, for example without a C++ compiler, it logs a warning and runs the function uncompiled.
     """
 
     def __init__(self, function: Callable[..., Tensor]) -> None:
@@ -52,5 +56,5 @@ class CompiledOrEager:
 
 @functools.cache
 def compiled(update: Callable[..., Tensor]) -> CompiledOrEager:
-    """Return :func:`make_step`, compiled once per process."""
+    """Return the function of :func:`make_step`, compiled once per process."""
     return CompiledOrEager(make_step(update))

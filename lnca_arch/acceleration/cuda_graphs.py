@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from lnca_utils.errors import first_line
 
-# Larger grids keep the GPU busy by themselves, and a graph keeps the memory of its tensors.
+# Larger grids keep the GPU busy without a graph, which would hold on to the memory of its tensors.
 MAX_CELLS = 1 << 17
 GRAPHS_PER_RULE = 4
 
 Run = Callable[[Tensor, Tensor], Tensor]
 
-# None for shapes seen once: they are captured when they come again, so that ever new sizes are not slowed down.
+# Rule → key of a rollout → its graph; None if the rollout was seen once. Only the second is captured, so that inputs of
+# ever new sizes are not slowed down.
 _graphs: 'weakref.WeakKeyDictionary[nn.Module, OrderedDict[Hashable, Graph | None]]' = weakref.WeakKeyDictionary()
 _uncapturable: 'weakref.WeakSet[nn.Module]' = weakref.WeakSet()
 
@@ -49,10 +50,10 @@ class Graph:
 
 
 def run_with_cuda_graph(rule: nn.Module, run: Run, fixed: Tensor, mutable: Tensor, settings: Hashable) -> Tensor:
-    """Compute ``run(fixed, mutable)``, from the second time on by a CUDA graph.
+    """Compute ``run(fixed, mutable)``; from the second call with the same shapes and settings on, by a CUDA graph.
 
     Args:
-        rule: the graph belongs to it, and reads its parameters where they are.
+        rule: the rule. Its graphs read its parameters in place, and are freed with it.
         run: the function to compute; it may overwrite ``mutable``.
         fixed, mutable: arguments of ``run``, on CUDA.
         settings: everything else that ``run`` depends on.

@@ -16,7 +16,7 @@ class FusedForm(NamedTuple):
     Attributes:
         update: a function ``(cells, params, *per_cell)`` that returns what the rule's ``_update`` returns.
         fuse_params: a function from the rule to ``params``: its parameters, with consecutive linear maps merged.
-        activations_per_cell: number of values, approximately, that a step saves per cell for the backward pass.
+        activations_per_cell: approximate number of values that a step saves per cell for the backward pass.
         kernel: the rule's kernel for whole rollouts on CUDA, if there is one.
     """
 
@@ -30,7 +30,7 @@ def _update(cells: Tensor, rule: 'CellularAutomaton', *per_cell: Tensor) -> Tens
     return rule._update(cells, *per_cell)
 
 
-#: Form of the rules without a fused one: the definition itself, uncompiled.
+#: For rules without a fused form: their own ``_update``, uncompiled.
 UNFUSED = FusedForm(_update, lambda rule: rule, activations_per_cell=2000)
 
 _forms: dict[type, Callable[[Any], FusedForm]] = {}

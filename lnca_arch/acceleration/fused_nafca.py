@@ -13,8 +13,8 @@ from lnca_arch.acceleration.persistent_kernel import KernelParams, PersistentKer
 from lnca_arch.acceleration.triton_kernels import nafca_kernel
 from lnca_arch.automata.nafca import LAYER_NORM_EPS, NAFCA, simple_gate
 
-TAPS = 16  # columns of the kernel's products for the nine taps of a 3×3 convolution
-FFN_PART = 64  # channels of the update block that the kernel computes at once
+TAPS = 16  # the nine weights (taps) of a 3×3 convolution, padded to the smallest side of a matrix
+FFN_PART = 64  # hidden channels of the update block that the kernel computes at once
 
 
 class UpdateParams(NamedTuple):
@@ -78,13 +78,14 @@ def _update_and_head(x: Tensor, params: UpdateParams, transition_mask: Tensor | 
 
 
 def sum_taps(taps: Tensor) -> Tensor:
-    """Sum the nine products of a 3×3 convolution to one channel over each cell's neighbours.
+    """Sum the products of a 3×3 convolution to one channel, with zero padding.
 
     Args:
-        taps: ``(N, H, W, 9)``: what a cell contributes to others as their top left, …, bottom right neighbour.
+        taps: ``(N, H, W, 9)``: products of each cell with the nine weights of the kernel, from top left to bottom
+            right.
 
     Returns:
-        ``(N, H, W, 1)``. Beyond the border there are zeros.
+        ``(N, H, W, 1)``.
     """
     height, width = taps.shape[1:3]
     taps = F.pad(taps, (0, 0, 1, 1, 1, 1))
@@ -95,11 +96,11 @@ def sum_taps(taps: Tensor) -> Tensor:
 def fuse_gate(rule: NAFCA) -> GateParams:
     """Merge the consecutive linear maps of a NAFCA with ``perception='gate'``.
 
-    Each layer norm ends with a linear map, and so do both blocks, with beta and gamma. With a, b the two halves of the
-    output of ``embed``, ``expand`` and the simple gate make two channels of each pair:
-    (w1·a + v1)·(w2·b + v2) = w1·w2·ab + w1·v2·a + v1·w2·b + v1·v2. What reads these is linear, too (``project`` and
-    the nine taps of ``attention``), and a and b are linear in x, the input of ``embed``. So the block needs ab and x
-    alone.
+    The weight and bias of a layer norm are a linear map, and so are beta and gamma. Let a, b be the two halves of the
+    output of ``embed``. ``expand`` and the simple gate compute two channels of each pair (a, b):
+    (w1·a + v1)·(w2·b + v2) = w1·w2·ab + w1·v2·a + v1·w2·b + v1·v2. The layers that read these channels are linear
+    (``project`` and the nine taps of ``attention``), and a and b are linear in x, the input of ``embed``. So the block
+    only needs ab and x.
     """
     half = rule.embed.out_channels // 2
     embed, embed_bias = fold_norm(rule.perception_norm, *_linear_map(rule.embed))
@@ -158,7 +159,7 @@ def pack(rule: NAFCA, params: GateParams) -> KernelParams:
 
     weight, bias = params.perceive
     taps, taps_bias = weight[channels : channels + 9], bias[channels : channels + 9]
-    # The attention's bias becomes part of what each cell contributes to itself, which is never beyond the border.
+    # The attention's bias is added to the centre tap, the only one that is never outside the grid.
     taps_bias = taps_bias + params.attention_bias * (torch.arange(9, device=bias.device) == 4)
     project, project_bias = weight[:channels], bias[:channels]
     first, second = (pad_linear(halves, f, c) for halves in _halves(params.update.expand))

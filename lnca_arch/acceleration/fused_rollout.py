@@ -1,4 +1,4 @@
-"""The fused rollout: computes what :meth:`CellularAutomaton.reference_rollout` defines, in less time and memory."""
+"""The fused rollout: the result of :meth:`CellularAutomaton.reference_rollout`, optimized for time and memory."""
 
 import functools
 from collections.abc import Iterator
@@ -31,13 +31,13 @@ MAX_ACTIVATION_BYTES = 1 << 29
 def fused_rollout(rule: 'CellularAutomaton', state: Tensor, steps: int, update_rate: float) -> Tensor:
     """Apply a rule ``steps`` times; arguments and result as in :meth:`CellularAutomaton.reference_rollout`.
 
-    Result, gradients and, from the same seed, random numbers equal the reference but for rounding. Consecutive linear
-    maps are merged once per rollout, and the step is compiled where possible. Without gradients, memory does not grow
-    with the number of steps; with gradients it depends on ``rule.activation_checkpointing``.
+    From the same random seed, results and gradients equal the reference up to rounding. Consecutive linear maps are
+    merged once per rollout, and the step is compiled where possible. Without gradients, memory does not grow with the
+    number of steps; with gradients, it depends on ``rule.activation_checkpointing``.
     """
     _keep_freed_blocks()
     fixed, mutable = state.permute(0, 2, 3, 1).split([rule.in_channels, rule.mutable_channels], dim=-1)
-    # mutable is overwritten, so it is always a copy.
+    # A copy of mutable, since it is overwritten.
     fixed, mutable = fixed.contiguous(), mutable.clone(memory_format=torch.contiguous_format)
     form = fused_form(rule)
     without_gradients = not torch.is_grad_enabled()
@@ -73,10 +73,11 @@ def fused_rollout(rule: 'CellularAutomaton', state: Tensor, steps: int, update_r
 
 @functools.cache
 def _keep_freed_blocks() -> None:
-    """Make the C library keep the memory of a step's tensors for the next step.
+    """Make glibc keep the freed memory of a step for the next one.
 
-    glibc returns freed memory above twice the largest block that it has seen freed. Without this, every step faults its
-    memory in again, which takes a third of its time. A block that is never touched costs nothing.
+    glibc returns free memory to the system above a threshold of twice the largest block freed so far. Freeing one large
+    block raises it, and costs nothing, since the block is never touched. Otherwise each step spends a third of its time
+    on page faults.
     """
     torch.empty(31 << 20, dtype=torch.uint8)
 
@@ -129,11 +130,11 @@ def _with_gradients(
 
 
 class GradientGrowthLimit:
-    """Clip the gradient of each image's state as backpropagation carries it through the steps of a rollout.
+    """Clips the gradient of each image's state in backpropagation through time.
 
-    :meth:`set_reference` and :meth:`clip` are hooks of the state after the last and after every other step. Gradients
-    within the limit pass unchanged, to the last bit. Clipping inside of backpropagation through time follows Graves,
-    *Generating Sequences With Recurrent Neural Networks* (2013).
+    :meth:`set_reference` is a backward hook of the state after the last step, :meth:`clip` of the states after the
+    earlier steps. Gradients within the limit pass unchanged, to the last bit. Clipping within backpropagation through
+    time follows Graves, *Generating Sequences With Recurrent Neural Networks* (2013).
 
     Args:
         max_growth: limit of the L2 norm of an image's gradient, as a multiple of its norm at the last step.
@@ -144,11 +145,11 @@ class GradientGrowthLimit:
         self._limit: Tensor
 
     def set_reference(self, gradient: Tensor) -> None:
-        """Take the limits from the gradient at the last step, ``(N, H, W, C)``."""
+        """Set the limit of each image from the gradient at the last step, ``(N, H, W, C)``."""
         self._limit = self._max_growth * _norm_per_image(gradient)
 
     def clip(self, gradient: Tensor) -> Tensor:
-        """Scale the gradient at an earlier step, ``(N, H, W, C)``, down to the limits."""
+        """Scale the gradient at an earlier step, ``(N, H, W, C)``, down to the limit of each image."""
         norm = _norm_per_image(gradient)
         return gradient * (self._limit / norm.clamp(min=torch.finfo(norm.dtype).tiny)).clamp(max=1)
 

@@ -52,9 +52,9 @@ def fuse_params(rule: ViTCA) -> FusedParams:
 
 
 def blockwise_attention(qkv: Tensor, heads: int, block: int = BLOCK) -> Tensor:
-    """Compute :func:`neighbourhood_attention`, faster and in less memory where it is not compiled.
+    """Compute :func:`neighbourhood_attention` faster and in less memory in eager mode.
 
-    The keys and values of a block of cells are read together with the ring around it, so that the nine neighbours of
+    The keys and values of each block of cells are read once, with a halo of one cell, so that the nine neighbours of
     each cell are never copied.
 
     Args:
@@ -70,7 +70,7 @@ def blockwise_attention(qkv: Tensor, heads: int, block: int = BLOCK) -> Tensor:
     query = F.pad(query, (0, 0, 0, right, 0, bottom))
     key_value = F.pad(key_value, (0, 0, 1, right + 1, 1, bottom + 1))
 
-    # Both become (blocks, heads, cells of the block, channels of a head); keys and values include the ring.
+    # Both become (blocks, heads, cells of the block, channels of a head); keys and values include the halo.
     query = query.unflatten(2, (columns, block)).unflatten(1, (rows, block)).transpose(2, 3)
     query = query.reshape(blocks, block**2, heads, -1).transpose(1, 2)
     key_value = key_value.unfold(1, block + 2, block).unfold(2, block + 2, block).permute(0, 1, 2, 4, 5, 3)
@@ -82,9 +82,10 @@ def blockwise_attention(qkv: Tensor, heads: int, block: int = BLOCK) -> Tensor:
 
 
 def _neighbour_mask(block: int, device: torch.device) -> Tensor:
-    """Return which cells of a block and its ring are neighbours of each cell of the block, as booleans.
+    """Return which cells of a block with its halo are neighbours of which cells of the block.
 
-    Shape ``(block², (block + 2)²)``.
+    Returns:
+        Booleans ``(block², (block + 2)²)``.
     """
     cell = torch.arange(block, device=device)
     ringed = torch.arange(block + 2, device=device)

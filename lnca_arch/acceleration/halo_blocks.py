@@ -1,4 +1,4 @@
-"""Blocks of a grid whose step is computed at once, read together with the cells around them."""
+"""Division of a grid into blocks, which are computed one by one and read with a halo of one cell."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Cells of a block on a CPU, so that intermediate results stay in its cache, and the widest block: a block computes the
-# cells around it a second time, and wide ones have fewer of these.
+# Limits of a block on a CPU: its cells, so that intermediate results stay in the CPU's cache, and its columns, since
+# the cells of the halo are computed twice, and long, thin blocks have more of them.
 CELLS_PER_BLOCK, MAX_COLUMNS = 2048, 64
 
 
@@ -17,7 +17,7 @@ class HaloSlice(NamedTuple):
     Attributes:
         written: slice of the grid that the block computes.
         read: that slice with its halo.
-        interior: ``written`` within ``read``.
+        interior: position of ``written`` within ``read``.
     """
 
     written: slice
@@ -26,7 +26,7 @@ class HaloSlice(NamedTuple):
 
 
 class HaloBlock(NamedTuple):
-    """Some rows and columns of some images."""
+    """A block: a range of images, rows and columns."""
 
     images: slice
     rows: HaloSlice
@@ -37,7 +37,7 @@ class HaloBlock(NamedTuple):
         return tensor[self.images if len(tensor) > 1 else slice(None), self.rows.read, self.columns.read]
 
     def write_to(self, tensor: Tensor, computed: Tensor) -> None:
-        """Write the interior of a computed block with its halo to its place in ``(N, H, W, C)``."""
+        """Write the interior of ``computed``, a block with its halo, to its place in ``(N, H, W, C)``."""
         interior = computed[:, self.rows.interior, self.columns.interior]
         tensor[self.images, self.rows.written, self.columns.written] = interior
 
@@ -45,7 +45,7 @@ class HaloBlock(NamedTuple):
 def halo_blocks(shape: torch.Size, device: torch.device) -> Iterator[HaloBlock]:
     """Divide a grid ``(N, H, W)`` into blocks: of whole images, or of rows and columns of larger images.
 
-    The blocks of one grid are read in one size, so that a compiled step fits all of them.
+    All blocks of a grid are read with the same height and width, so that one compiled step fits all of them.
     """
     count, height, width = shape
     cells = CELLS_PER_BLOCK if device.type == 'cpu' else count * height * width

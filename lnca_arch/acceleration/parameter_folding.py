@@ -8,7 +8,11 @@ Linear = tuple[Tensor, Tensor]
 
 
 def fold_norm(norm: nn.LayerNorm, weight: Tensor, bias: Tensor | None) -> Linear:
-    """Return the linear map whose result after :func:`normalize` is that of ``weight`` and ``bias`` after ``norm``."""
+    """Fold the weight and bias of a layer norm into the linear map that follows it.
+
+    Returns:
+        The linear map that, applied after :func:`normalize`, computes what ``weight`` and ``bias`` do after ``norm``.
+    """
     folded_bias = weight @ norm.bias
     return weight * norm.weight, folded_bias if bias is None else bias + folded_bias
 
@@ -16,8 +20,8 @@ def fold_norm(norm: nn.LayerNorm, weight: Tensor, bias: Tensor | None) -> Linear
 def linear(x: Tensor, linear_map: Linear) -> Tensor:
     """Apply a linear map to ``(..., in)``."""
     weight, bias = linear_map
-    # Not F.linear's bias: on a CPU it is copied to every row before the product, while a separate sum is fused with the
-    # next operation.
+    # The bias is added separately: on a CPU, F.linear copies it to every row before the product, while a separate
+    # addition is fused with the next operation.
     return F.linear(x, weight) + bias
 
 

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from lnca_arch.automata.cellular_automaton import CellularAutomaton
 
 MAX_CELLS = 64  # an 8×8 grid: the latent of a 32×32 tile
-MIN_SIDE = 16  # of the matrices that tensor cores multiply
+MIN_SIDE = 16  # smallest side of a matrix on tensor cores
 WARPS = 8
-# Before a kernel is used, it is compared with single steps of a random rule. Differences are relative to the largest
-# value.
+# Before a kernel is used, it is compared with single steps of a rule with random parameters of this standard deviation.
+# Tolerances are relative to the largest value.
 TRIAL_STEPS, TRIAL_STD = 2, 0.2
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.05}
 
@@ -101,7 +101,7 @@ def persistent_rollout(
     steps: int,
     stepwise: Rollout,
 ) -> Tensor:
-    """Compute a rollout in one kernel, or by single steps if the kernel fails or does not agree with these.
+    """Compute a rollout in one kernel, or by single steps if the kernel fails or disagrees with them.
 
     Args:
         rule, form: the rule and its fused form, for which :func:`is_supported` is true.
@@ -142,7 +142,8 @@ def _agrees(
 ) -> bool:
     """Return whether a kernel runs and agrees with single steps; log a warning if not.
 
-    The parameters are random, since a new rule's blocks have no effect yet. The global random state is not touched.
+    The parameters are random, since zeros at the ends of an untrained rule's blocks would hide errors. The global
+    random state is not touched.
     """
     generator = torch.Generator(fixed.device).manual_seed(0)
     trial = copy.deepcopy(rule)
@@ -178,7 +179,7 @@ def take_steps(
         state: ``(N, H, W, C)``, contiguous, float32.
         per_cell: from :meth:`CellularAutomaton.static_features`.
         steps: number of steps.
-        dtype: type of the factors of matrix products; sums are float32.
+        dtype: dtype of the operands of matrix products, which accumulate in float32.
     """
     count, height, width, channels = state.shape
     weights = torch.cat([weight.t().flatten() for weight, _ in packed.linears]).to(dtype)

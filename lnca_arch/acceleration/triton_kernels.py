@@ -12,12 +12,12 @@ nafca_kernel: Any
 vitca_kernel: Any
 
 if triton:
-    # No variants of a kernel for these values: the one that was verified is the one that runs.
+    # Not specialized for these values, so that the kernel that runs is the one that was verified.
     _rollout = triton.jit(do_not_specialize=['steps', 'height', 'width'])
 
     @triton.jit
     def _offsets(height, width, CELLS: tl.constexpr, CHANNELS: tl.constexpr, PADDED: tl.constexpr):
-        """Return the offsets of an image's cells in the state, and which of them exist."""
+        """Return the offsets of an image's cells in the state, and a mask of those that exist."""
         cell, channel = tl.arange(0, CELLS)[:, None], tl.arange(0, PADDED)[None, :]
         first = tl.program_id(0).to(tl.int64) * height * width * CHANNELS
         return first + cell * CHANNELS + channel, (cell < height * width) & (channel < CHANNELS)
@@ -31,7 +31,7 @@ if triton:
 
     @triton.jit
     def _linear(x, weights, biases, INS: tl.constexpr, OUTS: tl.constexpr):
-        """Apply the linear map whose parameters come next; also return where the following parameters start."""
+        """Apply the linear map at two pointers; also return the pointers to the parameters that follow."""
         weight = tl.load(weights + tl.arange(0, INS)[:, None] * OUTS + tl.arange(0, OUTS)[None, :])
         bias = tl.load(biases + tl.arange(0, OUTS))[None, :]
         return tl.dot(x.to(weight.dtype), weight, input_precision='tf32x3') + bias, weights + INS * OUTS, biases + OUTS

@@ -1,1 +1,1 @@
-"""The rules as the papers define them."""
+"""The update rules as the papers define them."""

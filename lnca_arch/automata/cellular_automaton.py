@@ -1,4 +1,4 @@
-"""What all cellular automata share: the layout of the state, its seed, and the reference rollout."""
+"""Base class of the cellular automata: state layout, seed and reference rollout."""
 
 from typing import ClassVar
 
@@ -9,11 +9,11 @@ from lnca_arch.acceleration.fused_rollout import fused_rollout, update_masks
 
 
 class CellularAutomaton(nn.Module):
-    """A neural cellular automaton on a regular grid (section 2.1, equation 1).
+    """A neural cellular automaton on a regular grid (paper section 2.1, equation 1).
 
     The state is a tensor ``(N, C, H, W)`` with channels ``[in | out | hidden]``: ``in`` is the input and never changes,
-    ``out`` is the output, ``hidden`` is memory. A step adds an update to ``out`` and ``hidden``, which each cell
-    computes from its 3×3 neighbourhood. A subclass defines the rule in :meth:`_update`.
+    ``out`` is the output, ``hidden`` is memory. In a step, each cell computes an update from its 3×3 neighbourhood and
+    adds it to ``out`` and ``hidden``. A subclass defines the rule in :meth:`_update`.
 
     Args:
         in_channels: number of input channels.
@@ -22,7 +22,8 @@ class CellularAutomaton(nn.Module):
 
     Attributes:
         activation_checkpointing: which steps of a rollout with gradients are recomputed in the backward pass:
-            ``'full'`` (all), ``'alternate'`` (every second) or ``'none'``. None chooses by the size of the activations.
+            ``'full'`` (all), ``'alternate'`` (every second) or ``'none'``. None selects ``'none'`` or ``'full'`` by the
+            memory that the activations would take.
         max_gradient_growth: see :class:`~lnca_arch.acceleration.fused_rollout.GradientGrowthLimit`; None for the exact
             gradients.
     """
@@ -56,7 +57,7 @@ class CellularAutomaton(nn.Module):
             x: ``(N, in_channels, H, W)``.
 
         Returns:
-            ``(N, state_channels, H, W)``; at least float32 under autocast.
+            ``(N, state_channels, H, W)``; under autocast, float32 or wider.
 
         Raises:
             ValueError: if ``x`` has another shape.
@@ -104,7 +105,10 @@ class CellularAutomaton(nn.Module):
         return fused_rollout(self, state, steps, update_rate)
 
     def reference_rollout(self, state: Tensor, steps: int, update_rate: float = 1.0) -> Tensor:
-        """Define what :meth:`forward` computes; arguments and result are the same."""
+        """Apply the rule step by step, without optimizations; this defines the result of :meth:`forward`.
+
+        Arguments and return value are those of :meth:`forward`.
+        """
         cells = state.permute(0, 2, 3, 1)
         fixed, mutable = cells[..., : self.in_channels], cells[..., self.in_channels :]
         static_features = self.static_features(cells)

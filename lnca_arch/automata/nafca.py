@@ -86,7 +86,7 @@ class NAFCA(CellularAutomaton):
         return _convolve(self.ffn_project, simple_gate(_convolve(self.ffn_expand, x)))
 
     def dropout_masks(self, cells: Tensor) -> tuple[Tensor, ...]:
-        """Return the dropout masks of both blocks, with values 0 and 1 / (1 − p); none if there is no dropout."""
+        """Return the dropout masks of both blocks, with values 0 and 1 / (1 − p); empty without dropout."""
         if not self.is_stochastic:
             return ()
         ones = cells.new_ones((*cells.shape[:-1], self.state_channels))
@@ -94,12 +94,12 @@ class NAFCA(CellularAutomaton):
 
     @property
     def is_stochastic(self) -> bool:
-        """Whether there is dropout."""
+        """Whether dropout is active: in training mode, with a probability above 0."""
         return self.training and self.dropout.p > 0
 
 
 def simple_gate(x: Tensor) -> Tensor:
-    """Multiply the two halves of the channels of ``(..., C)``."""
+    """Multiply the first half of the channels of ``(..., C)`` by the second half."""
     first, second = x.chunk(2, dim=-1)
     return first * second
 

@@ -14,7 +14,8 @@ LAYER_NORM_EPS = 1e-5
 class ViTCA(CellularAutomaton):
     """Vision-transformer cellular automaton: embedding, one layer of local self-attention and MLP, and a head.
 
-    The position of a cell is its index in the flattened grid, so a trained ViTCA only works on grids of its size.
+    The position of a cell is its index in the flattened grid, so a trained ViTCA only works on grids of the size
+    that it was trained on.
 
     Args:
         in_channels, out_channels, hidden_channels: see :class:`CellularAutomaton`.
@@ -80,9 +81,9 @@ def sinusoidal_positions(count: int, channels: int, device: torch.device) -> Ten
 
 
 def neighbourhood_attention(qkv: Tensor, heads: int) -> Tensor:
-    """Compute multi-head attention of each cell to the 3×3 cells around it, itself included.
+    """Compute multi-head attention of each cell to its 3×3 neighbourhood, itself included.
 
-    Neighbours outside the grid have score 0 and value 0, as zero padding makes them.
+    Neighbours outside the grid take part with score 0 and value 0: keys and values are padded with zeros.
 
     Args:
         qkv: ``(N, H, W, 3C)``: queries, keys and values.
@@ -93,7 +94,7 @@ def neighbourhood_attention(qkv: Tensor, heads: int) -> Tensor:
     """
     query, key, value = (part.unflatten(-1, (heads, -1)) for part in qkv.chunk(3, dim=-1))
     query = query * query.shape[-1] ** -0.5
-    # Neighbours first, so that each operation is over many cells.
+    # The neighbours are the first dimension, so that each operation runs over many cells.
     scores = torch.stack([(query * neighbour).sum(-1) for neighbour in _neighbours(key)])
     weights = scores.softmax(dim=0)
     weighted = (weight.unsqueeze(-1) * neighbour for weight, neighbour in zip(weights, _neighbours(value), strict=True))

@@ -11,10 +11,13 @@ from lnca_utils import errors
 
 
 def apply() -> None:
-    """Make BasicSR importable, and import it. It may be called while BasicSR is being imported."""
+    """Make BasicSR importable, and import it.
+
+    May be called while BasicSR is being imported.
+    """
     require_matching_torchvision()
     provide_functional_tensor()
-    # Completely, before the plug-in's modules: a checkout with the plug-in imports these in turn.
+    # All of BasicSR first: in a checkout with the plug-in installed, it imports the plug-in's modules in turn.
     importlib.import_module('basicsr')
 
 

@@ -18,7 +18,7 @@ class AutomatonArchitecture(Architecture[AutomatonNetwork]):
         """Build the network of a state dict.
 
         Raises:
-            LNCAError: if the shapes are of no such network.
+            LNCAError: if the parameters do not have the shapes of such a network.
         """
         spec = detect(state_dict)
         if spec is None:
@@ -41,7 +41,10 @@ class AutomatonArchitecture(Architecture[AutomatonNetwork]):
 
 
 def install() -> None:
-    """Register LatentNAFCA, LatentViTCA and PixelViTCA with spandrel's ``ModelLoader``. A second call does nothing."""
+    """Register LatentNAFCA, LatentViTCA and PixelViTCA with spandrel's ``ModelLoader``.
+
+    A second call does nothing.
+    """
     # In this order, since a LatentViTCA has all parameter names of a PixelViTCA.
     supports = (ArchSupport.from_architecture(AutomatonArchitecture(kind)) for kind in NAMES)
     MAIN_REGISTRY.add(*supports, ignore_duplicates=True)

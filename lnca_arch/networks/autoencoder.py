@@ -1,4 +1,4 @@
-"""The autoencoder, which separates the content of an image (skip) from its corruption (latent): section 3.1.1."""
+"""The autoencoder: the skip holds an image's content, the latent its corruption (paper section 3.1.1)."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lnca_utils.errors import LNCAError
 
-# Keras's momentum is the share of the old running average, 0.99; PyTorch's is that of the new value.
+# Keras's defaults. Its momentum, 0.99, is the weight of the old running average; PyTorch's is that of the new value.
 BATCH_NORM_EPS, BATCH_NORM_MOMENTUM = 1e-3, 0.01
 
 
@@ -52,7 +52,13 @@ class AdjustedConv(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Encodes an image as a latent and a skip. A side branch contributes to the latent alone."""
+    """Encodes an image as a latent and a skip.
+
+    A side branch contributes only to the latent.
+
+    Args:
+        image_channels, latent_channels, downsamplings: see :class:`Autoencoder`.
+    """
 
     def __init__(self, image_channels: int, latent_channels: int, downsamplings: int) -> None:
         super().__init__()
@@ -74,7 +80,11 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Decodes a latent and a skip to an image in [0, 1]."""
+    """Decodes a latent and a skip to an image in [0, 1].
+
+    Args:
+        image_channels, latent_channels, downsamplings: see :class:`Autoencoder`.
+    """
 
     def __init__(self, image_channels: int, latent_channels: int, downsamplings: int) -> None:
         super().__init__()
@@ -129,7 +139,8 @@ class Autoencoder(nn.Module):
             image: ``(N, image_channels, H, W)`` in [0, 1].
 
         Returns:
-            The latent ``(N, latent_channels, H/stride, W/stride)`` and the skip ``(N, …, H/2, W/2)``.
+            The latent ``(N, latent_channels, H/stride, W/stride)`` and the skip
+            ``(N, skip_channels, H/2, W/2)``, see :func:`skip_channels`.
 
         Raises:
             LNCAError: if H or W is not divisible by the stride, or the image has another number of channels.
@@ -149,7 +160,7 @@ class Autoencoder(nn.Module):
         return self.decoder(latent, skip)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Reconstruct images; shapes as in :meth:`encode`."""
+        """Reconstruct images ``(N, image_channels, H, W)``."""
         return self.decode(*self.encode(image))
 
 

@@ -7,12 +7,14 @@ from torch import Tensor, nn
 
 from lnca_arch.automata.cellular_automaton import CellularAutomaton, check_update_rate
 
-INFERENCE_STEPS = 64  # of the paper's validation and tests
+INFERENCE_STEPS = 64  # as in the paper's validation and tests
 STEPS_PER_REPORT = 4
 
 
 class AutomatonNetwork(nn.Module):
-    """Restores an image with an automaton. A subclass defines :meth:`seed` and :meth:`render`.
+    """Restores an image with an automaton.
+
+    A subclass defines :meth:`seed` and :meth:`render`.
 
     Args:
         automaton: the rule.
@@ -21,7 +23,7 @@ class AutomatonNetwork(nn.Module):
 
     Attributes:
         image_channels: number of image channels.
-        stride: the height and width of images for :meth:`seed` are multiples of this.
+        stride: height and width of an image passed to :meth:`seed` must be multiples of this.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -43,7 +45,7 @@ class AutomatonNetwork(nn.Module):
         self.steps = steps
 
     def seed(self, image: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the state before the first step, and the skip if there is one.
+        """Return the state before the first step, and the skip; None for networks without one.
 
         Args:
             image: ``(N, C, H, W)`` in [0, 1], H and W divisible by ``stride``.
@@ -74,15 +76,15 @@ class AutomatonNetwork(nn.Module):
         update_rate: float | None = None,
         on_steps: Callable[[int], object] | None = None,
     ) -> list[Tensor]:
-        """Restore images and return them after several numbers of steps.
+        """Restore images and return the result after each of several numbers of steps.
 
         Args:
             image, update_rate: see :meth:`forward`.
             steps: numbers of steps, ascending.
-            on_steps: called with the number of steps done since the last call, every few steps.
+            on_steps: called every few steps with the number of steps since the last call.
 
         Returns:
-            The images after each number of steps.
+            The restored images for each number of steps, of the same shape as ``image``.
         """
         height, width = image.shape[-2:]
         rate = self.update_rate if update_rate is None else update_rate

@@ -1,4 +1,4 @@
-"""The networks that the automata are compared with.
+"""NAFNet and Restormer, the networks that the automata are compared with.
 
 They are spandrel's, with the official arguments and parameter names, so that official checkpoints load unchanged.
 NAFNet (Chen et al., 2022; MIT) takes images of any size and pads them with zeros.
@@ -29,11 +29,11 @@ __all__ = ['NAFNet', 'Restormer']
 class Restormer(_Restormer or nn.Module):  # type: ignore[misc]
     """Restormer (Zamir et al., 2022) for images ``(N, 3, H, W)`` of any size.
 
-    It is an extra, since its licence allows non-commercial use only.
+    It needs the extra ``restormer-noncommercial``, since its licence allows non-commercial use only.
 
     Args:
-        options: dim, num_blocks, num_refinement_blocks, heads, ffn_expansion_factor, bias, LayerNorm_type, ... The
-            defaults are those of the paper.
+        options: arguments of the official implementation: dim, num_blocks, num_refinement_blocks, heads,
+            ffn_expansion_factor, bias, LayerNorm_type, ... The defaults are those of its paper.
 
     Raises:
         InstallationError: if the extra is not installed.
@@ -49,7 +49,7 @@ class Restormer(_Restormer or nn.Module):  # type: ignore[misc]
                 'pip install -e ".[restormer-noncommercial]"'
             )
         super().__init__(**options)
-        # Option files are checked with networks on the meta device, which are not used.
+        # Checks of option files build networks on the meta device; these need no notice.
         if self.output.weight.device.type != 'meta':
             logging.getLogger('lnca').warning(self.licence_notice)
 

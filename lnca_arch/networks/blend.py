@@ -10,18 +10,18 @@ from torch import Tensor, nn
 class Blend(nn.Module):
     """Blends the input into the output where the input looks clean.
 
-    Adds to the output a share of its difference from the input, and of the local means of that difference: corruptions
-    that spare no pixel, such as blur or noise, may still preserve means, and thereby colours. The shares start equal
-    everywhere: half of each mean, one and a half in all, and 0.02 of the pixel itself, since an automaton trained
-    before the blend cannot make use of it.
+    With d = image − restored, it returns restored + s₀·d + s₁·m₁(d) + s₂·m₂(d) + s₃·m₃(d), where mᵢ is the local mean
+    over the i-th window and the weights s in (0, 1) are predicted for each pixel. The local means help where no pixel
+    is clean: blur and noise may still preserve means, and thereby colours. Initially, s₀ is 0.02 and the others are 0.5
+    everywhere: s₀ is small, since the automaton is trained without the blend first.
 
     Args:
         image_channels: number of image channels.
-        channels: number of channels of the intermediate layer.
+        channels: number of channels of the hidden layer.
     """
 
-    WINDOWS = (3, 9, 27)  # pixels a side
-    PACE = 10  # the logits must move further than the learning rate of the other layers takes them
+    WINDOWS = (3, 9, 27)  # sides, in pixels
+    PACE = 10  # factor on the logits, which would move too slowly at the learning rate of the other layers
 
     def __init__(self, image_channels: int, channels: int = 16) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class Blend(nn.Module):
         nn.init.constant_(self.share.bias[:1], -4 / self.PACE)  # a sigmoid of 0.02
 
     def forward(self, image: Tensor, restored: Tensor) -> Tensor:
-        """Blend two images ``(N, image_channels, H, W)``; the result has that shape, too."""
+        """Blend an input and a restored image, both ``(N, image_channels, H, W)``; the result has the same shape."""
         difference = image - restored
         differences = [difference, *local_means(difference, self.WINDOWS)]
         features = F.silu(self.compare(torch.cat([image, *differences], dim=1)))
@@ -45,9 +45,10 @@ class Blend(nn.Module):
 
 
 def local_means(image: Tensor, windows: Iterable[int]) -> list[Tensor]:
-    """Compute the means of square windows around each pixel, as far as these lie in the image.
+    """Compute the mean over a square window around each pixel, for several windows.
 
-    From running sums, whose cost does not grow with the windows as that of a pooling does.
+    Only pixels inside the image count. The means come from running sums, whose cost, unlike that of pooling, does not
+    grow with the window.
 
     Args:
         image: ``(N, C, H, W)``.
@@ -65,7 +66,7 @@ def local_means(image: Tensor, windows: Iterable[int]) -> list[Tensor]:
 
 
 def _means_along(sums: Tensor, reach: int) -> Tensor:
-    """Compute means over ``reach`` positions on either side from running sums along the last axis."""
+    """Compute the mean over each position and ``reach`` positions on either side, from sums along the last axis."""
     length = sums.shape[-1]
     end = sums[..., -1:].expand(*sums.shape[:-1], reach)
     sums = torch.cat([F.pad(sums, (reach + 1, 0)), end], dim=-1)

@@ -1,4 +1,4 @@
-"""Detection of the network of a checkpoint from the names and shapes of its parameters."""
+"""Detection of a checkpoint's network from the names and shapes of its parameters."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ from lnca_arch.networks.pixel_vitca import PixelViTCA
 
 Weights = Mapping[str, Tensor]
 
-# Parameters that all checkpoints of a network have, and no others.
+# Parameters by which a network is recognized. The order matters: a LatentViTCA has all parameter names of a PixelViTCA.
 AUTOENCODER = ('autoencoder.encoder.down1.conv.weight', 'autoencoder.encoder.down2.conv.weight')
 NAFCA_RULE = ('automaton.perception_norm.weight', 'automaton.embed.weight', 'automaton.ffn_expand.weight')
 VITCA_RULE = ('automaton.embed.weight', 'automaton.qkv.weight', 'automaton.mlp_in.weight', 'automaton.head.weight')
@@ -20,7 +20,7 @@ NAMES: dict[type[AutomatonNetwork], tuple[str, ...]] = {
     LatentViTCA: (*AUTOENCODER, *VITCA_RULE),
     PixelViTCA: VITCA_RULE,
 }
-# Parameter → the option that a network with this parameter was created with.
+# Optional parameter → the argument that creates it.
 OPTION_OF_PARAMETER = {
     'blend.share.weight': ('blend', True),
     'automaton.neighbours.weight': ('perception', 'depthwise'),
@@ -44,7 +44,7 @@ def detect(weights: Weights) -> ArchSpec | None:
         if all(name in weights for name in names):
             try:
                 sizes = _SIZES[kind](weights)
-            except (KeyError, IndexError, ZeroDivisionError):  # other parameters, or none
+            except (KeyError, IndexError, ZeroDivisionError):  # parameters are missing or have other shapes
                 return None
             if min(sizes.values()) <= 0:
                 return None

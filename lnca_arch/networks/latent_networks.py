@@ -1,4 +1,4 @@
-"""The latent automata: an autoencoder and a rule that works in its latent space (paper section 3)."""
+"""The latent networks: an automaton in the latent space of an autoencoder (paper section 3)."""
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +19,9 @@ class LatentNetwork(AutomatonNetwork):
         autoencoder: the autoencoder.
         automaton: the rule, with as many input and output channels as the latent.
         update_rate, steps: see :class:`AutomatonNetwork`.
-        blend: whether a :class:`~lnca_arch.networks.blend.Blend` of the decoded and the input image is returned (not in
-            the paper). The skip then includes the input image, and restored images may exceed [0, 1] a little.
+        blend: whether to blend the input image into the decoded one with a
+            :class:`~lnca_arch.networks.blend.Blend` (not in the paper). The skip then includes the input image, and
+            restored images may exceed [0, 1] a little.
     """
 
     def __init__(
@@ -40,18 +41,18 @@ class LatentNetwork(AutomatonNetwork):
         return self.automaton.seed(latent), skip
 
     def render(self, state: Tensor, skip: Tensor | None = None) -> Tensor:
-        """Decode the output channels of a state, and blend the input in if the network does."""
+        """Decode the output channels of a state, and blend in the input image if ``blend`` is set."""
         assert skip is not None
         latent = self.automaton.output(state)
         if self.blend is None:
             return self.autoencoder.decode(latent, skip)
-        channels = 4 * self.image_channels  # of the image at half its size
+        channels = 4 * self.image_channels  # of the image after pixel_unshuffle
         image = F.pixel_shuffle(skip[:, -channels:], 2)
         return self.blend(image, self.autoencoder.decode(latent, skip[:, :-channels]))
 
 
 class LatentNAFCA(LatentNetwork):
-    """Autoencoder and :class:`~lnca_arch.NAFCA`.
+    """A :class:`~lnca_arch.NAFCA` in the latent space of an :class:`Autoencoder`.
 
     Args:
         image_channels, latent_channels, downsamplings: see :class:`Autoencoder`.
@@ -90,7 +91,7 @@ class LatentNAFCA(LatentNetwork):
 
 
 class LatentViTCA(LatentNetwork):
-    """Autoencoder and :class:`ViTCA`.
+    """A :class:`ViTCA` in the latent space of an :class:`Autoencoder`.
 
     Args:
         image_channels, latent_channels, downsamplings: see :class:`Autoencoder`.
@@ -99,6 +100,9 @@ class LatentViTCA(LatentNetwork):
         update_rate: see :class:`AutomatonNetwork`. The published latent results use 1.
         blend: see :class:`LatentNetwork`.
         steps: see :class:`AutomatonNetwork`.
+
+    Raises:
+        ValueError: if an argument is out of range.
     """
 
     def __init__(

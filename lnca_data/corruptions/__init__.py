@@ -31,7 +31,7 @@ CORRUPTIONS = {'noise': Noise, 'blur': MotionBlur}
 
 
 def build_corruption(options: Mapping[str, Any]) -> Corruption:
-    """Build a corruption.
+    """Build the corruption that a block of options describes.
 
     Args:
         options: ``type``, ``noise`` or ``blur``, and arguments of its class.

@@ -17,7 +17,7 @@ class MotionBlur:
 
     Args:
         size: kernel size in validation and test, in pixels.
-        full_size: kernel size at the end of the curriculum, before clipping.
+        full_size: kernel size at the end of the curriculum, before it is clipped.
         curriculum: bounds of the kernel size in training, which is ``int(clip(full_size · progress))``.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Images of datasets: picklable descriptions, which a worker process reads later."""
+"""Images of datasets, as picklable objects that a worker process reads later."""
 
 import contextlib
 import io
@@ -114,8 +114,8 @@ class BundledPhoto:
     Args:
         path: name in ``skimage.data``, with an index for stereo pairs (``stereo_motorcycle/0``); or file in
             ``sklearn.datasets`` (``china.jpg``).
-        first, last: fractions of the height where the rows start and end, rounded down to a multiple of ``rows``.
-        rows: see ``first``; in pixels.
+        first, last: where the rows start and end, as fractions of the height.
+        rows: start and end are rounded down to a multiple of this, in pixels.
     """
 
     path: str
@@ -148,7 +148,9 @@ class BundledPhoto:
 
 @contextlib.contextmanager
 def open_header(data: bytes) -> Iterator[PIL.Image.Image]:
-    """Open an image without decoding it, to check its size first: a small file can claim any size.
+    """Open an image without decoding it, so that its size can be checked first.
+
+    A small file can claim any size.
 
     Raises:
         OSError, ValueError, SyntaxError: if Pillow cannot read the header.
@@ -162,7 +164,7 @@ def open_header(data: bytes) -> Iterator[PIL.Image.Image]:
 
 
 def check_size(path: str, width: int, height: int) -> None:
-    """Raise DataError if an image has more than :data:`MAX_PIXELS` pixels."""
+    """Raise DataError if an image has more than :data:`MAX_PIXELS` pixels, 268 million."""
     if width * height > MAX_PIXELS:
         raise DataError(f'{path}: {width:,}×{height:,} pixels exceed the limit of {MAX_PIXELS:,}; cut it into parts')
 
@@ -173,7 +175,7 @@ def to_8_bits(image: np.ndarray) -> np.ndarray:
 
 
 def write_image(path: Path | str, image: np.ndarray) -> None:
-    """Write an image atomically, in the format of the path's suffix. Unlike OpenCV's ``imwrite`` it reports failures.
+    """Write an image atomically, in the format of the path's suffix.
 
     Args:
         path: file to write.

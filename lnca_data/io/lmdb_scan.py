@@ -1,9 +1,10 @@
-"""Program that checks an LMDB: ``python lmdb_scan.py PATH COUNT``; prints what is wrong, if anything.
+"""Check an LMDB: ``python lmdb_scan.py PATH COUNT`` prints what is wrong with it, if anything.
 
-LMDB trusts the content of a file, so that a damaged one can kill the process that reads it: this one. It imports
-nothing of this package, to start quickly and without a search path.
+LMDB trusts the content of its files, so a damaged one can kill the process that reads it. This script is therefore run
+as a process of its own. It imports nothing from this package, so it starts quickly and needs no search path.
 
-``COUNT`` is the number of images. If their keys come on standard input, one per line, every image is located, too.
+``COUNT`` is the number of images. If their keys are passed on standard input, one per line, every image is located,
+too.
 """
 
 import os
@@ -15,8 +16,8 @@ import lmdb
 def find_damage(path: str, count: int, keys: list[bytes]) -> str | None:
     """Return what is wrong with an LMDB, or None."""
     size = os.stat(os.path.join(path, 'data.mdb')).st_size
-    # The map extends beyond the file by the longest possible image, so that a wrong length does not lead into other
-    # memory. lmdb's readahead is on, since locating an image reads its pages.
+    # The memory map is longer than the file by the longest possible image, so that an image with a wrong length ends
+    # within the map. Readahead stays on, since locating all images reads the whole file.
     environment = lmdb.open(path, size + (1 << 32), readonly=True, lock=False, create=False)
     entries, page_size = environment.stat()['entries'], environment.stat()['psize']
     needed = (environment.info()['last_pgno'] + 1) * page_size

@@ -16,7 +16,7 @@ from lnca_data.io.lmdb_writer import encode_png, write_lmdb  # noqa: F401  impor
 from lnca_utils.errors import DataError
 
 MAX_KEY_LENGTH = 511  # bytes; LMDB's limit
-# An array of keys takes the room of the longest for each: refused if large and mostly empty.
+# NumPy stores each key at the length of the longest; an array that would be large and mostly padding is refused.
 MAX_KEY_BYTES, MAX_TO_MEAN_LENGTH = 64 << 20, 4
 PNG_SIGNATURE, PNG_HEADER = b'\x89PNG\r\n\x1a\n', 24  # bytes up to and including width and height
 
@@ -51,7 +51,7 @@ class TileStore:
 
     @functools.cached_property
     def sizes(self) -> set[tuple[int, int]]:
-        """Heights and widths of the images; see :func:`image_sizes`."""
+        """Heights and widths that occur among the images; see :func:`image_sizes`."""
         return image_sizes(self.path)
 
     def __len__(self) -> int:
@@ -68,7 +68,7 @@ class TileStore:
                 data = transaction.get(key.encode('ascii'))
         except lmdb.Error as error:
             raise DataError(f'{self.path}: {key} cannot be read ({error}); {REPACK}') from None
-        # Before decoding, which takes as much memory as the header of a PNG claims; other formats are checked after it.
+        # A PNG is checked before decoding, which takes as much memory as its header claims; other formats afterwards.
         if data and data.startswith(PNG_SIGNATURE) and len(data) >= PNG_HEADER:
             width, height = struct.unpack('>II', data[16:24])
             self._check_size(key, height, width)
@@ -93,13 +93,13 @@ class TileStore:
         cls._open.clear()
 
 
-# A forked worker inherits environments that it must not use, and beside which lmdb does not open the files again.
+# A forked worker must not use the environments that it inherits, and lmdb opens no file twice.
 if hasattr(os, 'register_at_fork'):  # not on Windows, where processes are spawned
     os.register_at_fork(after_in_child=TileStore.close_all)
 
 
 def check_pair(gt: Path | str, lq: Path | str) -> tuple[TileStore, TileStore]:
-    """Open two LMDBs.
+    """Open the LMDBs of a paired dataset.
 
     Raises:
         DataError: if one is missing or damaged, or their keys differ.
@@ -156,7 +156,7 @@ def _read_meta_info(path: Path) -> bytes:
     return lines
 
 
-# A training opens its datasets twice, for the check of the options and to read, and a million keys take seconds.
+# Cached, since a training opens its datasets twice, to check options and to read; a million keys take seconds.
 @functools.lru_cache(maxsize=16)
 def _verified_keys(path: Path, states: FileStates, use_cache: bool) -> np.ndarray:
     """Verify an LMDB whose files have these states, and return its keys in order."""

@@ -15,14 +15,14 @@ from lnca_utils.errors import DataError
 META_INFO = 'meta_info.txt'
 REPACK = 'pack the dataset again with datasets/prepare.py'
 SCAN = Path(__file__).with_name('lmdb_scan.py')
-# A scan of a damaged file may never end.
+# A scan of a damaged file may never end: time limit in seconds, plus the size of the file at this rate.
 MIN_TIMEOUT, MIN_BYTES_PER_SECOND = 60, 5e6
 
 FileStates = tuple[tuple[int, ...], ...]
 
 
 def file_states(path: Path) -> FileStates:
-    """Return device, inode, size and modification time of both files of an LMDB; they identify its content.
+    """Return device, inode, size and modification time of both files of an LMDB, which identify its content.
 
     Raises:
         DataError: if a file is missing.

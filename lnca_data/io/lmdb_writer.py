@@ -17,7 +17,7 @@ PNG_COMPRESSION = 0
 ENCODING = [cv2.IMWRITE_PNG_COMPRESSION, PNG_COMPRESSION, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE]
 BATCH = 1000  # images in a transaction
 BATCH_BYTES = 16 << 20
-PAGE, ENTRY = 4096, 100  # bytes; an image takes whole pages, and about this much in the index
+PAGE, ENTRY = 4096, 100  # bytes; an image takes whole pages, and about ENTRY in the index
 FIRST_MAP_SIZE = 64 << 20
 
 
@@ -51,7 +51,7 @@ def write_lmdb(path: Path | str, images: Iterable[tuple[str, np.ndarray]]) -> in
 
 
 class LmdbWriter:
-    """Writes PNG files to a new LMDB. A context manager, which closes it.
+    """Context manager that writes PNG files to a new LMDB.
 
     Args:
         path: a folder that does not exist; its name ends in ``.lmdb``.
@@ -87,7 +87,7 @@ class LmdbWriter:
 
         Args:
             key: ASCII without dots.
-            png: the file.
+            png: content of the PNG file.
             shape: height, width and channels.
         """
         height, width, channels = shape
@@ -102,7 +102,7 @@ class LmdbWriter:
         """Close the files.
 
         Args:
-            commit: whether to write the last batch and flush all to disk; False gives the LMDB up.
+            commit: whether to write the last batch and flush everything to disk; if not, the LMDB is incomplete.
         """
         try:
             if commit:

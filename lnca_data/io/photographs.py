@@ -184,10 +184,10 @@ def _read_tiff(path: str, data: bytes) -> tuple[np.ndarray, bytes | None, bytes 
     # tifffile, since OpenCV rotates some files, fails for others, and drops the metadata.
     try:
         with tifffile.TiffFile(io.BytesIO(data)) as file:
-            # In a damaged file, a page may name itself as the next page.
+            # Only the first pages: in a damaged file, a page may name itself as the next one.
             pages: list[Any] = list(itertools.islice(file.pages, MAX_PAGES + 1))
             page, others = pages[0], pages[1:]
-            # Depth and more than four samples take memory, too.
+            # More than four samples per pixel, and depth, count as more pixels.
             check_size(path, page.imagewidth * page.imagedepth * -(-page.samplesperpixel // 4), page.imagelength)
             exceeds_limit = len(others) == MAX_PAGES
             if exceeds_limit or any(not other.is_reduced for other in others):

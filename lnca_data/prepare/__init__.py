@@ -1,1 +1,1 @@
-"""Preparation of public datasets as LMDB tiles."""
+"""Packing of datasets into LMDB tiles."""

@@ -1,4 +1,4 @@
-"""Public datasets before packing: their image pairs and the scene of each."""
+"""Datasets before packing: their image pairs and the scene of each pair."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,7 +18,7 @@ class Pair:
 
     Attributes:
         name: unique name; the keys of the tiles start with it.
-        scene: all images of a scene belong to one split.
+        scene: name of its scene; by default all images of a scene belong to one split.
         gt: the ground truth.
         lq: the corrupted image; None if images are corrupted synthetically.
         split: the authors' split: ``train``, ``val`` or ``test``; None if they define none.
@@ -41,13 +41,14 @@ class DatasetSource:
         layout: expected files, on one line.
         pairs: function that lists the pairs, called with the folder and the values of ``choices`` as keywords.
         choices: additional command-line options: name → arguments of ``add_argument``.
-        synthetic: whether there are only clean images. Those for validation and test are corrupted here; training
-            corrupts its own.
+        synthetic: whether there are only clean images. Those for validation and test are corrupted when packed, those
+            for training by the model.
         whole: whether to resize whole images instead of cutting tiles.
         tile_pixels: default sides of the tiles, in pixels.
-        needs_folder: whether the user has to name a folder.
+        needs_folder: whether the command line needs ``--source``.
         split: default split method.
-        max_workers: default limit of processes, for 1 GB of memory (1.5 GB for raw photographs).
+        max_workers: limit of the default number of processes, which keeps them within 1 GB of memory (1.5 GB for raw
+            photographs).
     """
 
     name: str
@@ -88,7 +89,7 @@ class DatasetSource:
 
 
 def key_part(*parts: Any) -> str:
-    """Join text to a part of a key; all but ASCII letters, digits and ``-`` becomes ``_``."""
+    """Join parts with ``_`` to a part of a key, and replace all but ASCII letters, digits and ``-`` by ``_``."""
     return re.sub(r'[^A-Za-z0-9-]+', '_', '_'.join(map(str, parts))).strip('_')
 
 
@@ -108,7 +109,7 @@ def rows_of(path: Path) -> Iterator[list[str]]:
 
 
 def inside(folder: Path, name: str) -> str:
-    """Return the path of a file named by a file list.
+    """Return the path of a file that a file list names.
 
     Raises:
         DataError: if it is outside the folder.

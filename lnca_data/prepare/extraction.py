@@ -27,7 +27,7 @@ class PackConfig:
 
     Attributes:
         tiling: how to divide images into tiles.
-        corruption: options of :func:`build_corruption` for validation and test; None for sources of corrupted images.
+        corruption: options of :func:`build_corruption` for validation and test; None for sources with corrupted images.
         flat_threshold: standard deviation (0 … 255) below which a tile is dropped as flat.
         duplicate_threshold: Hamming distance, of 64 bits, up to which a tile is dropped as a near-duplicate of an
             earlier tile of its scene; negative to keep all.
@@ -44,7 +44,7 @@ class PackConfig:
 
     @property
     def is_filtered(self) -> bool:
-        """Whether flat tiles and near-duplicates are dropped: not of whole images (paper section 4.1)."""
+        """Whether flat tiles and near-duplicates are dropped; whole images are all kept (paper section 4.1)."""
         return not self.tiling.whole
 
 
@@ -74,8 +74,8 @@ class ExtractedPair(NamedTuple):
     Attributes:
         tiles: the tiles.
         flat: number of tiles dropped as flat.
-        offset: offset of ``lq`` from ``gt``, down and to the right, in pixels of the image; (0, 0) up to one pixel of a
-            packed tile.
+        offset: offset of ``lq`` from ``gt``, down and to the right, in pixels of the image; (0, 0) if at most one pixel
+            of a packed tile.
         is_too_small: whether no tile fits into the image.
         error: why the pair cannot be read; empty if it can.
     """
@@ -157,7 +157,7 @@ def _read_tile_grids(image: Image, tiling: TilingSpec) -> tuple[tuple[int, ...],
     return pixels.shape, tiling.extract(pixels)
 
 
-# Successive noisy photographs of a scene share the clean one.
+# Cached, since successive noisy photographs of a scene share the clean one.
 _read_tile_grids_cached = lru_cache(maxsize=1)(_read_tile_grids)
 
 

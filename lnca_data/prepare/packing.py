@@ -33,10 +33,11 @@ SUMMARY = 'summary.json'
 TABLE = 'sources.csv'
 SHEET = 'contact_sheet.png'
 SHEET_PAIRS = 20
-EPOCHS, BATCH_SIZE = 20, 32  # of the suggested training
-# Size of a task: that of a photograph, so that sending small images to workers does not dominate.
+EPOCHS, BATCH_SIZE = 20, 32  # for the suggested numbers of iterations
+# Limits of a task: about the size of a photograph, so that sending many small images to workers one by one does not
+# dominate.
 TASK_BYTES, TASK_PAIRS = 4 << 20, 64
-# Pairs of one clean image share a task up to this number, so that a worker reads the image once.
+# Up to this many pairs that share a clean image are in one task, so that a worker reads the image once.
 MAX_PAIRS_OF_IMAGE = 4
 
 
@@ -89,12 +90,12 @@ def pack(
     """Pack pairs into ``{train,val,test}_{gt,lq}.lmdb``, a summary, a table of sources and a contact sheet.
 
     For a source without corrupted images there is no ``train_lq.lmdb``: training corrupts clean tiles anew each time.
-    Those of validation and test are corrupted here, each with its own seed. The result does not depend on the number of
-    workers.
+    Tiles for validation and test are corrupted here, each with its own seed. The result does not depend on the number
+    of workers.
 
     Args:
         name: name of the dataset, for the summary.
-        pairs: the pairs, those of a scene together.
+        pairs: the pairs, sorted by scene.
         output: folder to write, atomically.
         options: how to pack the pairs.
         choices: options of the source, for the summary.
@@ -102,6 +103,9 @@ def pack(
         overwrite: whether to replace ``output`` if it is a packed dataset.
         skip_bad: whether to continue without pairs that cannot be read.
         workers: number of processes.
+
+    Returns:
+        The summary.
 
     Raises:
         DataError: if ``output`` exists, an option is invalid, an image cannot be read, the disk is full, or a split is
@@ -235,7 +239,7 @@ class _DatasetWriter:
         return sum(writer.bytes for writer in self._writers.values())
 
     def _is_new(self, pair: Pair, tile: PackedTile) -> bool:
-        """Return whether to keep a tile: corrupted images of one clean image keep the same tiles."""
+        """Return whether to keep a tile; all corrupted images of one clean image keep the same tiles."""
         if tile.hash is None:
             return True
         if pair.scene != self._scene:

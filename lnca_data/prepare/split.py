@@ -16,14 +16,14 @@ VALIDATION_SHARE = 0.2  # of the rest
 
 
 def draw(seed: int, name: str) -> int:
-    """Return a pseudorandom number of 63 bits."""
+    """Return a pseudorandom number of 63 bits, derived from a seed and a name."""
     return int.from_bytes(hashlib.sha256(f'{seed}/{name}'.encode()).digest()[:8], 'big') >> 1
 
 
 def split_of_tile(seed: int, key: str) -> str:
     """Return the split of a tile, regardless of its scene.
 
-    The paper's reference splits this way, which leaks scenes from training to test.
+    The paper's reference implementation splits this way, which leaks scenes from training to test.
     """
     share = draw(seed, f'split/{key}') / 2**63
     if share < TEST_SHARE:
@@ -56,7 +56,7 @@ def split_pairs(pairs: Sequence[Pair], method: str, seed: int) -> list[str | Non
         pairs: all pairs.
         method: ``scene`` keeps scenes together; ``tile`` splits tiles regardless of scenes; ``official`` is the
             authors' split, with a fifth of the training scenes for validation if they define none.
-        seed: seed of the draw.
+        seed: seed of the split.
 
     Raises:
         DataError: if the authors define no split, or there are too few scenes.

@@ -13,7 +13,7 @@ from lnca_data.io.images import to_8_bits
 from lnca_utils.errors import DataError
 
 MAX_OFFSET = 8  # pixels
-MIN_CORRELATION_GAIN = 0.02  # of an offset; smaller gains are chance
+MIN_CORRELATION_GAIN = 0.02  # over no offset; smaller gains are chance
 MIN_SIDE = 64  # pixels; smaller images correlate by chance
 
 
@@ -59,7 +59,7 @@ class TilingSpec:
     whole: bool = False
 
     def check(self) -> None:
-        """Raise DataError if the values do not fit together."""
+        """Raise DataError if a value is out of range, or the values do not fit together."""
         if self.size < 1:
             raise DataError(f'--tile-size {self.size}: must be at least 1')
         if self.grid and min(self.grid) < 1:

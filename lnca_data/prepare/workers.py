@@ -26,7 +26,7 @@ def ordered_map(
 
     Args:
         function: picklable function.
-        tasks: its arguments; consumed a few ahead of the results.
+        tasks: its arguments; only a few are read ahead of the results.
         workers: number of processes.
 
     Raises:
@@ -61,7 +61,7 @@ def _init_worker() -> None:
 
 
 def _exit_with_parent() -> None:
-    """End this process when its parent is killed, which cannot shut the pool down."""
+    """End this worker when its parent is killed and so cannot shut down the pool."""
     parent = multiprocessing.parent_process()
     assert parent is not None  # this is a worker
     parent.join()

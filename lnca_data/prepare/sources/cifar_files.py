@@ -1,4 +1,4 @@
-"""Batches of CIFAR-10: of the python or the binary version, unpacked or in the archive."""
+"""Batches of CIFAR-10, in the python or the binary version, unpacked or in the archive."""
 
 import contextlib
 import functools
@@ -81,7 +81,7 @@ def _unpickle(data: bytes, name: str, batch: str) -> np.ndarray:
     return pickle.loads(data, encoding='bytes')[b'data']
 
 
-@functools.lru_cache(maxsize=1)  # listing an archive takes seconds, and each batch asks
+@functools.lru_cache(maxsize=1)  # listing an archive takes seconds, and each batch needs it
 def archive_members(path: Path) -> list[str]:
     """Return the names of the files in a ``.tar.gz``.
 
@@ -90,7 +90,7 @@ def archive_members(path: Path) -> list[str]:
     """
     with _open_archive(path) as (archive, stream):
         names = [member.name for member in archive if member.isfile()]
-        while stream.read(1 << 20):  # gzip's checksum is at the end
+        while stream.read(1 << 20):  # read to the end, where gzip's checksum is
             pass
         return names
 
@@ -110,7 +110,7 @@ def _read_member(path: str, name: str) -> bytes:
 @contextlib.contextmanager
 def _open_archive(path: Path | str) -> Iterator[tuple[tarfile.TarFile, gzip.GzipFile]]:
     try:
-        # A stream, so that all is read by _BoundedGzip.read.
+        # Mode r| reads the archive as a stream, only through _BoundedGzip.read.
         with _BoundedGzip(path) as stream, tarfile.open(fileobj=stream, mode='r|') as archive:
             yield archive, stream
     except DataError:

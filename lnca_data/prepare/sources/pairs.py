@@ -23,13 +23,13 @@ def pairs(_: None, gt: Path, lq: Path) -> Iterator[Pair]:
         )
     for name, image in gt_images.items():
         folder = Path(name).parent
-        # The images of a subfolder are one scene; outside of subfolders, each image is.
+        # The images of a subfolder are one scene; outside of subfolders, each image is a scene of its own.
         scene = name if folder == Path() else str(folder)
         yield Pair(key_part(name), key_part(scene), image, lq_images[name])
 
 
 def list_images(folder: Path) -> dict[str, ImageFile | RawFile]:
-    """Return the images below a folder by their relative paths without suffix; hidden files are left out.
+    """Return the images below a folder, without hidden files: relative path without suffix → image.
 
     Raises:
         DataError: if there are no images, or two of one name.

@@ -15,8 +15,8 @@ TRAINING = {
     'motorcycle_right': 'stereo_motorcycle/1',
 }
 TEST = {'chelsea': 'chelsea', 'china': 'china.jpg', 'flower': 'flower.jpg'}
-# Seven photographs are too few to keep some for validation; their bottom fifths are used. The border is a multiple of
-# the tile sides, 32 and 64 pixels.
+# Seven photographs are too few to set some aside for validation; their bottom fifths are used instead. The border is a
+# multiple of the tile sides, 32 and 64 pixels.
 BORDER, ROWS = 0.8, 64
 
 
