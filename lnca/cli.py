@@ -30,9 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
         The exit code of the process.
     """
     parser = argparse.ArgumentParser(
-        prog='lnca', description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog='lnca',
+        description='Latent neural cellular automata for image restoration.',
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.description = 'Latent neural cellular automata for image restoration.'
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
     for name, purpose in COMMANDS.items():
         commands.add_parser(name, help=purpose, add_help=False)

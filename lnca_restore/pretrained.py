@@ -23,7 +23,6 @@ from lnca_utils.errors import CheckpointError, one_line
 from lnca_utils.option_checks import construct, did_you_mean
 
 SUFFIX = '.safetensors'
-DEFAULT_MODEL = 'denoise'
 BUNDLED = {path.stem: path for path in sorted((Path(__file__).parent / 'weights').glob(f'*{SUFFIX}'))}
 
 

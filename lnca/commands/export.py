@@ -50,6 +50,11 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> Non
     print(f'{output}: {output.stat().st_size / 1000:.0f} kB')
 
 
+def step_count(text: str) -> int | str:
+    """Return the number of steps that an argument names, or ``'input'``."""
+    return text if text == 'input' else int(text)
+
+
 def _parser(prog: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog, description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -61,7 +66,7 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     add('--opt', type=Path, help='option file of a checkpoint that does not describe its network')
     add(
         '--steps',
-        type=lambda text: text if text == 'input' else int(text),
+        type=step_count,
         help='number of steps of the automaton; "input": an input of the ONNX model (default: the network\'s)',
     )
     add('--overwrite', action='store_true', help='replace an existing file')

@@ -66,6 +66,9 @@ class AutomatonNetwork(nn.Module):
 
         Returns:
             The restored images, same shape.
+
+        Raises:
+            ValueError: if ``steps`` is negative.
         """
         return self.intermediate_outputs(image, [self.steps if steps is None else steps], update_rate)[0]
 
@@ -86,6 +89,8 @@ class AutomatonNetwork(nn.Module):
         Returns:
             The restored images for each number of steps, of the same shape as ``image``.
         """
+        if not steps or steps[0] < 0 or list(steps) != sorted(steps):
+            raise ValueError(f'steps must be ascending and at least 0, got {list(steps)}')
         height, width = image.shape[-2:]
         rate = self.update_rate if update_rate is None else update_rate
         state, skip = self.seed(pad_to_multiple(image, self.stride))

@@ -184,7 +184,9 @@ def write_image(path: Path | str, image: np.ndarray) -> None:
     Raises:
         OSError: if the file cannot be written.
     """
-    _, encoded = cv2.imencode(Path(path).suffix, image)
+    done, encoded = cv2.imencode(Path(path).suffix, image)
+    if not done:
+        raise OSError(f'{path}: OpenCV cannot encode an image of shape {image.shape}')
     with atomic_file(path) as temporary:
         temporary.write_bytes(encoded.tobytes())
 

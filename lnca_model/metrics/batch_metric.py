@@ -41,6 +41,7 @@ def batch_metric(score: Callable[[np.ndarray, np.ndarray], float]) -> Callable[.
             return score(prepare(img), prepare(img2))
         return np.array([score(prepare(first), prepare(second)) for first, second in zip(img, img2, strict=True)])
 
+    del calculate.__wrapped__  # its signature is another one
     return calculate
 
 

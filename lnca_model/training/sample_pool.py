@@ -107,15 +107,19 @@ class SamplePool:
         }
 
     def load_state_dict(self, saved: dict, device: torch.device) -> None:
-        """Restore the samples of a pool of any size; of a larger pool, those at the end of its buffer are kept.
+        """Restore the samples of a pool of any size; of a larger pool, the newest are kept.
 
         Args:
             saved: from :meth:`state_dict`.
             device: device of the buffer.
         """
-        self._fill(saved['tensors'], device)
+        tensors, oldest = saved['tensors'], saved['next']
+        if tensors and len(tensors['state']) > self.size:
+            tensors = {name: tensor.roll(-oldest, dims=0) for name, tensor in tensors.items()}
+            oldest = 0
+        self._fill(tensors, device)
         if self._count == self.size:  # otherwise the next sample is appended
-            self._next = saved['next'] % self.size
+            self._next = oldest % self.size
 
     def load_shard(self, saved: Sequence[dict], rank: int, world_size: int, device: torch.device) -> None:
         """Restore a rank's share of the pools of a run with another number of ranks.

@@ -133,10 +133,11 @@ def train(opt: Options, option_file: str | Path) -> None:
                 break
 
         logger.info(f'End of training after {time.time() - start:,.0f} s.')
+        if val_freq is not None:
+            evaluate(total)  # first: the network is rolled back if it has diverged
         checkpointer.save_network('latest')
         _report_resources(opt, model, profiler)
         if val_freq is not None:
-            evaluate(total)
             evaluator.evaluate_best(total)
     except PreemptedError:
         exit_preempted(iteration)

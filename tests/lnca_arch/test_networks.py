@@ -51,6 +51,12 @@ def test_64_steps_unless_told_otherwise(network):
         network(steps=0)
 
 
+@pytest.mark.parametrize('steps', [[], [-3], [4, 2]])
+def test_steps_ascend_from_0(steps):
+    with pytest.raises(ValueError, match='steps must be ascending and at least 0'):
+        LatentNAFCA().intermediate_outputs(torch.rand(1, 3, 8, 8), steps)
+
+
 @torch.no_grad()
 def test_the_parts_make_the_whole():
     net = LatentNAFCA().eval()

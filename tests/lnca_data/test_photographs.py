@@ -282,3 +282,9 @@ def test_a_tiff_that_claims_many_samples(tmp_path, monkeypatch):
     tifffile.imwrite(tmp_path / 'a.tif', pixels(6, 8, 40), photometric='minisblack', planarconfig='contig')
     with pytest.raises(LNCAError, match='exceed the limit of 100'):
         read_photograph(tmp_path / 'a.tif')
+
+
+def test_an_image_that_cannot_be_encoded_is_named(tmp_path):
+    with pytest.raises(OSError, match='large.webp: OpenCV cannot encode'):
+        images.write_image(tmp_path / 'large.webp', np.zeros((1, 20000, 3), np.uint8))
+    assert not list(tmp_path.iterdir())

@@ -213,6 +213,17 @@ def test_the_seed_determines_flips_and_turns(tiles):
     assert 10 < sum(changed) < 21
 
 
+@pytest.mark.parametrize('count', [3, 4, 6, 7])
+def test_a_smaller_pool_takes_the_newest(count):
+    pool, smaller = SamplePool(4), SamplePool(2)
+    for number in range(count):
+        pool.add(*pool_entries(number, 1))
+    smaller.load_state_dict(pool.state_dict(), torch.device('cpu'))
+    assert set(smaller.draw(2).state[:, 0, 0, 0].tolist()) == {count - 2, count - 1}
+    smaller.add(*pool_entries(count, 1))
+    assert set(smaller.draw(2).state[:, 0, 0, 0].tolist()) == {count - 1, count}
+
+
 def test_a_failed_save_leaves_the_earlier_file(tmp_path, monkeypatch):
     path = tmp_path / 'net.pth'
     checkpoint.save({'params': {'w': torch.ones(2)}}, path)
