@@ -44,7 +44,7 @@ SYNTHETIC = {
 }
 TASKS = {'noise': ('denoise', 'denoising'), 'blur': ('deblur', 'deblurring')}
 # Iterations of the phases on the photographs of scikit-image.
-PHOTOS = {False: {'autoencoder': 2400, 'automaton': 1200}, True: {'autoencoder': 600, 'automaton': 600, 'joint': 1200}}
+PHOTOS = {False: {'autoencoder': 4800, 'automaton': 2400}, True: {'autoencoder': 600, 'automaton': 600, 'joint': 1200}}
 
 
 def generate() -> dict[str, str]:
@@ -114,8 +114,8 @@ def _photos(plus: bool) -> Iterator[dict[str, Any]]:
             'set_name': 'photos_blur' if is_blur else 'photos',
             'photos': True,
             'corruption': corruption,
-            'batch_size': 32 if plus else 16,
-            'val_freq': 400,
+            'batch_size': 32 if plus else 8,
+            'val_freq': 400 if plus else 800,
         }
 
 
