@@ -96,7 +96,7 @@ def test_the_next_process_does_without_the_compiler(kept):
         'loaded = []\n'
         'load = aot_cache._load\n'
         'aot_cache._load = lambda path: loaded.append(path) or load(path)\n'
-        'torch.set_num_threads(2)\n'
+        f'torch.set_num_threads({torch.get_num_threads()})\n'
         'rule = NAFCA(3, 3, 4, embed_channels=16).eval()\n'
         'with torch.no_grad():\n'
         '    rule(rule.seed(torch.rand(1, 3, 9, 9)), 3)\n'
