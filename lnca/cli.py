@@ -1,9 +1,10 @@
 """The command ``lnca``: one subcommand for each module of :mod:`lnca.commands`."""
 
-import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+
+from lnca.commands import command_parser
 
 COMMANDS = {
     'train': 'train a network',
@@ -14,7 +15,7 @@ COMMANDS = {
     'export': 'export a trained network for other programs',
     'install': 'install the plug-in into a BasicSR checkout',
 }
-EXAMPLES = """examples:
+EXAMPLES = """\
   lnca restore photo.jpg
   lnca train -opt options/lnca_photos.yml
 """
@@ -29,12 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
     Returns:
         The exit code of the process.
     """
-    parser = argparse.ArgumentParser(
-        prog='lnca',
-        description='Latent neural cellular automata for image restoration.',
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser('lnca', 'Latent neural cellular automata for image restoration.', EXAMPLES)
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
     for name, purpose in COMMANDS.items():
         commands.add_parser(name, help=purpose, add_help=False)

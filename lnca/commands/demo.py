@@ -1,9 +1,10 @@
 """Open a page to try a network on photographs, and to watch the automaton work."""
 
-import argparse
 from collections.abc import Sequence
 
-EXAMPLES = """examples:
+from lnca.commands import command_parser
+
+EXAMPLES = """\
   lnca demo
   lnca demo --model experiments/lnca_photos/models/net_g_best.pth --port 8000
 """
@@ -11,9 +12,7 @@ EXAMPLES = """examples:
 
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(
-        prog=prog, description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(prog, __doc__, EXAMPLES)
     parser.add_argument('--host', default='127.0.0.1', help='address to serve at; 0.0.0.0 for the whole network')
     parser.add_argument('--port', type=int, default=7860, help='port to serve at (default: 7860)')
     parser.add_argument(

@@ -4,7 +4,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-EXAMPLES = """examples:
+from lnca.commands import command_parser
+
+EXAMPLES = """\
   lnca export denoise -o denoise.onnx
   lnca export experiments/lnca_photos/models/net_g_best.pth -o mine.safetensors
 """
@@ -56,9 +58,7 @@ def step_count(text: str) -> int | str:
 
 
 def _parser(prog: str | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=prog, description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(prog, __doc__, EXAMPLES)
     add = parser.add_argument
     add('checkpoint', help='denoise, deblur, or the path of a checkpoint')
     formats = '; '.join(f'{suffix}: {purpose}' for suffix, purpose in FORMATS.items())

@@ -1,10 +1,11 @@
 """Install the plug-in into a BasicSR checkout, so that its own train.py and test.py know it."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-EXAMPLES = """examples:
+from lnca.commands import command_parser
+
+EXAMPLES = """\
   lnca install path/to/BasicSR
   lnca install path/to/BasicSR --remove
 """
@@ -12,9 +13,7 @@ EXAMPLES = """examples:
 
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(
-        prog=prog, description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(prog, __doc__, EXAMPLES)
     parser.add_argument('checkout', type=Path, help='folder that contains basicsr/')
     parser.add_argument('--remove', action='store_true', help='remove the plug-in')
     args = parser.parse_args(arguments)

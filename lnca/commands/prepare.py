@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from lnca.commands import command_parser
 from lnca_data.corruptions import CORRUPTIONS
 from lnca_data.prepare.dataset_source import DatasetSource
 from lnca_data.prepare.extraction import PackConfig
@@ -15,7 +16,7 @@ from lnca_data.prepare.tiling import TilingSpec
 from lnca_data.prepare.verification import verify
 from lnca_utils.errors import install_excepthook
 
-EXAMPLES = """examples:
+EXAMPLES = """\
   lnca prepare photos
   lnca prepare gopro --source path/to/GOPRO_Large
   lnca prepare verify datasets/gopro
@@ -34,9 +35,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None, root: 
         root: folder that contains ``datasets/``. Default: the current folder.
     """
     install_excepthook()
-    parser = argparse.ArgumentParser(
-        prog=prog, description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(prog, __doc__, EXAMPLES)
     commands = parser.add_subparsers(dest='command', required=True, metavar='NAME')
     for source in SOURCES.values():
         add_source(commands, source)

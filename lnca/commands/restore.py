@@ -5,7 +5,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-EXAMPLES = """examples:
+from lnca.commands import command_parser
+
+EXAMPLES = """\
   lnca restore photo.jpg
   lnca restore holiday/ -o restored/ --model deblur
 """
@@ -50,9 +52,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
 
 
 def _parser(prog: str | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=prog, description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(prog, __doc__, EXAMPLES)
     add = parser.add_argument
     add('inputs', nargs='+', type=Path, help='photographs (PNG, JPEG, WebP, TIFF), or folders of them')
     add(

@@ -23,6 +23,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from lnca_arch.acceleration.compiled_step import Step, make_step
 from lnca_arch.acceleration.fused_form import FusedForm
+from lnca_utils.cache import cache_dir
 from lnca_utils.errors import first_line
 
 if TYPE_CHECKING:
@@ -168,12 +169,6 @@ class AotProgram:
 @functools.cache
 def _program(signature: ProgramSignature, threads: int) -> AotProgram:
     return AotProgram(signature, threads)
-
-
-def cache_dir() -> Path:
-    """Return the cache folder: ``lnca`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
-    caches = Path(os.environ.get('XDG_CACHE_HOME', ''))
-    return (caches if caches.is_absolute() else Path.home() / '.cache') / 'lnca'
 
 
 def _check_owner(path: Path) -> None:

@@ -12,7 +12,6 @@ import lmdb
 import numpy as np
 
 from lnca_data.io.lmdb_verification import META_INFO, REPACK, FileStates, file_states, verify_lmdb
-from lnca_data.io.lmdb_writer import encode_png, write_lmdb  # noqa: F401  imported from here by tests and benchmarks
 from lnca_utils.errors import DataError
 
 MAX_KEY_LENGTH = 511  # bytes; LMDB's limit

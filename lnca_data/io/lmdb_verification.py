@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lnca_arch.acceleration.aot_cache import cache_dir
+from lnca_utils.cache import cache_dir
 from lnca_utils.errors import DataError
 
 META_INFO = 'meta_info.txt'
