@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from lnca_arch.acceleration import aot_cache
-from lnca_data.io.lmdb_store import write_lmdb
+from lnca_data.io.lmdb_writer import write_lmdb
 from lnca_utils.atomic import write_json
 from lnca_utils.errors import ConfigError
 

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from lnca_model.config.yaml_options import read_options
 from lnca_utils.errors import ConfigError, install_excepthook
 
-TASK = ROOT / 'options' / 'lnca_photos.yml'  # gives the optimiser, scheduler and noise
+TASK = ROOT / 'options' / 'lnca_photos.yml'  # gives the optimizer, scheduler and noise
 GROWTH_EPOCHS = 4
 # Default limit, relative to the free memory: without one the operating system might end another program.
 MEMORY_RATIO = 0.9

@@ -170,7 +170,7 @@ def measure(measurement: Measurement) -> Iterator[dict[str, Any]]:
     if steps_range:
         model.steps = [max(steps_range)] * 2
     for phase in model.phases:
-        for _ in range(2):  # the optimiser allocates its state in the first step
+        for _ in range(2):  # the optimizer allocates its state in the first step
             train(training[: measurement.batch], phase.first)
     yield {'training_bytes': profiler.peak_bytes}
 

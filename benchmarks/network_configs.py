@@ -181,7 +181,7 @@ def with_batch_size(task: Options, batch: int | None) -> Options:
 def shared_training(task: Options) -> tuple[Options, int]:
     """Return the training options that all networks share, and the iterations of a phase of ratio 1.
 
-    The optimiser (without its learning rate), the scheduler and the iterations are those of the longest phase of the
+    The optimizer (without its learning rate), the scheduler and the iterations are those of the longest phase of the
     option file, the last of equally long ones.
 
     Args:

@@ -127,7 +127,7 @@ def build_page(models: Sequence[str]) -> gradio.Blocks:
             with gradio.Column(scale=1, min_width=280):
                 upload = gradio.File(label='Photograph', file_types=list(SUFFIXES), elem_id='upload', height=140)
                 example = gradio.Dropdown([None, *EXAMPLES], value='cat', label='or an example', elem_id='example')
-                damage = gradio.Radio(list(CORRUPTIONS), value='noise', label='Damage it with', elem_id='damage')
+                damage = gradio.Radio(list(CORRUPTIONS), value='noise', label='Corrupt it with', elem_id='damage')
                 model = gradio.Dropdown(list(models), value=models[0], label='Model', elem_id='model')
                 button = gradio.Button('Restore', variant='primary', elem_id='restore')
             with gradio.Column(scale=3):

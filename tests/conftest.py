@@ -27,7 +27,7 @@ from torch import Tensor
 
 import lnca_model  # noqa: F401  registers everything
 from lnca_data.corruptions import Noise
-from lnca_data.io.lmdb_store import write_lmdb
+from lnca_data.io.lmdb_writer import write_lmdb
 from lnca_data.tile_dataset import to_image, to_tensor
 
 # Not the user's cache, to which each dataset of a test would add a marker.

@@ -1,7 +1,7 @@
 """Losses that BasicSR lacks.
 
 Like BasicSR's losses, they take ``loss_weight`` and ``reduction`` (the paper uses ``'mean'``) and return the weighted
-loss. Images and latents are ``(N, C, H, W)``. A NaN in the input gives a NaN; the model then skips the optimiser step
+loss. Images and latents are ``(N, C, H, W)``. A NaN in the input gives a NaN; the model then skips the optimizer step
 and names the loss in the log.
 """
 

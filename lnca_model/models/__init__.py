@@ -1,1 +1,1 @@
-"""The models that option files name under ``model_type``: a network, its losses and the optimiser step."""
+"""The models that option files name under ``model_type``: a network, its losses and the optimizer step."""

@@ -26,11 +26,11 @@ SHOWN_IMAGES, SHOWN_STEPS = 6, (0, 4, 8, 16, 32)
 class AutomatonModel(RestorationModel):
     """Trains an automaton that works on pixels, such as PixelViTCA, with a sample pool.
 
-    An iteration takes two optimiser steps: one on a rollout from fresh seeds, whose final states enter the pool, and
+    An iteration takes two optimizer steps: one on a rollout from fresh seeds, whose final states enter the pool, and
     one on a rollout from states drawn from the pool, whose final states replace them.
 
     Options, in the block ``train.automaton``:
-        iters, optim_g, scheduler: length, optimiser and learning-rate schedule of the phase.
+        iters, optim_g, scheduler: length, optimizer and learning-rate schedule of the phase.
         pool_size: number of states in the pool, divided among the ranks.
         steps: ``[least, most]``: inclusive bounds of the number of steps, which is drawn for every rollout.
         activation_checkpointing: steps to recompute in the backward pass, which saves memory: ``full``, ``alternate``
@@ -111,7 +111,7 @@ class AutomatonModel(RestorationModel):
             return self.network.seed(image)
 
     def rollout_and_optimize(self, state: Tensor, skip: Tensor | None, gt: Tensor) -> Tensor | None:
-        """Run a rollout from a state, and take an optimiser step on the losses of the final state.
+        """Run a rollout from a state, and take an optimizer step on the losses of the final state.
 
         Args:
             state: ``(N, state_channels, H, W)``.

@@ -25,12 +25,12 @@ class LNCAModel(AutomatonModel):
     With a block ``train.joint``, a third phase, which the paper lacks, trains both together.
 
     Options, in the block ``train.autoencoder``:
-        iters, optim_g, scheduler: length, optimiser and learning-rate schedule of the phase.
+        iters, optim_g, scheduler: length, optimizer and learning-rate schedule of the phase.
         reconstruction_opt: ``loss(reconstructions, images)`` of clean, corrupted and negative images (equation 3).
         distance_opt: ``loss(latent of clean, of corrupted, of negative)`` (equation 4).
         task_opt: ``loss(reconstruction of corrupted, corrupted, clean)`` (equation 5).
         equivalence_opt: ``loss(decoded from clean latent and corrupted skip, decoded from corrupted latent and clean
-            skip, clean, corrupted)`` (equation 6), in a second optimiser step.
+            skip, clean, corrupted)`` (equation 6), in a second optimizer step.
         swap_noise_std: standard deviation of ε in equation 6. Default: 0.5.
 
     Options, in the block ``train.automaton``, in addition to those of :class:`AutomatonModel`:
@@ -122,7 +122,7 @@ class LNCAModel(AutomatonModel):
                 self.optimizer_step(computed)
 
     def reconstruction_losses(self, anchor: Tensor, positive: Tensor) -> dict[str, Tensor]:
-        """Compute the losses of the first optimiser step of an autoencoder iteration.
+        """Compute the losses of the first optimizer step of an autoencoder iteration.
 
         Args:
             anchor: the clean images, ``(N, C, H, W)``.
@@ -147,7 +147,7 @@ class LNCAModel(AutomatonModel):
         return {name: losses[name](*tensors) for name, tensors in inputs.items() if name in losses}
 
     def equivalence_losses(self, anchor: Tensor, positive: Tensor) -> dict[str, Tensor]:
-        """Compute the loss of the second optimiser step of an autoencoder iteration.
+        """Compute the loss of the second optimizer step of an autoencoder iteration.
 
         Each latent is decoded with the skip connection of the other image. Arguments and result are those of
         :meth:`reconstruction_losses`.

@@ -55,7 +55,7 @@ class RestorationModel(SRModel):
 
     Options:
         datasets.train.corruption: corruption, for datasets without ``lq``, see :func:`build_corruption`.
-        train.max_consecutive_nonfinite: number of consecutive optimiser steps that may be skipped because a loss or the
+        train.max_consecutive_nonfinite: number of consecutive optimizer steps that may be skipped because a loss or the
             gradient is NaN or infinite. Default: 10.
         train.sync_batch_norm: with several ranks, whether batch norms use statistics over the images of all ranks. If
             false, each rank uses its own images, and the running statistics are averaged. Default: true.
@@ -69,7 +69,7 @@ class RestorationModel(SRModel):
     Attributes:
         phase: the current phase, None before the first iteration.
         iteration: number of the current iteration, counted from 1; 0 before the first.
-        iteration_losses: name → loss, summed over the optimiser steps of the last iteration. ``total`` is the sum of
+        iteration_losses: name → loss, summed over the optimizer steps of the last iteration. ``total`` is the sum of
             all, or infinite if a step was skipped.
         first_image_index: index, in its dataset, of the first image of the batch that :meth:`test` restores.
     """
@@ -104,7 +104,7 @@ class RestorationModel(SRModel):
         """Raise ConfigError unless this model can train a phase.
 
         Args:
-            phase: the phase, whose optimiser, schedule and losses have passed their checks.
+            phase: the phase, whose optimizer, schedule and losses have passed their checks.
             opt: the options.
         """
 
@@ -236,7 +236,7 @@ class RestorationModel(SRModel):
 
     @property
     def optimizer(self) -> Optimizer:
-        """The optimiser of the current phase."""
+        """The optimizer of the current phase."""
         return self.optimizers[self.phases.index(self.phase)]
 
     @property
@@ -261,7 +261,7 @@ class RestorationModel(SRModel):
             self.lq = self.corruption(self.gt, progress=self.phase.progress(self.iteration))
 
     def optimize_parameters(self, current_iter: int) -> None:
-        """Take the optimiser steps of an iteration on the batch that was fed last.
+        """Take the optimizer steps of an iteration on the batch that was fed last.
 
         Args:
             current_iter: unused; for BasicSR's interface. :meth:`update_learning_rate` sets the iteration.
@@ -285,12 +285,12 @@ class RestorationModel(SRModel):
         self._buffers = [buffer.clone() for buffer in self.trainable_module(self.phase).buffers()]
 
     def train_on_batch(self) -> None:
-        """Take the optimiser steps on the batch that was fed last."""
+        """Take the optimizer steps on the batch that was fed last."""
         restored = self.net_g(self.lq)
         self.optimizer_step({name: loss(restored, self.gt) for name, loss in self.losses[self.phase.name].items()})
 
     def optimizer_step(self, losses: dict[str, Tensor]) -> bool:
-        """Take an optimiser step on the sum of the losses, with gradients averaged over the ranks.
+        """Take an optimizer step on the sum of the losses, with gradients averaged over the ranks.
 
         If a loss or the gradient is NaN or infinite, the step is skipped and the network does not change.
 
@@ -378,7 +378,7 @@ class RestorationModel(SRModel):
         return not options.get('paper_exact') and options.get('on_divergence', self.on_divergence) == 'rollback'
 
     def snapshot(self) -> dict[str, Any]:
-        """Return a copy of the networks and of the state of the phase's optimiser."""
+        """Return a copy of the networks and of the state of the phase's optimizer."""
         networks = {key: deepcopy(network.state_dict()) for key, network in self.networks.items()}
         return {**networks, 'optimizer': deepcopy(self.optimizer.state_dict()['state'])}
 
@@ -387,7 +387,7 @@ class RestorationModel(SRModel):
         for key, network in self.networks.items():
             network.load_state_dict(snapshot[key])
         groups = self.optimizer.state_dict()['param_groups']
-        # Copy the tensors: the optimiser updates loaded tensors in place.
+        # Copy the tensors: the optimizer updates loaded tensors in place.
         load_optimizer_state(self.optimizer, {'state': deepcopy(snapshot['optimizer']), 'param_groups': groups})
         self.skipped_in_a_row = 0
 
@@ -525,7 +525,7 @@ class RestorationModel(SRModel):
     def load_training_state(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`training_state` and :meth:`rank_state` returned.
 
-        The lengths of unfinished phases, the schedules and the hyperparameters of the optimisers may have changed; the
+        The lengths of unfinished phases, the schedules and the hyperparameters of the optimizers may have changed; the
         options take precedence over the state.
 
         Args:
@@ -566,18 +566,18 @@ class RestorationModel(SRModel):
             done -= done_of_phase
 
     def _compare_optimizers(self, before: Sequence[Mapping[str, Any]]) -> None:
-        """Log changes of the optimiser options.
+        """Log changes of the optimizer options.
 
         Args:
             before: ``optim_g`` of each phase of the checkpoint.
 
         Raises:
-            ValueError: if a type has changed, since optimisers of another type cannot use the state.
+            ValueError: if a type has changed, since optimizers of another type cannot use the state.
         """
         now = [phase.options['optim_g'] for phase in self.phases]
         types_before, types = ([options['type'] for options in each] for each in (before, now))
         if types != types_before:
-            raise ValueError(f'its optimisers are {", ".join(types_before)}, not {", ".join(types)}')
+            raise ValueError(f'its optimizers are {", ".join(types_before)}, not {", ".join(types)}')
         for phase, old, new in zip(self.phases, before, now, strict=True):
             changes = [
                 f'{name} from {old.get(name, "the default")} to {new.get(name, "the default")}'

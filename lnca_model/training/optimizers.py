@@ -1,4 +1,4 @@
-"""Optimisers, learning-rate schedules and gradient normalisation."""
+"""Optimizers, learning-rate schedules and gradient normalisation."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -30,7 +30,7 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     'LBFGS': _unsupported('computes the losses several times per step'),
     'SparseAdam': _unsupported('takes sparse gradients only'),
 }
-#: Hyperparameter of an optimiser → entry of the state that exists only if it is set.
+#: Hyperparameter of an optimizer → entry of the state that exists only if it is set.
 STATE_OF = {'amsgrad': 'max_exp_avg_sq', 'centered': 'grad_avg', 'momentum': 'momentum_buffer'}
 SCHEDULERS = {
     'CosineAnnealingRestartLR': CosineAnnealingRestartLR,
@@ -45,7 +45,7 @@ def build_scheduler(options: Mapping[str, Any] | None, where: str, optimizer: Op
     Args:
         options: as in BasicSR. A cosine without ``periods`` spans the whole phase. None means a cosine to 0.
         where: the block's place in the option file, for messages.
-        optimizer: the optimiser.
+        optimizer: the optimizer.
         iters: length of the phase, in iterations.
 
     Raises:
@@ -60,13 +60,13 @@ def build_scheduler(options: Mapping[str, Any] | None, where: str, optimizer: Op
 
 
 def load_optimizer_state(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
-    """Load the state of an optimiser, but keep the hyperparameters that it was created with.
+    """Load the state of an optimizer, but keep the hyperparameters that it was created with.
 
     The learning rate is the saved one, scaled if the initial learning rate has changed.
 
     Args:
-        optimizer: a new optimiser with its schedule.
-        saved: the ``state_dict`` of an optimiser of the same class.
+        optimizer: a new optimizer with its schedule.
+        saved: the ``state_dict`` of an optimizer of the same class.
     """
     hyperparameters = [{name: value for name, value in g.items() if name != 'params'} for g in optimizer.param_groups]
     optimizer.load_state_dict(dict(saved))

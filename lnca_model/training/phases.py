@@ -1,4 +1,4 @@
-"""The phases of a training; each has its own block of options, optimiser and learning-rate schedule."""
+"""The phases of a training; each has its own block of options, optimizer and learning-rate schedule."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -71,7 +71,7 @@ def test_networks_and_again(project, benchmark, tiles, edit, networks):
     ]
     assert len(validated) == len(networks)
     assert len({value for values in validated for value in values}) == 2  # PSNR and SSIM
-    # All have the same iterations per phase, and the same optimiser except for its learning rate.
+    # All have the same iterations per phase, and the same optimizer except for its learning rate.
     assert [options[name]['train']['total_iter'] for name in networks] == [
         8 if name.startswith('Latent') else 4 for name in networks
     ]

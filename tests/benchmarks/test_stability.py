@@ -19,7 +19,7 @@ def test_seeds_of_two_configurations(project, benchmark, edit):
     output = project / 'results' / 'stability'
     result = benchmark('stability', *BASE, '--seeds', '2')
     assert result.returncode == 0, result.stderr
-    # Every step of the optimiser throws the weights far away: not a number, and no snapshot helps for long.
+    # Every step of the optimizer throws the weights far away: not a number, and no snapshot helps for long.
     more = ['--rate', '1e30', '--seeds', '1', '--iterations', '20', '--name', 'too fast']
     fast = benchmark('stability', *BASE, *more)
     assert fast.returncode == 0, fast.stderr

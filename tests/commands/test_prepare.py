@@ -21,7 +21,8 @@ import torch.nn.functional as F
 
 import lnca_data  # noqa: F401  first: it mends what keeps BasicSR from being imported
 from lnca_data.corruptions.motion_blur import motion_kernels
-from lnca_data.io.lmdb_store import TileStore, encode_png
+from lnca_data.io.lmdb_store import TileStore
+from lnca_data.io.lmdb_writer import encode_png
 
 from basicsr.data import build_dataset
 

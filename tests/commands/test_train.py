@@ -13,7 +13,8 @@ import torch
 import yaml
 from outcomes import failed_in_one_line
 
-from lnca_data.io.lmdb_store import TileStore, write_lmdb
+from lnca_data.io.lmdb_store import TileStore
+from lnca_data.io.lmdb_writer import write_lmdb
 from lnca_model.evaluation.evaluator import EXIT_BELOW_INPUT
 from lnca_utils import checkpoint
 

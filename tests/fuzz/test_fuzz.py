@@ -24,7 +24,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from lnca_arch.networks.detection import detect
-from lnca_data.io.lmdb_store import META_INFO, TileStore, write_lmdb
+from lnca_data.io.lmdb_store import TileStore
+from lnca_data.io.lmdb_verification import META_INFO
+from lnca_data.io.lmdb_writer import write_lmdb
 from lnca_data.io.photographs import read_photograph
 from lnca_data.prepare.dataset_source import inside, rows_of
 from lnca_data.prepare.sources import SOURCES

@@ -74,7 +74,7 @@ def test_a_graph_from_the_second_time_on(graphs, rule):
             expected = run(fixed.clone(), mutable.clone())
             torch.testing.assert_close(cuda_graphs.run_with_cuda_graph(rule, run, fixed, mutable, ()), expected)
             assert graphs() == made
-            rule.head.bias.add_(1)  # as a step of the optimiser does
+            rule.head.bias.add_(1)  # as a step of the optimizer does
 
 
 def test_results_are_not_overwritten_by_the_next(graphs, rule):

@@ -8,7 +8,8 @@ import jsonschema
 import pytest
 import yaml
 
-from lnca_data.io.lmdb_store import TileStore, write_lmdb
+from lnca_data.io.lmdb_store import TileStore
+from lnca_data.io.lmdb_writer import write_lmdb
 from lnca_model import distributed
 from lnca_model.config import schema
 from lnca_model.config.checks import load_options

@@ -179,7 +179,7 @@ def test_rates_fall_as_cosines_in_each_phase(model_options):
     torch.testing.assert_close(torch.tensor(rates), torch.tensor(expected), rtol=1e-3, atol=0)
 
 
-def test_two_optimiser_steps_a_batch(model_options):
+def test_two_optimizer_steps_a_batch(model_options):
     model = build_model(model_options)
     train(model, model_options, range(1, 8))
     for phase, iterations in ((0, 3), (1, 4)):
@@ -672,7 +672,7 @@ def another_tile(opt):
 @pytest.mark.parametrize(
     ('change', 'words'),
     [
-        (another_optimizer, 'its optimisers are Adam, Adam, not SGD, SGD'),
+        (another_optimizer, 'its optimizers are Adam, Adam, not SGD, SGD'),
         (another_phase, 'its phases are autoencoder, automaton, not autoencoder, automaton, joint'),
         (longer_autoencoder, 'of the 3 iterations of its phase autoencoder, 3 are done, and .* is 6'),
         (shorter_automaton, 'of the 4 iterations of its phase automaton, 2 are done, and .* is 1'),
@@ -695,7 +695,7 @@ def test_a_state_of_other_options_is_refused_in_one_line(model_options, tmp_path
 
 @pytest.fixture
 def resumed(model_options, tmp_path):
-    """A function that resumes a model after two iterations with other options of the optimiser."""
+    """A function that resumes a model after two iterations with other options of the optimizer."""
 
     def resume(before, after):
         options = model_options['train']['autoencoder']['optim_g']
@@ -713,7 +713,7 @@ def resumed(model_options, tmp_path):
     return resume
 
 
-def test_options_of_the_optimiser_may_change_on_resuming(resumed, model_options, log):
+def test_options_of_the_optimizer_may_change_on_resuming(resumed, model_options, log):
     after = {'weight_decay': 0.1, 'betas': [0.5, 0.9], 'lr': 0.02, 'amsgrad': True}
     model = resumed({'type': 'Adam', 'eps': 1e-6}, after)
     (group,) = model.optimizers[0].param_groups
@@ -743,13 +743,13 @@ def test_options_of_the_optimiser_may_change_on_resuming(resumed, model_options,
         ({'type': 'RMSprop'}, {'momentum': 0.9, 'centered': True}),
     ],
 )
-def test_an_optimiser_resumes_with_more_state_or_less(resumed, model_options, before, after):
+def test_an_optimizer_resumes_with_more_state_or_less(resumed, model_options, before, after):
     model = resumed(before, after)
     train(model, model_options, [3])
     assert model.skipped == 0
 
 
-def test_an_unchanged_optimiser_resumes_in_silence(resumed, log):
+def test_an_unchanged_optimizer_resumes_in_silence(resumed, log):
     same_options = {'type': 'Adam', 'betas': [0.9, 0.99]}
     resumed(same_options, same_options)
     assert 'changed' not in log.text

@@ -1,4 +1,4 @@
-"""Optimisers, the sample pool, phases, the sampler, metrics and checkpoints."""
+"""Optimizers, the sample pool, phases, the sampler, metrics and checkpoints."""
 
 import os
 import zipfile
@@ -26,7 +26,7 @@ from lnca_utils.option_checks import construct
 from basicsr.metrics import calculate_psnr, calculate_ssim
 
 
-def test_golden_optimiser(golden):
+def test_golden_optimizer(golden):
     expected = golden('optimizer')
     weight, bias = (nn.Parameter(expected[name].clone()) for name in ('w0', 'b0'))
     steps = int(expected['total_steps'])

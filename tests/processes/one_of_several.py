@@ -1,6 +1,6 @@
 """Train on fixed batches, as one process or as a rank of several: ``python one_of_several.py FOLDER``.
 
-FOLDER holds ``options.yml`` and receives ``RANK_of_WORLD_SIZE.pt``: the gradients of each optimiser step, and the final
+FOLDER holds ``options.yml`` and receives ``RANK_of_WORLD_SIZE.pt``: the gradients of each optimizer step, and the final
 network. All random draws are independent of the world size: images, negatives, noise and indices into the pool.
 """
 
